@@ -1,0 +1,140 @@
+"""One call turns BlockDance on, one turns it off."""
+
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+
+from blockdance.errors import BlockDanceError, UnsupportedModelError
+from blockdance.layout import find_layout
+from blockdance.runtime import BlockDanceReport, Controller, Plan
+
+_ATTRIBUTE = "_blockdance_controller"
+
+
+class BlockDanceHandle:
+    """Returned by `apply_blockdance`; a context manager that turns BlockDance off when it ends."""
+
+    def __init__(self, transformer: nn.Module, controller: Controller) -> None:
+        self._transformer = transformer
+        self._controller = controller
+
+    def report(self) -> BlockDanceReport:
+        """What the last generation did: actions per image, MACs, cache bytes. `print` shows it as text."""
+        return self._controller.report()
+
+    def remove(self) -> None:
+        """Turns BlockDance off: the model is again what it was."""
+        _detach(self._transformer)
+
+    def __enter__(self) -> "BlockDanceHandle":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+
+def apply_blockdance(
+    target: Any, plan: Plan, *, num_inference_steps: int | None = None, guidance_branches: int | None = None
+) -> BlockDanceHandle:
+    """Turns BlockDance on, on a diffusers pipeline or a transformer alone.
+
+    Args:
+        target: a pipeline with a `transformer`, or the transformer.
+        plan: a `BlockDanceConfig` (training-free), a `ReuseSchedule`, or anything with `decide(state) -> ReuseSchedule`, such
+            as an `ada.AdaPolicy`.
+        num_inference_steps: number of denoising steps; needed for a transformer alone.
+        guidance_branches: copies of each image in one forward call. By default it is seen from the latents, which the branches
+            of fused classifier-free guidance share.
+
+    Raises:
+        UnsupportedModelError: no block layout is known, or the pipeline has no transformer.
+        ScheduleError: a boundary that the model does not have, or something that is no plan.
+        BlockDanceError: BlockDance is on already.
+    """
+    transformer, scheduler = _parts(target)
+    if hasattr(transformer, _ATTRIBUTE):
+        raise BlockDanceError(
+            f"BlockDance is already on for this {type(transformer).__name__}. Turn it off first: `remove_blockdance(pipe)`, or "
+            "the `remove()` of the handle that `apply_blockdance` returned."
+        )
+    controller = Controller(
+        transformer, find_layout(transformer), plan, scheduler, num_inference_steps, guidance_branches
+    )
+    transformer.__class__ = _controlled(type(transformer))
+    object.__setattr__(transformer, _ATTRIBUTE, controller)
+    return BlockDanceHandle(transformer, controller)
+
+
+def remove_blockdance(target: Any) -> None:
+    """Turns BlockDance off on a pipeline or transformer; does nothing where it is off."""
+    transformer, _ = _parts(target)
+    _detach(transformer)
+
+
+def _detach(transformer: nn.Module) -> None:
+    controller = getattr(transformer, _ATTRIBUTE, None)
+    if controller is None:
+        return
+    controller.reset()
+    object.__delattr__(transformer, _ATTRIBUTE)
+    transformer.__class__ = type(transformer).__bases__[0]
+
+
+def _parts(target: Any) -> tuple[nn.Module, Any]:
+    """The transformer, and a function that returns the scheduler in use."""
+    transformer = target if isinstance(target, nn.Module) else getattr(target, "transformer", None)
+    # a model compiled with `torch.compile(model)` wraps the one whose lists are viewed
+    transformer = getattr(transformer, "_orig_mod", transformer)
+    if not isinstance(transformer, nn.Module):
+        raise UnsupportedModelError(
+            f"{type(target).__name__} is neither a transformer nor a pipeline with one. BlockDance works on diffusion "
+            "transformers; UNet pipelines have none."
+        )
+    return transformer, None if isinstance(target, nn.Module) else lambda: target.scheduler
+
+
+def _controlled(model_class: type[nn.Module]) -> type[nn.Module]:
+    """A subclass of the same name whose calls go through the controller.
+
+    A subclass, rather than a hook or a patched `forward`, keeps the controller outside a compiled region in every order of
+    compiling and enabling, and leaves `forward`'s signature, `state_dict` and `save_pretrained` alone.
+    """
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self, _ATTRIBUTE).call(super(controlled, self).__call__, args, kwargs)
+
+    def cache_context(self: Any, name: str, **kwargs: Any) -> Any:
+        return _NamedContext(getattr(self, _ATTRIBUTE), super(controlled, self).cache_context(name, **kwargs), name, kwargs)
+
+    members: dict[str, Any] = {
+        "__module__": model_class.__module__,
+        "__qualname__": model_class.__qualname__,
+        "__doc__": model_class.__doc__,
+        "__call__": torch._dynamo.disable(call, recursive=False),
+    }
+    if hasattr(model_class, "cache_context"):
+        members["cache_context"] = cache_context
+    controlled = type(model_class.__name__, (model_class,), members)
+    return controlled
+
+
+class _NamedContext:
+    """Passes diffusers' cache context on to the controller as well."""
+
+    def __init__(self, controller: Controller, inner: Any, name: str, fields: dict[str, Any]) -> None:
+        from diffusers.hooks.hooks import CacheContext
+
+        self._controller, self._inner = controller, inner
+        self._context = CacheContext(name, **fields)
+
+    def __enter__(self) -> Any:
+        self._controller.context = self._context
+        return self._inner.__enter__()
+
+    def __exit__(self, *error: Any) -> Any:
+        self._controller.context = None
+        return self._inner.__exit__(*error)

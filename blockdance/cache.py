@@ -1,0 +1,117 @@
+"""The last two computed outputs at one boundary, kept per image row."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from blockdance.schedule import Reuse
+
+
+class BoundaryCache:
+    """Keeps what a boundary put out at the last two computed steps of every row, and the noise levels of those steps.
+
+    Rows may have been computed at different steps. An output is whatever the block returns: a tensor or a tuple of tensors
+    (None allowed), whose first size is a multiple of the number of rows.
+    """
+
+    def __init__(self, num_rows: int) -> None:
+        self.num_rows = num_rows
+        self._newest: Any = None
+        self._previous: Any = None
+        self._newest_sigma: list[float] = [0.0] * num_rows
+        self._previous_sigma: list[float] = [0.0] * num_rows
+        self._depth = [0] * num_rows
+
+    def store(self, output: Any, sigma: float, rows: list[int]) -> None:
+        """Adds the output that `rows` computed at noise level `sigma`."""
+        if len(rows) == self.num_rows:
+            self._previous, self._newest = self._newest, output
+        else:
+            self._previous = self._merge(self._previous, self._take(self._newest, rows), rows)
+            self._newest = self._merge(self._newest, output, rows)
+        for row in rows:
+            self._previous_sigma[row], self._newest_sigma[row] = self._newest_sigma[row], sigma
+            self._depth[row] = min(self._depth[row] + 1, 2)
+
+    def serves(self, kind: Reuse, row: int) -> bool:
+        """Whether `row` has computed often enough for this kind of reuse."""
+        return self._depth[row] > kind.order
+
+    def read(self, kind: Reuse, sigma: float, rows: list[int]) -> Any:
+        """What a reuse step at noise level `sigma` injects for `rows`.
+
+        Order 0 is the newest output o₁ (BlockDance, equation 3). Order 1 is o₁ + w·(σ − σ₁)/(σ₁ − σ₀)·(o₁ − o₀).
+        """
+        newest = self._take(self._newest, rows)
+        if kind.order == 0:
+            return newest
+        steps = [
+            kind.weight * (sigma - self._newest_sigma[row]) / (self._newest_sigma[row] - self._previous_sigma[row])
+            for row in rows
+        ]
+        previous = self._take(self._previous, rows)
+        return tree_map(lambda new, old: _extrapolate(new, old, steps), newest, previous)
+
+    def newest_and_change(self, index: int, rows: list[int]) -> tuple[Tensor, Tensor]:
+        """The newest output of `rows` and how much it moved since the one before, of one stream of the output."""
+        newest = _stream(self._take(self._newest, rows), index)
+        return newest, newest - _stream(self._take(self._previous, rows), index)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes held, each storage counted once."""
+        leaves = [leaf for leaf in tree_leaves((self._newest, self._previous)) if isinstance(leaf, Tensor)]
+        return sum({leaf.untyped_storage().data_ptr(): leaf.untyped_storage().nbytes() for leaf in leaves}.values())
+
+    def _take(self, output: Any, rows: list[int]) -> Any:
+        if len(rows) == self.num_rows or output is None:
+            return output
+        return tree_map(lambda leaf: take_rows(leaf, rows, self.num_rows), output)
+
+    def _merge(self, old: Any, new: Any, rows: list[int]) -> Any:
+        if new is None:
+            return old
+        if old is None:
+            old = tree_map(lambda leaf: _empty_rows(leaf, len(rows), self.num_rows), new)
+        return tree_map(lambda whole, part: _put_rows(whole, part, rows, self.num_rows), old, new)
+
+
+def take_rows(tensor: Any, rows: list[int], num_rows: int) -> Any:
+    """Selects rows of a tensor whose first size is `num_rows` or a multiple of it (frames folded into the batch)."""
+    if not isinstance(tensor, Tensor):
+        return tensor
+    index = torch.tensor(rows, device=tensor.device)
+    return tensor.unflatten(0, (num_rows, -1)).index_select(0, index).flatten(0, 1)
+
+
+def _put_rows(whole: Any, part: Any, rows: list[int], num_rows: int) -> Any:
+    if not isinstance(whole, Tensor):
+        return whole
+    index = torch.tensor(rows, device=whole.device)
+    return (
+        whole.unflatten(0, (num_rows, -1))
+        .index_copy(0, index, part.unflatten(0, (len(rows), -1)))
+        .flatten(0, 1)
+    )
+
+
+def _empty_rows(part: Any, num_part: int, num_rows: int) -> Any:
+    if not isinstance(part, Tensor):
+        return part
+    return part.new_zeros(part.shape[0] // num_part * num_rows, *part.shape[1:])
+
+
+def _extrapolate(newest: Any, previous: Any, steps: list[float]) -> Any:
+    if not isinstance(newest, Tensor):
+        return newest
+    if len(set(steps)) == 1:
+        return torch.lerp(previous, newest, 1.0 + steps[0])
+    factor = torch.tensor(steps, dtype=newest.dtype, device=newest.device)
+    factor = factor.repeat_interleave(newest.shape[0] // len(steps)).view(-1, *[1] * (newest.ndim - 1))
+    return newest + factor * (newest - previous)
+
+
+def _stream(output: Any, index: int) -> Tensor:
+    return output if isinstance(output, Tensor) else output[index]

@@ -1,0 +1,85 @@
+"""Small real models, built from configs, that many tests share."""
+
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DPMSolverMultistepScheduler,
+    FluxTransformer2DModel,
+    PixArtAlphaPipeline,
+    PixArtTransformer2DModel,
+    SD3Transformer2DModel,
+)
+from transformers import T5Config, T5EncoderModel, T5Tokenizer
+
+NUM_BLOCKS = 4
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+def scramble(model: torch.nn.Module) -> torch.nn.Module:
+    """Gives every parameter a random value: modulation layers that start at zero would hide what a block does."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.15)
+    return model.eval()
+
+
+def build_pixart() -> PixArtTransformer2DModel:
+    return scramble(
+        PixArtTransformer2DModel(
+            num_attention_heads=2, attention_head_dim=8, num_layers=NUM_BLOCKS, cross_attention_dim=16, caption_channels=12,
+            in_channels=4, out_channels=4, sample_size=8, patch_size=2,
+        )  # fmt: skip
+    )
+
+
+def build_sd3() -> SD3Transformer2DModel:
+    return scramble(
+        SD3Transformer2DModel(
+            sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_layers=NUM_BLOCKS, attention_head_dim=8,
+            num_attention_heads=2, joint_attention_dim=12, caption_projection_dim=16, pooled_projection_dim=12,
+        )  # fmt: skip
+    )
+
+
+def build_flux() -> FluxTransformer2DModel:
+    return scramble(
+        FluxTransformer2DModel(
+            patch_size=1, in_channels=4, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
+            joint_attention_dim=12, pooled_projection_dim=12, axes_dims_rope=(4, 4, 8),
+        )  # fmt: skip
+    )
+
+
+def build_tokenizer() -> T5Tokenizer:
+    letters = [(f"▁{letter}", -2.0) for letter in "abcdefghijklmnopqrstuvwxyz"]
+    letters += [(letter, -3.0) for letter in "abcdefghijklmnopqrstuvwxyz"]
+    return T5Tokenizer(vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *letters], extra_ids=0)
+
+
+def build_pixart_pipeline() -> PixArtAlphaPipeline:
+    """A random PixArt-α pipeline of 4 blocks and 16×16 pixels."""
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer()
+    text_encoder = scramble(
+        T5EncoderModel(T5Config(vocab_size=len(tokenizer), d_model=12, d_kv=4, d_ff=16, num_layers=1, num_heads=2))
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4, layers_per_block=1, norm_num_groups=4, sample_size=16, scaling_factor=1.0,
+    ).eval()  # fmt: skip
+    pipeline = PixArtAlphaPipeline(
+        tokenizer, text_encoder, vae, build_pixart(),
+        DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True),
+    )  # fmt: skip
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture
+def pixart_pipeline() -> PixArtAlphaPipeline:
+    return build_pixart_pipeline()
