@@ -3,6 +3,7 @@
 from blockdance.api import BlockDanceHandle, apply_blockdance, remove_blockdance
 from blockdance.cost import ForwardCost, count_macs
 from blockdance.errors import BlockDanceError, ScheduleError, StepUnknownError, UnsupportedModelError
+from blockdance.executor import ReuseExecutor, ReuseState
 from blockdance.layout import BlockLayout, find_layout, register_layout
 from blockdance.runtime import BlockDanceReport, Decider, Plan, PolicyState
 from blockdance.schedule import BlockDanceConfig, Reuse, ReuseSchedule, blockdance_n, full_compute, random_schedule
@@ -18,7 +19,9 @@ __all__ = [
     "Plan",
     "PolicyState",
     "Reuse",
+    "ReuseExecutor",
     "ReuseSchedule",
+    "ReuseState",
     "ScheduleError",
     "StepUnknownError",
     "UnsupportedModelError",

@@ -54,6 +54,16 @@ class BoundaryCache:
         previous = self._take(self._previous, rows)
         return tree_map(lambda new, old: _extrapolate(new, old, steps), newest, previous)
 
+    def take(self, rows: list[int]) -> "BoundaryCache":
+        """A cache of the given rows, which may repeat."""
+        taken = BoundaryCache(len(rows))
+        taken._newest = tree_map(lambda leaf: take_rows(leaf, rows, self.num_rows), self._newest)
+        taken._previous = tree_map(lambda leaf: take_rows(leaf, rows, self.num_rows), self._previous)
+        taken._newest_sigma = [self._newest_sigma[row] for row in rows]
+        taken._previous_sigma = [self._previous_sigma[row] for row in rows]
+        taken._depth = [self._depth[row] for row in rows]
+        return taken
+
     def newest_and_change(self, index: int, rows: list[int]) -> tuple[Tensor, Tensor]:
         """The newest output of `rows` and how much it moved since the one before, of one stream of the output."""
         newest = _stream(self._take(self._newest, rows), index)

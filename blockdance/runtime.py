@@ -1,7 +1,7 @@
 """The controller: which step, which branch, which rows; the cache's lifetime; the report."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from blockdance.cache import BoundaryCache, take_rows
+from blockdance.cache import take_rows
 from blockdance.cost import ForwardCost, count_macs
 from blockdance.errors import ScheduleError
+from blockdance.executor import ReuseExecutor, ReuseState
 from blockdance.layout import BlockLayout
 from blockdance.schedule import COMPUTE, BlockDanceConfig, Reuse, ReuseSchedule
 from blockdance.steps import StepTracker
-from blockdance.views import BlockViews
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,9 @@ class Decider(Protocol):
 
     def decide(self, state: PolicyState) -> ReuseSchedule:
         """Decides every image's actions; steps up to ρ must compute."""
+
+    def check(self, transformer: nn.Module) -> None:
+        """Raises an error that lists what differs where it was not made for this transformer."""
 
 
 Plan = BlockDanceConfig | ReuseSchedule | Decider
@@ -100,20 +103,20 @@ class BlockDanceReport:
 
 @dataclass
 class _Generation:
-    """State of one pass through the denoising loop."""
+    """State of one pass through the denoising loop; separate guidance branches have a state each."""
 
     num_rows: int
     num_images: int
     schedule: ReuseSchedule | None
     taken: list[list[int]]
-    caches: dict[str, dict[int, BoundaryCache]] = field(default_factory=dict)
+    states: dict[str, ReuseState] = field(default_factory=dict)
     observed: dict[str, Any] | None = None
     shapes: Any = None
     peak_cache_bytes: int = 0
 
     @property
     def cache_bytes(self) -> int:
-        return sum(cache.num_bytes for branch in self.caches.values() for cache in branch.values())
+        return sum(state.num_bytes for state in self.states.values())
 
 
 class Controller:
@@ -144,9 +147,10 @@ class Controller:
         self._steps = StepTracker(scheduler, num_inference_steps)
         self._signature = inspect.signature(type(transformer).forward)
         num_blocks = sum(len(getattr(transformer, name)) for name in layout.lists)
+        if isinstance(plan, Decider):
+            plan.check(transformer)
         self.kinds = _kinds(plan, num_blocks)
-        self._num_blocks = num_blocks
-        self.views = BlockViews(transformer, layout, sorted({kind.boundary for kind in self.kinds}))
+        self._executor = ReuseExecutor(transformer, layout, self.kinds)
         self._generation: _Generation | None = None
         self._costs: dict[Any, ForwardCost] = {}
         self.context: Any = None
@@ -163,7 +167,7 @@ class Controller:
         """Drops cache and position."""
         self._generation = None
         self._steps.forget()
-        self.views.clear()
+        self._executor.clear()
 
     def _call(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         inputs = self._signature.bind(self._transformer, *args, **kwargs).arguments
@@ -173,26 +177,28 @@ class Controller:
         generation = self._generation
         if generation is None or self._steps.is_new_generation or len(hidden_states) != generation.num_rows:
             generation = self._begin(hidden_states)
-        if branch not in generation.caches:
-            boundaries = self.views.captured
-            generation.caches[branch] = {boundary: BoundaryCache(generation.num_rows) for boundary in boundaries}
+        if branch not in generation.states:
+            branches = generation.num_rows // generation.num_images
+            generation.states[branch] = self._executor.new_state(generation.num_images, branches)
+        state = generation.states[branch]
         self._decide(generation, step)
-        output = self._route(forward, args, kwargs, generation, branch, step)
-        self._observe(generation, branch, step, inputs)
+        actions = self._actions(generation, state, step)
+        output = self._executor.run(forward, args, kwargs, state, actions, self._steps.sigmas[step])
+        self._observe(generation, state, branch, step, inputs)
         generation.peak_cache_bytes = max(generation.peak_cache_bytes, generation.cache_bytes)
         generation.shapes = (generation.num_rows, _shapes((args, kwargs)))
         if step == self._steps.num_steps - 1:
-            del generation.caches[branch]
-            self.views.clear()
+            del generation.states[branch]
+            self._executor.clear()
         return output
 
     def _begin(self, hidden_states: Tensor) -> _Generation:
-        self.views.clear()
+        self._executor.clear()
         num_rows, num_steps = len(hidden_states), self._steps.num_steps
         num_images = num_rows // self._count_branches(hidden_states)
         schedule = None
         if isinstance(self._plan, BlockDanceConfig):
-            schedule = self._plan.schedule(num_steps, self._num_blocks).expand(num_images)
+            schedule = self._plan.schedule(num_steps, self._executor.num_blocks).expand(num_images)
         elif isinstance(self._plan, ReuseSchedule):
             if self._plan.num_steps != num_steps:
                 raise ScheduleError(
@@ -225,16 +231,18 @@ class Controller:
                 f"{type(self._plan).__name__}.decide returned {schedule.num_steps} steps of actions; this generation has "
                 f"{self._steps.num_steps}."
             )
-        generation.schedule = schedule.expand(generation.num_images)
+        generation.schedule = ReuseSchedule(schedule.actions.cpu(), schedule.kinds).expand(generation.num_images)
         generation.observed = None
 
-    def _observe(self, generation: _Generation, branch: str, step: int, inputs: dict[str, Any]) -> None:
+    def _observe(
+        self, generation: _Generation, state: ReuseState, branch: str, step: int, inputs: dict[str, Any]
+    ) -> None:
         """Keeps at step ρ what a decider will see, from the conditional rows."""
         if not isinstance(self._plan, Decider) or generation.schedule is not None:
             return
         if branch.startswith("uncond") or step != self._plan.decision_step(self._steps.num_steps):
             return
-        cache = generation.caches[branch][self._plan.kinds[0].boundary]
+        cache = state.caches[self._plan.kinds[0].boundary]
         first = generation.num_rows - generation.num_images if self._layout.cond_last else 0
         rows = list(range(first, first + generation.num_images))
         if not cache.serves(Reuse(boundary=0, order=1), rows[0]):
@@ -257,88 +265,16 @@ class Controller:
             "num_steps": self._steps.num_steps,
         }
 
-    def _route(
-        self,
-        forward: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        generation: _Generation,
-        branch: str,
-        step: int,
-    ) -> Any:
-        """Groups the rows by action, runs each group and puts the outputs together again."""
-        actions = self._actions(generation, branch, step)
-        groups: dict[int, list[int]] = {}
-        for row in range(generation.num_rows):
-            groups.setdefault(actions[row % generation.num_images], []).append(row)
-        caches, sigma = generation.caches[branch], self._steps.sigmas[step]
-        if len(groups) == 1:
-            action, rows = groups.popitem()
-            return self._run(forward, args, kwargs, caches, action, rows, sigma)
-        outputs = []
-        for action, rows in groups.items():
-            group_args, group_kwargs = self._select(args, kwargs, rows, generation.num_rows)
-            outputs.append(self._run(forward, group_args, group_kwargs, caches, action, rows, sigma))
-        order = torch.tensor([row for rows in groups.values() for row in rows]).argsort()
-        return tree_map(lambda *parts: _restore_order(parts, order), *outputs)
-
-    def _actions(self, generation: _Generation, branch: str, step: int) -> list[int]:
+    def _actions(self, generation: _Generation, state: ReuseState, step: int) -> list[int]:
         """This step's action per image; computes where the cache cannot serve yet, as after a late start (img2img)."""
         planned = [COMPUTE] * generation.num_images
         if generation.schedule is not None:
             planned = generation.schedule.actions[:, step].tolist()
-        caches = generation.caches[branch]
         for image, action in enumerate(planned):
-            if action and not caches[self.kinds[action - 1].boundary].serves(self.kinds[action - 1], image):
+            if not self._executor.serves(state, action, image):
                 planned[image] = COMPUTE
             generation.taken[image][step] = planned[image]
         return planned
-
-    def _run(
-        self,
-        forward: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        caches: dict[int, BoundaryCache],
-        action: int,
-        rows: list[int],
-        sigma: float,
-    ) -> Any:
-        if action == COMPUTE:
-            with self.views.computing():
-                output = forward(*args, **kwargs)
-            self.views.learn_shapes(len(rows))
-            for boundary, slot in self.views.captured.items():
-                caches[boundary].store(slot.value, sigma, rows)
-                slot.value = None
-            return output
-        kind = self.kinds[action - 1]
-        self.views.injected[kind.boundary].value = caches[kind.boundary].read(kind, sigma, rows)
-        self.views.place_shapes(len(rows))
-        with self.views.reusing(kind.boundary):
-            output = forward(*args, **kwargs)
-        self.views.injected[kind.boundary].value = None
-        return output
-
-    def _select(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: list[int], num_rows: int
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Splits every input that has a batch dimension."""
-
-        def select(value: Any) -> Any:
-            return tree_map(
-                lambda leaf: take_rows(leaf, rows, num_rows)
-                if isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == num_rows
-                else leaf,
-                value,
-            )
-
-        names = list(self._signature.parameters)[1:]
-        shared = self._layout.shared_arguments
-        return (
-            tuple(value if name in shared else select(value) for name, value in zip(names, args, strict=False)),
-            {name: value if name in shared else select(value) for name, value in kwargs.items()},
-        )
 
     def report(self) -> BlockDanceReport:
         """What the last generation did.
@@ -381,12 +317,6 @@ def _shapes(tree: Any) -> Any:
     return tree_map(lambda leaf: _Shape(tuple(leaf.shape), leaf.dtype) if isinstance(leaf, Tensor) else leaf, tree)
 
 
-def _restore_order(parts: Sequence[Any], order: Tensor) -> Any:
-    if not isinstance(parts[0], Tensor):
-        return parts[0]
-    return torch.cat(list(parts)).index_select(0, order.to(parts[0].device))
-
-
 def _kinds(plan: Plan, num_blocks: int) -> tuple[Reuse, ...]:
     """The kinds of reuse that a plan may take, checked against the model."""
     if isinstance(plan, BlockDanceConfig):
@@ -398,11 +328,6 @@ def _kinds(plan: Plan, num_blocks: int) -> tuple[Reuse, ...]:
             f"The plan must be a BlockDanceConfig, a ReuseSchedule, or have `kinds`, `decision_step` and `decide` (such as an "
             f"AdaPolicy); got {type(plan).__name__}."
         )
-    for kind in kinds:
-        if kind.boundary >= num_blocks:
-            raise ScheduleError(
-                f"Boundary {kind.boundary} does not exist: the model has {num_blocks} blocks, 0 to {num_blocks - 1}."
-            )
     return kinds
 
 

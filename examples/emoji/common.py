@@ -1,5 +1,6 @@
 """What the three training scripts of this folder share: reading the dataset, and a Lightning trainer that resumes."""
 
+import random
 from datetime import timedelta
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase
+
+NUM_TOKENS = 24
 
 
 def load_split(folder: Path, split: str, styles: list[str]) -> Dataset:
@@ -29,6 +33,23 @@ def to_pixels(dataset: Dataset) -> Tensor:
 def normalise(pixels: Tensor) -> Tensor:
     """Maps uint8 pixels to floats in [-1, 1]."""
     return pixels.float() / 127.5 - 1.0
+
+
+def reword(caption: str, keywords: list[str], generator: random.Random) -> str:
+    """The caption as it is, with an article, or with a few of its keywords behind it."""
+    choice = generator.random()
+    if choice < 0.5 or not keywords:
+        return caption
+    if choice < 0.65:
+        return f"{'an' if caption[0].lower() in 'aeiou' else 'a'} {caption}"
+    chosen = generator.sample(keywords, min(len(keywords), generator.randint(1, 3)))
+    return ", ".join([caption, *chosen])
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Tensor:
+    """Tokenises to int64 `(texts, NUM_TOKENS)`, padded."""
+    encoded = tokenizer(texts, padding="max_length", max_length=NUM_TOKENS, truncation=True, return_tensors="pt")
+    return encoded.input_ids
 
 
 def image_grid(images: Tensor, columns: int) -> Tensor:

@@ -37,16 +37,16 @@ class ChainedOptimizer(Optimizer):
         self.param_groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
 
-def build_optimizer(model: nn.Module, learning_rate: float, matrix_learning_rate: float) -> Optimizer:
+def build_optimizer(model: nn.Module, learning_rate: float, matrix_learning_rate: float, weight_decay: float = 0.0) -> Optimizer:
     """AdamW for every parameter, or, with a `matrix_learning_rate`, Muon for the two-dimensional weights of the blocks."""
     matrices, rest = [], []
     for name, parameter in model.named_parameters():
-        inside = "block" in name and parameter.ndim == 2 and "table" not in name and "bias" not in name
+        inside = ("block" in name or "layers" in name) and parameter.ndim == 2 and "table" not in name and "bias" not in name
         (matrices if inside and matrix_learning_rate else rest).append(parameter)
-    adamw = AdamW(rest, lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
+    adamw = AdamW(rest, lr=learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay)
     if not matrices:
         return adamw
-    muon = Muon(matrices, lr=matrix_learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw", ns_steps=4)
+    muon = Muon(matrices, lr=matrix_learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw", ns_steps=4)
     return ChainedOptimizer([muon, adamw])
 
 

@@ -11,7 +11,7 @@ import random
 from pathlib import Path
 
 import torch
-from common import fit, image_grid, load_split, normalise, to_pixels
+from common import NUM_TOKENS, fit, image_grid, load_split, normalise, reword, to_pixels, tokenize
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
 from lightning.pytorch import LightningModule
 from optimizers import build_optimizer, trapezoidal_schedule
@@ -23,7 +23,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
-NUM_TOKENS = 24
 CAPTION_VARIANTS = 12
 EMPTY_CAPTION_RATE = 0.1
 SAMPLE_PROMPTS = [
@@ -81,13 +80,8 @@ class CaptionedLatents(Dataset):
             for caption, words in zip(captions, keywords, strict=True)
             for _ in range(CAPTION_VARIANTS)
         ]
-        self.tokens = self._tokenize(tokenizer, texts).unflatten(0, (len(captions), CAPTION_VARIANTS))
-        self.empty = self._tokenize(tokenizer, [""])[0]
-
-    @staticmethod
-    def _tokenize(tokenizer: T5Tokenizer, texts: list[str]) -> Tensor:
-        encoded = tokenizer(texts, padding="max_length", max_length=NUM_TOKENS, truncation=True, return_tensors="pt")
-        return encoded.input_ids
+        self.tokens = tokenize(tokenizer, texts).unflatten(0, (len(captions), CAPTION_VARIANTS))
+        self.empty = tokenize(tokenizer, [""])[0]
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -96,17 +90,6 @@ class CaptionedLatents(Dataset):
         if random.random() < EMPTY_CAPTION_RATE:
             return self.latents[index], self.empty
         return self.latents[index], self.tokens[index, random.randrange(CAPTION_VARIANTS)]
-
-
-def reword(caption: str, keywords: list[str], generator: random.Random) -> str:
-    """The caption as it is, with an article, or with a few of its keywords behind it."""
-    choice = generator.random()
-    if choice < 0.5 or not keywords:
-        return caption
-    if choice < 0.65:
-        return f"{'an' if caption[0].lower() in 'aeiou' else 'a'} {caption}"
-    chosen = generator.sample(keywords, min(len(keywords), generator.randint(1, 3)))
-    return ", ".join([caption, *chosen])
 
 
 class DiTModule(LightningModule):

@@ -287,6 +287,9 @@ class RecordingDecider:
     def decision_step(self, num_steps: int) -> int:
         return 1
 
+    def check(self, transformer: nn.Module) -> None:
+        assert isinstance(transformer, nn.Module)
+
     def decide(self, state: PolicyState) -> ReuseSchedule:
         self.states.append(state)
         actions = torch.zeros(len(state.latents), state.num_steps, dtype=torch.int64)
