@@ -1,5 +1,7 @@
 """The last two computed outputs at one boundary, kept per image row."""
 
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -42,7 +44,7 @@ class BoundaryCache:
     def read(self, kind: Reuse, sigma: float, rows: list[int]) -> Any:
         """What a reuse step at noise level `sigma` injects for `rows`.
 
-        Order 0 is the newest output o₁ (BlockDance, equation 3). Order 1 is o₁ + w·(σ − σ₁)/(σ₁ − σ₀)·(o₁ − o₀).
+        Order 0 is the newest output o₁ (BlockDance). Order 1 is o₁ + w·(σ − σ₁)/(σ₁ − σ₀)·(o₁ − o₀).
         """
         newest = self._take(self._newest, rows)
         if kind.order == 0:
@@ -56,13 +58,19 @@ class BoundaryCache:
 
     def take(self, rows: list[int]) -> "BoundaryCache":
         """A cache of the given rows, which may repeat."""
-        taken = BoundaryCache(len(rows))
-        taken._newest = tree_map(lambda leaf: take_rows(leaf, rows, self.num_rows), self._newest)
-        taken._previous = tree_map(lambda leaf: take_rows(leaf, rows, self.num_rows), self._previous)
-        taken._newest_sigma = [self._newest_sigma[row] for row in rows]
-        taken._previous_sigma = [self._previous_sigma[row] for row in rows]
-        taken._depth = [self._depth[row] for row in rows]
-        return taken
+        return BoundaryCache.gather([self], [(0, row) for row in rows])
+
+    @staticmethod
+    def gather(caches: Sequence["BoundaryCache"], rows: Sequence[tuple[int, int]]) -> "BoundaryCache":
+        """A cache of chosen rows of several caches, each given as (cache, row)."""
+        gathered = BoundaryCache(len(rows))
+        for name in ("_newest", "_previous"):
+            outputs = [getattr(cache, name) for cache in caches]
+            if all(output is not None for output in outputs):
+                setattr(gathered, name, tree_map(lambda *leaves: _gather(leaves, caches, rows), *outputs))
+        for name in ("_newest_sigma", "_previous_sigma", "_depth"):
+            setattr(gathered, name, [getattr(caches[cache], name)[row] for cache, row in rows])
+        return gathered
 
     def newest_and_change(self, index: int, rows: list[int]) -> tuple[Tensor, Tensor]:
         """The newest output of `rows` and how much it moved since the one before, of one stream of the output."""
@@ -94,6 +102,14 @@ def take_rows(tensor: Any, rows: list[int], num_rows: int) -> Any:
         return tensor
     index = torch.tensor(rows, device=tensor.device)
     return tensor.unflatten(0, (num_rows, -1)).index_select(0, index).flatten(0, 1)
+
+
+def _gather(leaves: Sequence[Any], caches: Sequence[BoundaryCache], rows: Sequence[tuple[int, int]]) -> Any:
+    if not isinstance(leaves[0], Tensor):
+        return leaves[0]
+    offsets = [0, *accumulate(cache.num_rows for cache in caches)]
+    whole = leaves[0] if len(leaves) == 1 else torch.cat(list(leaves))
+    return take_rows(whole, [offsets[cache] + row for cache, row in rows], offsets[-1])
 
 
 def _put_rows(whole: Any, part: Any, rows: list[int], num_rows: int) -> Any:

@@ -39,6 +39,21 @@ class ReuseState:
         caches = {boundary: cache.take(rows) for boundary, cache in self.caches.items()}
         return ReuseState(len(images), self.num_branches, caches)
 
+    @staticmethod
+    def cat(states: Sequence["ReuseState"]) -> "ReuseState":
+        """Several batches at the same step as one."""
+        branches = states[0].num_branches
+        rows = [
+            (index, branch * state.num_images + image)
+            for branch in range(branches)
+            for index, state in enumerate(states)
+            for image in range(state.num_images)
+        ]
+        caches = {
+            boundary: BoundaryCache.gather([state.caches[boundary] for state in states], rows) for boundary in states[0].caches
+        }
+        return ReuseState(sum(state.num_images for state in states), branches, caches)
+
 
 class ReuseExecutor:
     """Runs forward calls of one transformer under per-image actions.
