@@ -30,11 +30,17 @@ def main(arguments: list[str] | None = None) -> AdaModule:
         run=False,
         seed_everything_default=0,
         save_config_kwargs={"overwrite": True},
-        parser_kwargs={"default_config_files": [str(Path(__file__).parent / "configs" / "default.yaml")], "allow_abbrev": False},
+        parser_kwargs={
+            "default_config_files": [str(Path(__file__).parent / "configs" / "default.yaml")],
+            "allow_abbrev": False,
+        },
     )
-    trainer, module, output = cli.trainer, cli.model, Path(cli.trainer.default_root_dir)
+    trainer, output = cli.trainer, Path(cli.trainer.default_root_dir)
+    module: AdaModule = cli.model
     # an epoch's end is where a resumed run continues exactly: every epoch's order of prompts depends on its number alone
-    trainer.callbacks.append(ModelCheckpoint(output / "checkpoints", save_last=True, save_on_train_epoch_end=True))
+    trainer.callbacks.append(  # type: ignore[attr-defined]
+        ModelCheckpoint(output / "checkpoints", save_last=True, save_on_train_epoch_end=True)
+    )
     last = output / "checkpoints" / "last.ckpt"
     started = time.monotonic()
     if not last.is_file():

@@ -1,7 +1,7 @@
 """Loads and freezes a diffusers pipeline, and drives it step by step: encode, start, advance, decode."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -16,7 +16,6 @@ from blockdance import ForwardCost, Reuse, ReuseExecutor, ReuseState, count_macs
 from blockdance.steps import noise_levels
 
 Dtype = Literal["float32", "bfloat16", "float16"]
-Predict = Callable[[dict[str, Any]], Tensor]
 
 
 class PipelineAdapter(Protocol):
@@ -42,7 +41,7 @@ class PixArtAdapter:
 
     num_branches = 2
 
-    def __init__(self, pipeline: PixArtAlphaPipeline, guidance_scale: float, max_sequence_length: int) -> None:
+    def __init__(self, pipeline: Any, guidance_scale: float, max_sequence_length: int) -> None:
         self._pipeline = pipeline
         self._guidance_scale = guidance_scale
         self._max_sequence_length = max_sequence_length
@@ -76,11 +75,12 @@ class PixArtAdapter:
         unconditional, conditional = output.chunk(2)
         guided = unconditional + self._guidance_scale * (conditional - unconditional)
         config = self._pipeline.transformer.config
-        return guided.chunk(2, dim=1)[0] if config.out_channels // 2 == config.in_channels else guided
+        has_sigma = config.out_channels // 2 == config.in_channels
+        return guided.chunk(2, dim=1)[0] if has_sigma else guided
 
     def decode(self, latents: Tensor) -> Tensor:
         vae = self._pipeline.vae
-        images = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0]
+        images: Tensor = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0]
         return (images.float() / 2 + 0.5).clamp(0, 1)
 
 
@@ -131,7 +131,7 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        return self.transformer.device
+        return torch.device(self.transformer.device)
 
     def to(self, device: torch.device | str) -> "Backbone":
         """Moves the pipeline."""
@@ -232,7 +232,11 @@ def take(snapshot: Snapshot, images: Sequence[int]) -> Snapshot:
     if list(images) == list(range(count)):
         return Snapshot(snapshot.latents, scheduler, snapshot.reuse.take(images), snapshot.conditioning, snapshot.step)
     return Snapshot(
-        snapshot.latents[list(images)], scheduler, snapshot.reuse.take(images), snapshot.conditioning.take(images), snapshot.step
+        snapshot.latents[list(images)],
+        scheduler,
+        snapshot.reuse.take(images),
+        snapshot.conditioning.take(images),
+        snapshot.step,
     )
 
 

@@ -38,10 +38,10 @@ def load_prompts(source: str, split: str, column: str = "prompt", limit: int | N
     if column not in dataset.column_names:
         raise ValueError(f"{source} has no column `{column}`; it has {', '.join(dataset.column_names)}. Set `column`.")
     prompts = list(dataset[column])
-    chosen = range(len(prompts))
+    chosen = list(range(len(prompts)))
     if limit is not None and limit < len(prompts):
         chosen = [position * len(prompts) // limit for position in range(limit)]
-    return Dataset.from_dict({"prompt": [prompts[index] for index in chosen], "index": list(chosen)})
+    return Dataset.from_dict({"prompt": [prompts[index] for index in chosen], "index": chosen})
 
 
 class PromptDataModule(LightningDataModule):
@@ -83,13 +83,15 @@ class PromptDataModule(LightningDataModule):
         trainer = self.trainer
         assert trainer is not None
         # its order depends on seed and epoch alone, so that a resumed run sees the same batches
-        sampler = DistributedSampler(self.train_prompts, trainer.world_size, trainer.global_rank, seed=self.seed)  # type: ignore[arg-type,var-annotated]
+        sampler: DistributedSampler[Any] = DistributedSampler(
+            self.train_prompts, trainer.world_size, trainer.global_rank, seed=self.seed
+        )
         return DataLoader(
-            self.train_prompts,  # type: ignore[arg-type]
+            self.train_prompts,
             self.batch_size,
             sampler=sampler,
             drop_last=len(sampler) >= self.batch_size,
         )
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(self.validation_prompts, self.batch_size)  # type: ignore[arg-type]
+        return DataLoader(self.validation_prompts, self.batch_size)

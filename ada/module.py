@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from ada import figures, reinforce
@@ -70,7 +72,9 @@ class AdaModule(LightningModule):
         super().__init__()
         low, high = quality_weight_range
         if not 0 < low <= high:
-            raise ValueError(f"`quality_weight_range` must be two positive numbers, the smaller first; got {quality_weight_range}.")
+            raise ValueError(
+                f"`quality_weight_range` must be two positive numbers, the smaller first; got {quality_weight_range}."
+            )
         if updates_per_rollout > 1 and clip_range is None:
             raise ValueError("`updates_per_rollout` above 1 reuses a rollout off policy: set `clip_range`, such as 0.2.")
         self.automatic_optimization = False
@@ -100,6 +104,7 @@ class AdaModule(LightningModule):
                 f"With {backbone.num_inference_steps} steps, `prefix` {prefix} and `forced_tail` {forced_tail}, no step is left to decide."
             )
         self.denoiser = Denoiser(backbone, self.policy, seed, int(max_cached_gib * 2**30))
+        self.reward_mean: Tensor
         self.register_buffer("reward_mean", torch.zeros(()))  # running mean, the baseline of the `ema` advantage
         self.validation_history: list[dict[str, float]] = []
         self._validation: list[tuple[Prefix, Rollout, Tensor]] = []
@@ -124,7 +129,9 @@ class AdaModule(LightningModule):
                 for row, generator in zip(logits, generators, strict=True)
             ]
         )
-        with_greedy = torch.cat([decisions, logits.argmax(-1)[:, None]], dim=1) if self.advantage == "self_critical" else decisions
+        with_greedy = (
+            torch.cat([decisions, logits.argmax(-1)[:, None]], dim=1) if self.advantage == "self_critical" else decisions
+        )
         rollout = self._roll_out(prefix, prompts, with_greedy)
         rewards = reinforce.reward(rollout.compute_saved, rollout.quality, weights)
         greedy = rewards[:, -1] if self.advantage == "self_critical" else None
@@ -148,6 +155,7 @@ class AdaModule(LightningModule):
             loss = reinforce.clipped_loss(log_probs, old_log_probs, advantages, self.clip_range)
         loss = loss - self.entropy_weight * reinforce.entropy(logits).mean()
         optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
         optimizer.zero_grad()
         self.manual_backward(loss)
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.gradient_clip)
@@ -197,16 +205,20 @@ class AdaModule(LightningModule):
         return (low + (high - low) * uniform).exp()
 
     def _update_reward_mean(self, rewards: Tensor, decay: float = 0.9) -> None:
-        mean = self.all_gather(rewards.mean()).mean()
+        gathered = self.all_gather(rewards.mean())
+        assert isinstance(gathered, Tensor)
+        mean = gathered.mean()
         self.reward_mean = mean if self.reward_mean == 0 else torch.lerp(mean, self.reward_mean, decay)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = torch.optim.Adam(self.policy.parameters(), lr=self.learning_rate)
-        warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda rollout: min(1.0, (rollout + 1) / (self.warmup_rollouts + 1)))
-        return {"optimizer": optimizer, "lr_scheduler": warmup}
+        warmup = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda rollout: min(1.0, (rollout + 1) / (self.warmup_rollouts + 1))
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warmup}}
 
     def _advance_learning_rate(self) -> None:
-        self.lr_schedulers().step()  # type: ignore[union-attr,call-arg]
+        self.lr_schedulers().step()  # type: ignore[union-attr]
 
     def _log_training(self, rollout: Rollout, rewards: Tensor, advantages: Tensor, logits: Tensor, norm: Tensor) -> None:
         self.log_dict(
@@ -222,7 +234,12 @@ class AdaModule(LightningModule):
             },
             batch_size=len(rewards),
         )
-        self.log_dict({"reward": rewards.mean(), "saved": rollout.compute_saved.mean()}, prog_bar=True, logger=False, batch_size=len(rewards))
+        self.log_dict(
+            {"reward": rewards.mean(), "saved": rollout.compute_saved.mean()},
+            prog_bar=True,
+            logger=False,
+            batch_size=len(rewards),
+        )
 
     # --- validation: greedy decisions on held-out prompts ---
 
@@ -252,7 +269,11 @@ class AdaModule(LightningModule):
         self._validation.append((prefix, rollout, logits))
 
     def on_validation_epoch_end(self) -> None:
-        metrics = {name.removeprefix("validation/"): float(value) for name, value in self.trainer.callback_metrics.items() if name.startswith("validation/")}
+        metrics = {
+            name.removeprefix("validation/"): float(value)
+            for name, value in self.trainer.callback_metrics.items()
+            if name.startswith("validation/")
+        }
         self.validation_history.append({"rollouts": self.rollouts, **metrics})
         self._log_pictures()
         self._validation.clear()
@@ -262,7 +283,7 @@ class AdaModule(LightningModule):
         """Rollouts so far; Lightning's `global_step` counts gradient steps."""
         return self.global_step // self.updates_per_rollout
 
-    @rank_zero_only  # type: ignore[untyped-decorator]
+    @rank_zero_only
     def _log_pictures(self) -> None:
         if self.logger is None or not self._validation:
             return

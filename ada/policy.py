@@ -56,13 +56,16 @@ class AdaPolicy(nn.Module, PyTorchModelHubMixin, library_name="blockdance-ada", 
     ) -> None:
         super().__init__()
         if len(action_costs) != len(kinds) + 1:
-            raise ValueError(f"`action_costs` must have one entry per kind and one for compute: {len(kinds) + 1}; got {len(action_costs)}.")
+            raise ValueError(
+                f"`action_costs` must have one entry per kind and one for compute: {len(kinds) + 1}; got {len(action_costs)}."
+            )
         self.base_model = BaseModel(**base_model)
         self.kinds = tuple(Reuse(**kind) for kind in kinds)
         self.prefix, self.forced_tail = prefix, forced_tail
         self.quality_weight = quality_weight
         self.quality_weight_range = (float(quality_weight_range[0]), float(quality_weight_range[1]))
         self.compute: float | None = None
+        self.action_costs: Tensor
         self.register_buffer("action_costs", torch.tensor(action_costs, dtype=torch.float32), persistent=False)
 
         self.embed_features = nn.Linear(feature_width + 1, hidden_size)
@@ -75,12 +78,11 @@ class AdaPolicy(nn.Module, PyTorchModelHubMixin, library_name="blockdance-ada", 
             hidden_size, num_heads, 4 * hidden_size, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
         )
         self.blocks = nn.TransformerEncoder(layer, num_layers, enable_nested_tensor=False)
-        self.head = nn.Sequential(
-            nn.LayerNorm(hidden_size), nn.Linear(hidden_size, hidden_size), nn.GELU(), nn.Linear(hidden_size, 1 + len(kinds))
-        )
+        output = nn.Linear(hidden_size, 1 + len(kinds))
         # starts undecided: every action equally likely at every step
-        nn.init.zeros_(self.head[-1].weight)
-        nn.init.zeros_(self.head[-1].bias)
+        nn.init.zeros_(output.weight)
+        nn.init.zeros_(output.bias)
+        self.head = nn.Sequential(nn.LayerNorm(hidden_size), nn.Linear(hidden_size, hidden_size), nn.GELU(), output)
 
     # --- which steps ---
 
@@ -119,7 +121,8 @@ class AdaPolicy(nn.Module, PyTorchModelHubMixin, library_name="blockdance-ada", 
         start = 2 * NUM_IMAGE_TOKENS
         ignored[:, start : start + prompt.shape[1]] = state.prompt_mask < 0.5
         hidden = self.blocks(tokens, src_key_padding_mask=ignored)
-        return self.head(hidden[:, -queries.shape[1] :]).float()
+        logits: Tensor = self.head(hidden[:, -queries.shape[1] :])
+        return logits.float()
 
     def _describe_steps(self, state: PolicyState, quality_weight: Tensor) -> Tensor:
         """Each decided step's place, noise level and log-noise step, and log λ: `(images, decisions, 4)`."""
@@ -130,9 +133,7 @@ class AdaPolicy(nn.Module, PyTorchModelHubMixin, library_name="blockdance-ada", 
             [steps / state.num_steps, sigmas[steps] / scale, (sigmas[steps - 1] / sigmas[steps]).log()], dim=-1
         )
         weight = quality_weight.clamp(min=1e-6).log()
-        return torch.cat(
-            [per_step.expand(len(weight), -1, -1), weight[:, None, None].expand(-1, len(steps), 1)], dim=-1
-        )
+        return torch.cat([per_step.expand(len(weight), -1, -1), weight[:, None, None].expand(-1, len(steps), 1)], dim=-1)
 
     # --- decisions ---
 

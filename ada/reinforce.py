@@ -24,7 +24,8 @@ def sample_actions(logits: Tensor, group_size: int, generator: torch.Generator |
     prompts, decisions, _ = logits.shape
     probabilities = logits.detach().float().softmax(-1).cpu().flatten(0, 1)
     drawn = torch.multinomial(probabilities, group_size, replacement=True, generator=generator)
-    return drawn.unflatten(0, (prompts, decisions)).transpose(1, 2).to(logits.device)
+    schedules: Tensor = drawn.unflatten(0, (prompts, decisions)).transpose(1, 2)
+    return schedules.to(logits.device)
 
 
 def log_prob(logits: Tensor, actions: Tensor) -> Tensor:
@@ -95,7 +96,7 @@ def advantages(
         return (rewards - rewards.mean(1, keepdim=True)) / (deviation + epsilon)
     if kind == "ema":
         return rewards - baseline
-    raise ValueError(f"`advantage` must be one of {', '.join(AdvantageKind.__args__)}; got {kind!r}.")  # type: ignore[attr-defined]
+    raise ValueError(f"`advantage` must be one of {', '.join(AdvantageKind.__args__)}; got {kind!r}.")
 
 
 def policy_gradient_loss(log_probs: Tensor, advantage: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -136,7 +137,7 @@ def _split(prefix: Prefix) -> list[Prefix]:
 
 def _join(parts: Sequence[Prefix]) -> Prefix:
     states = [part.state for part in parts]
-    joined = {name: torch.cat([getattr(state, name) for state in states]) for name in _PER_IMAGE}
+    joined: dict[str, Any] = {name: torch.cat([getattr(state, name) for state in states]) for name in _PER_IMAGE}
     return Prefix(
         cat([part.snapshot for part in parts]),
         replace(states[0], **joined),
@@ -147,4 +148,4 @@ def _join(parts: Sequence[Prefix]) -> Prefix:
 def _num_bytes(prefix: Prefix) -> int:
     state = [getattr(prefix.state, name) for name in _PER_IMAGE]
     leaves = tree_leaves([prefix.snapshot.latents, prefix.reference, state])
-    return sum(leaf.numel() * leaf.element_size() for leaf in leaves) + prefix.snapshot.reuse.num_bytes
+    return sum(int(leaf.numel() * leaf.element_size()) for leaf in leaves) + prefix.snapshot.reuse.num_bytes

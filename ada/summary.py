@@ -26,10 +26,17 @@ def print_summary(module: AdaModule, output: Path, minutes: float) -> None:
     history = module.validation_history
     stride = max(1, len(history) // 10)
     for row in [*history[:-1:stride], *history[-1:]]:
-        table.add_row(f"{row['rollouts']:.0f}", f"{row['reward']:+.4f}", f"{row['quality']:+.4f}", f"{row['compute_saved']:.1%}")
+        table.add_row(
+            f"{row['rollouts']:.0f}", f"{row['reward']:+.4f}", f"{row['quality']:+.4f}", f"{row['compute_saved']:.1%}"
+        )
     console.print(table)
     if history:
         gained = history[-1]["reward"] - history[0]["reward"]
-        console.print(f"Validation reward {'rose' if gained > 0 else 'fell'} by {abs(gained):.4f}; this run trained for {minutes:.1f} minutes.")
-    console.print(f"policy      {output / 'policy'}\npictures    {output / 'pictures'}\nTensorBoard tensorboard --logdir {output}", highlight=False)
+        console.print(
+            f"Validation reward {'rose' if gained > 0 else 'fell'} by {abs(gained):.4f}; this run trained for {minutes:.1f} minutes."
+        )
+    console.print(
+        f"policy      {output / 'policy'}\npictures    {output / 'pictures'}\nTensorBoard tensorboard --logdir {output}",
+        highlight=False,
+    )
     console.print(f"Compare it with everything else: python evaluate.py --policy {output / 'policy'}", highlight=False)

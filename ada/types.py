@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
-from diffusers import SchedulerMixin
 from torch import Tensor, nn
 
 from blockdance import PolicyState, ReuseState, find_layout
@@ -76,14 +75,14 @@ class Snapshot:
 
     Args:
         latents: `(images, channels, height, width)`, the input of step `step`.
-        scheduler: a copy of the scheduler with its multistep history of these images.
+        scheduler: a copy of the pipeline's scheduler with its multistep history of these images.
         reuse: cached block outputs.
         conditioning: encoded prompts.
         step: the next step.
     """
 
     latents: Tensor
-    scheduler: SchedulerMixin
+    scheduler: Any
     reuse: ReuseState
     conditioning: Conditioning
     step: int
@@ -108,7 +107,6 @@ class Rollout:
     compute_saved: Tensor
     parts: dict[str, Tensor]
     denoised: int
-
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
 """One call turns BlockDance on, one turns it off."""
 
+from functools import partial
 from types import TracebackType
 from typing import Any
 
 import torch
+from diffusers.hooks.hooks import CacheContext
 from torch import nn
 
 from blockdance.errors import BlockDanceError, UnsupportedModelError
@@ -31,9 +33,7 @@ class BlockDanceHandle:
     def __enter__(self) -> "BlockDanceHandle":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.remove()
 
 
@@ -61,9 +61,7 @@ def apply_blockdance(
             f"BlockDance is already on for this {type(transformer).__name__}. Turn it off first: `remove_blockdance(pipe)`, or "
             "the `remove()` of the handle that `apply_blockdance` returned."
         )
-    controller = Controller(
-        transformer, find_layout(transformer), plan, scheduler, num_inference_steps, guidance_branches
-    )
+    controller = Controller(transformer, find_layout(transformer), plan, scheduler, num_inference_steps, guidance_branches)
     transformer.__class__ = _controlled(type(transformer))
     object.__setattr__(transformer, _ATTRIBUTE, controller)
     return BlockDanceHandle(transformer, controller)
@@ -104,11 +102,13 @@ def _controlled(model_class: type[nn.Module]) -> type[nn.Module]:
     compiling and enabling, and leaves `forward`'s signature, `state_dict` and `save_pretrained` alone.
     """
 
+    plain_context: Any = getattr(model_class, "cache_context", None)
+
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return getattr(self, _ATTRIBUTE).call(super(controlled, self).__call__, args, kwargs)
+        return getattr(self, _ATTRIBUTE).call(partial(model_class.__call__, self), args, kwargs)
 
     def cache_context(self: Any, name: str, **kwargs: Any) -> Any:
-        return _NamedContext(getattr(self, _ATTRIBUTE), super(controlled, self).cache_context(name, **kwargs), name, kwargs)
+        return _NamedContext(getattr(self, _ATTRIBUTE), plain_context(self, name, **kwargs), name, kwargs)
 
     members: dict[str, Any] = {
         "__module__": model_class.__module__,
@@ -116,18 +116,15 @@ def _controlled(model_class: type[nn.Module]) -> type[nn.Module]:
         "__doc__": model_class.__doc__,
         "__call__": torch._dynamo.disable(call, recursive=False),
     }
-    if hasattr(model_class, "cache_context"):
+    if plain_context is not None:
         members["cache_context"] = cache_context
-    controlled = type(model_class.__name__, (model_class,), members)
-    return controlled
+    return type(model_class.__name__, (model_class,), members)
 
 
 class _NamedContext:
     """Passes diffusers' cache context on to the controller as well."""
 
     def __init__(self, controller: Controller, inner: Any, name: str, fields: dict[str, Any]) -> None:
-        from diffusers.hooks.hooks import CacheContext
-
         self._controller, self._inner = controller, inner
         self._context = CacheContext(name, **fields)
 

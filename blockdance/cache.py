@@ -116,11 +116,7 @@ def _put_rows(whole: Any, part: Any, rows: list[int], num_rows: int) -> Any:
     if not isinstance(whole, Tensor):
         return whole
     index = torch.tensor(rows, device=whole.device)
-    return (
-        whole.unflatten(0, (num_rows, -1))
-        .index_copy(0, index, part.unflatten(0, (len(rows), -1)))
-        .flatten(0, 1)
-    )
+    return whole.unflatten(0, (num_rows, -1)).index_copy(0, index, part.unflatten(0, (len(rows), -1))).flatten(0, 1)
 
 
 def _empty_rows(part: Any, num_part: int, num_rows: int) -> Any:

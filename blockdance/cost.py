@@ -42,9 +42,7 @@ class ForwardCost:
         return 1.0 - self.macs(actions, kinds) / (self.total * actions.shape[-1])
 
 
-def count_macs(
-    transformer: nn.Module, layout: BlockLayout, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> ForwardCost:
+def count_macs(transformer: nn.Module, layout: BlockLayout, args: Sequence[Any], kwargs: Mapping[str, Any]) -> ForwardCost:
     """Counts the MACs of one forward call on fake tensors: nothing is computed and no memory is taken.
 
     Args:

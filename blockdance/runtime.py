@@ -234,9 +234,7 @@ class Controller:
         generation.schedule = ReuseSchedule(schedule.actions.cpu(), schedule.kinds).expand(generation.num_images)
         generation.observed = None
 
-    def _observe(
-        self, generation: _Generation, state: ReuseState, branch: str, step: int, inputs: dict[str, Any]
-    ) -> None:
+    def _observe(self, generation: _Generation, state: ReuseState, branch: str, step: int, inputs: dict[str, Any]) -> None:
         """Keeps at step ρ what a decider will see, from the conditional rows."""
         if not isinstance(self._plan, Decider) or generation.schedule is not None:
             return
@@ -249,7 +247,7 @@ class Controller:
             return  # started later than ρ: nothing to compare with, so everything computes
         features, change = cache.newest_and_change(self._layout.hidden_states_index, rows)
 
-        def select(tensor: Tensor) -> Tensor:
+        def select(tensor: Tensor) -> Any:
             return take_rows(tensor, rows, generation.num_rows)
 
         embeds = select(inputs["encoder_hidden_states"])
@@ -318,16 +316,12 @@ def _shapes(tree: Any) -> Any:
 
 
 def _kinds(plan: Plan, num_blocks: int) -> tuple[Reuse, ...]:
-    """The kinds of reuse that a plan may take, checked against the model."""
+    """The kinds of reuse that a plan may take."""
     if isinstance(plan, BlockDanceConfig):
-        kinds = (plan.kind(num_blocks),)
-    elif isinstance(plan, ReuseSchedule | Decider):
-        kinds = plan.kinds
-    else:
+        return (plan.kind(num_blocks),)
+    if not isinstance(plan, ReuseSchedule | Decider):
         raise ScheduleError(
             f"The plan must be a BlockDanceConfig, a ReuseSchedule, or have `kinds`, `decision_step` and `decide` (such as an "
             f"AdaPolicy); got {type(plan).__name__}."
         )
-    return kinds
-
-
+    return plan.kinds

@@ -98,9 +98,7 @@ def step_range(num_steps: int, reuse_range: Sequence[float]) -> tuple[int, int]:
     return round(reuse_range[0] * num_steps), round(reuse_range[1] * num_steps)
 
 
-def blockdance_n(
-    num_steps: int, interval: int, kind: Reuse, reuse_range: tuple[float, float] = (0.4, 0.95)
-) -> ReuseSchedule:
+def blockdance_n(num_steps: int, interval: int, kind: Reuse, reuse_range: tuple[float, float] = (0.4, 0.95)) -> ReuseSchedule:
     """BlockDance-N (section 3.3): inside the range, of every group of N steps the first computes and the others reuse."""
     first, last = step_range(num_steps, reuse_range)
     actions = [int(first <= step < last and (step - first) % interval > 0) for step in range(num_steps)]

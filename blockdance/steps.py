@@ -134,9 +134,11 @@ def noise_levels(scheduler: Any, timesteps: list[float]) -> list[float]:
     """Noise level of every timestep: the scheduler's `sigmas`, else √((1 − ᾱ)/ᾱ), else the timestep itself."""
     sigmas = getattr(scheduler, "sigmas", None)
     if sigmas is not None and len(sigmas) >= len(timesteps):
-        return torch.as_tensor(sigmas).float().tolist()[: len(timesteps)]
+        given: list[float] = torch.as_tensor(sigmas).float().tolist()
+        return given[: len(timesteps)]
     alphas = getattr(scheduler, "alphas_cumprod", None)
     if alphas is not None:
         chosen = alphas[torch.tensor(timesteps).round().long().clamp(0, len(alphas) - 1).cpu()].float()
-        return ((1 - chosen) / chosen).sqrt().tolist()
+        levels: list[float] = ((1 - chosen) / chosen).sqrt().tolist()
+        return levels
     return timesteps

@@ -1,5 +1,7 @@
 """Small real models, built from configs, that many tests share."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers import (
@@ -10,7 +12,7 @@ from diffusers import (
     PixArtTransformer2DModel,
     SD3Transformer2DModel,
 )
-from transformers import T5Config, T5EncoderModel, T5Tokenizer
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, T5Config, T5EncoderModel, T5Tokenizer
 
 NUM_BLOCKS = 4
 
@@ -31,27 +33,49 @@ def scramble(model: torch.nn.Module) -> torch.nn.Module:
 def build_pixart() -> PixArtTransformer2DModel:
     return scramble(
         PixArtTransformer2DModel(
-            num_attention_heads=2, attention_head_dim=8, num_layers=NUM_BLOCKS, cross_attention_dim=16, caption_channels=12,
-            in_channels=4, out_channels=4, sample_size=8, patch_size=2,
-        )  # fmt: skip
+            num_attention_heads=2,
+            attention_head_dim=8,
+            num_layers=NUM_BLOCKS,
+            cross_attention_dim=16,
+            caption_channels=12,
+            in_channels=4,
+            out_channels=4,
+            sample_size=8,
+            patch_size=2,
+        )
     )
 
 
 def build_sd3() -> SD3Transformer2DModel:
     return scramble(
         SD3Transformer2DModel(
-            sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_layers=NUM_BLOCKS, attention_head_dim=8,
-            num_attention_heads=2, joint_attention_dim=12, caption_projection_dim=16, pooled_projection_dim=12,
-        )  # fmt: skip
+            sample_size=8,
+            patch_size=2,
+            in_channels=4,
+            out_channels=4,
+            num_layers=NUM_BLOCKS,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=12,
+            caption_projection_dim=16,
+            pooled_projection_dim=12,
+        )
     )
 
 
 def build_flux() -> FluxTransformer2DModel:
     return scramble(
         FluxTransformer2DModel(
-            patch_size=1, in_channels=4, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
-            joint_attention_dim=12, pooled_projection_dim=12, axes_dims_rope=(4, 4, 8),
-        )  # fmt: skip
+            patch_size=1,
+            in_channels=4,
+            num_layers=2,
+            num_single_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=12,
+            pooled_projection_dim=12,
+            axes_dims_rope=(4, 4, 8),
+        )
     )
 
 
@@ -83,3 +107,17 @@ def build_pixart_pipeline() -> PixArtAlphaPipeline:
 @pytest.fixture
 def pixart_pipeline() -> PixArtAlphaPipeline:
     return build_pixart_pipeline()
+
+
+def build_clip_folder(folder: Path) -> Path:
+    """A random CLIP of 16×16 pixels with tokenizer and image processor, saved."""
+    torch.manual_seed(3)
+    tokenizer = build_tokenizer()
+    text = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "vocab_size": len(tokenizer), "max_position_embeddings": 12, "eos_token_id": 1, "pad_token_id": 0, "bos_token_id": None}  # fmt: skip
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+              "image_size": 16, "patch_size": 4}  # fmt: skip
+    scramble(CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=16).save_pretrained(folder)
+    return folder

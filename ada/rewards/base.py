@@ -92,7 +92,9 @@ class WeightedReward:
                     f"The reward `{name}` gave {values[broken[0]].item()} for image {broken[0]} of the batch, prompt "
                     f"{prompts[broken[0]]!r}. Check that the model decodes this prompt to a finite image in its precision."
                 )
-        total = sum((self.weights[name] * values for name, values in parts.items()), torch.zeros(len(images), device=images.device))
+        total = sum(
+            (self.weights[name] * values for name, values in parts.items()), torch.zeros(len(images), device=images.device)
+        )
         return RewardResult(total, parts)
 
     def to(self, device: torch.device | str) -> "WeightedReward":

@@ -122,10 +122,7 @@ def main() -> None:
     ]
     splits = split_by_emoji(captions, options.seed)
     dataset = DatasetDict(
-        {
-            split: Dataset.from_list(list(rows(members, folders)), features=FEATURES)
-            for split, members in splits.items()
-        }
+        {split: Dataset.from_list(list(rows(members, folders)), features=FEATURES) for split, members in splits.items()}
     )
     dataset.save_to_disk(options.output)
     options.prompts.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,9 @@ NUM_TOKENS = 24
 def load_split(folder: Path, split: str, styles: list[str]) -> Dataset:
     """Loads one split of the dataset that ``build_dataset.py`` made, in the given styles."""
     if not (folder / split).is_dir():
-        raise FileNotFoundError(f"No dataset in {folder}. Make it with `python examples/emoji/build_dataset.py --output {folder}`.")
+        raise FileNotFoundError(
+            f"No dataset in {folder}. Make it with `python examples/emoji/build_dataset.py --output {folder}`."
+        )
     dataset = load_from_disk(str(folder / split))
     return dataset.filter(lambda style: style in styles, input_columns="style")
 

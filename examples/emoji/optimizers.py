@@ -37,7 +37,9 @@ class ChainedOptimizer(Optimizer):
         self.param_groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
 
-def build_optimizer(model: nn.Module, learning_rate: float, matrix_learning_rate: float, weight_decay: float = 0.0) -> Optimizer:
+def build_optimizer(
+    model: nn.Module, learning_rate: float, matrix_learning_rate: float, weight_decay: float = 0.0
+) -> Optimizer:
     """AdamW for every parameter, or, with a `matrix_learning_rate`, Muon for the two-dimensional weights of the blocks."""
     matrices, rest = [], []
     for name, parameter in model.named_parameters():

@@ -98,9 +98,7 @@ class DiTModule(LightningModule):
     def __init__(self, tokenizer: T5Tokenizer, vae: AutoencoderKL, options: argparse.Namespace) -> None:
         super().__init__()
         self.options = options
-        self.model = nn.ModuleDict(
-            {"text_encoder": build_text_encoder(len(tokenizer)), "transformer": build_transformer()}
-        )
+        self.model = nn.ModuleDict({"text_encoder": build_text_encoder(len(tokenizer)), "transformer": build_transformer()})
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(options.average_decay))
         self.model["transformer"].compile()
         self.frozen = {"tokenizer": tokenizer, "vae": vae}  # a dict, so that Lightning does not save the autoencoder

@@ -64,7 +64,14 @@ def augment(images: Tensor) -> Tensor:
         return torch.empty(count, *shape, device=images.device).uniform_(low, high)
 
     angle, scale = uniform(-0.15, 0.15), uniform(0.9, 1.12)
-    rows = [scale * angle.cos(), -scale * angle.sin(), uniform(-0.1, 0.1), scale * angle.sin(), scale * angle.cos(), uniform(-0.1, 0.1)]
+    rows = [
+        scale * angle.cos(),
+        -scale * angle.sin(),
+        uniform(-0.1, 0.1),
+        scale * angle.sin(),
+        scale * angle.cos(),
+        uniform(-0.1, 0.1),
+    ]
     grid = F.affine_grid(torch.stack(rows, 1).view(count, 2, 3), list(images.shape), align_corners=False)
     # white is 0 after the shift, so that what comes in from outside is background
     moved = F.grid_sample(images - 1, grid, align_corners=False) * uniform(0.8, 1.2, 3, 1, 1) + 1
@@ -96,10 +103,14 @@ class ScorerModule(LightningModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_number: int) -> None:
         ranks = caption_ranks(self.model, *batch)
-        self.log_dict({"validation/top1": (ranks < 1).float().mean(), "validation/top5": (ranks < 5).float().mean()}, prog_bar=True)
+        self.log_dict(
+            {"validation/top1": (ranks < 1).float().mean(), "validation/top5": (ranks < 5).float().mean()}, prog_bar=True
+        )
 
     def configure_optimizers(self) -> dict:
-        optimizer = build_optimizer(self.model, self.options.learning_rate, self.options.matrix_learning_rate, weight_decay=0.05)
+        optimizer = build_optimizer(
+            self.model, self.options.learning_rate, self.options.matrix_learning_rate, weight_decay=0.05
+        )
         schedule = trapezoidal_schedule(optimizer, warmup=100, decay=self.options.steps // 2, steps=self.options.steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -116,7 +127,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data/emoji"))
     parser.add_argument("--tokenizer", type=Path, default=Path("checkpoints/emoji-dit/tokenizer"))
-    parser.add_argument("--vae", type=Path, default=Path("checkpoints/emoji-dit/vae"), help="its reconstructions are a style more")
+    parser.add_argument(
+        "--vae", type=Path, default=Path("checkpoints/emoji-dit/vae"), help="its reconstructions are a style more"
+    )
     parser.add_argument("--output", type=Path, default=Path("runs/emoji-scorer"))
     parser.add_argument("--export", type=Path, default=None, help="also write the scorer, in half precision, here")
     parser.add_argument("--steps", type=int, default=1200)
@@ -148,7 +161,9 @@ def main() -> None:
     model = module.model.eval()
     folder = options.export or options.output / "scorer"
     ranks = caption_ranks(model, held_pixels, held_tokens)
-    print(f"held-out images: own caption first of {len(ranks)}: {(ranks < 1).float().mean():.1%}, in the first five: {(ranks < 5).float().mean():.1%}")
+    first, first_five = ((ranks < count).float().mean() for count in (1, 5))
+    print(f"held-out images: own caption first of {len(ranks)}: {first:.1%}, in the first five: {first_five:.1%}")
+
     model.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     CLIPImageProcessor(size=64, crop_size=64, image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(folder)

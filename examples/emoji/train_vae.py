@@ -1,6 +1,6 @@
 """Trains the small `AutoencoderKL` of the embedded model: 64×64 pixels to 16×16×4 latents.
 
-    python examples/emoji/train_vae.py --data data/emoji --output runs/emoji-vae
+python examples/emoji/train_vae.py --data data/emoji --output runs/emoji-vae
 """
 
 import argparse

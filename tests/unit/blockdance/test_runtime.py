@@ -259,7 +259,9 @@ def test_report_counts_macs_and_bytes() -> None:
     """A PixArt block: its MACs by hand, in the report, and bytes of two kept outputs."""
     model = build_pixart()
     inputs = pixart_inputs(2)
-    handle = apply_blockdance(model, schedule([[0, 1, 0], [0, 0, 0]], Reuse(boundary=1)), num_inference_steps=3, guidance_branches=1)
+    handle = apply_blockdance(
+        model, schedule([[0, 1, 0], [0, 0, 0]], Reuse(boundary=1)), num_inference_steps=3, guidance_branches=1
+    )
     for timestep in (0.9, 0.5):
         call(model, inputs, timestep)
     report = handle.report()

@@ -1,0 +1,200 @@
+"""`train.py` in process, on a small random PixArt pipeline: it trains, resumes, exports, and its policy runs in a stock pipeline."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import build_clip_folder, build_pixart_pipeline
+from diffusers import DiffusionPipeline
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import train
+from ada import AdaPolicy
+from ada.rewards import RewardError
+from blockdance import apply_blockdance
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("models")
+    build_pixart_pipeline().save_pretrained(folder / "pipeline")
+    build_clip_folder(folder / "scorer")
+    prompts = folder / "prompts"
+    prompts.mkdir()
+    for split, count in (("train", 6), ("validation", 3)):
+        lines = [json.dumps({"prompt": f"{'abcdef'[index]} {split}"}) for index in range(count)]
+        (prompts / f"{split}.jsonl").write_text("\n".join(lines))
+    return {name: str(folder / name) for name in ("pipeline", "scorer", "prompts")}
+
+
+def write_config(folder: Path, models: dict[str, str], **model: Any) -> Path:
+    """A configuration over the default one, as a user would write it."""
+    clip = {"class_path": "ada.rewards.ClipScore", "init_args": {"model": models["scorer"], "scale": 0.1}}
+    config = {
+        "trainer": {
+            "accelerator": "cpu",
+            "enable_progress_bar": False,
+            "max_epochs": 4,
+            "limit_train_batches": 2,
+            "check_val_every_n_epoch": 1,
+            "default_root_dir": str(folder / "run"),
+            "logger": {
+                "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+                "init_args": {"save_dir": str(folder / "run"), "name": None, "version": ""},
+            },
+        },
+        "model": {
+            "backbone": {
+                "class_path": "ada.backbone.Backbone",
+                "init_args": {"model": models["pipeline"], "num_inference_steps": 8, "max_sequence_length": 12},
+            },
+            "kinds": [{"boundary": 3, "order": 1}, {"boundary": 2, "order": 0}],
+            "reward": {
+                "class_path": "ada.rewards.WeightedReward",
+                "init_args": {
+                    "rewards": {
+                        "clip": {"class_path": "ada.rewards.Relative", "init_args": {"reward": clip}},
+                        "ssim": {"class_path": "ada.rewards.SSIM"},
+                    },
+                    "weights": {"clip": 0.5, "ssim": 1.0},
+                },
+            },
+            "group_size": 3,
+            "hidden_size": 16,
+            "num_heads": 2,
+            **model,
+        },
+        "data": {"source": models["prompts"], "batch_size": 2, "train_limit": None, "validation_limit": None},
+    }
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def weights(module: Any) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in module.policy.state_dict().items()}
+
+
+def test_trains_logs_exports_and_serves_a_stock_pipeline(
+    models: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = train.main(["--config", str(write_config(tmp_path, models))])
+    run = tmp_path / "run"
+    assert "Greedy decisions on held-out prompts" in capsys.readouterr().out
+    assert {file.name for file in (run / "policy").iterdir()} == {"config.json", "model.safetensors", "README.md"}
+    assert (run / "pictures" / "reference_and_reuse.png").stat().st_size > 200
+    assert [row["rollouts"] for row in module.validation_history] == [0, 2, 4, 6, 8]
+
+    logged = EventAccumulator(str(run)).Reload()
+    scalars, images = set(logged.Tags()["scalars"]), set(logged.Tags()["images"])
+    wanted = (
+        "reward",
+        "quality",
+        "compute_saved",
+        "entropy",
+        "advantage_spread",
+        "gradient_norm",
+        "quality/clip",
+        "quality/ssim",
+    )
+    assert {f"train/{name}" for name in wanted} <= scalars
+    assert {"validation/reuse_probability", "validation/reference_and_reuse"} <= images
+
+    policy = AdaPolicy.from_pretrained(run / "policy")
+    assert all(torch.equal(tensor, policy.state_dict()[name]) for name, tensor in weights(module).items())
+    pipeline = DiffusionPipeline.from_pretrained(models["pipeline"])
+    pipeline.set_progress_bar_config(disable=True)
+    # two steps that the policy wants most, so that the saving is known whatever it learnt
+    handle = apply_blockdance(pipeline, policy.with_options(compute=0.8))
+    pipeline(["a dog", "a cat"], num_inference_steps=8, use_resolution_binning=False)
+    assert (handle.report().actions > 0).sum(1).min() >= 1
+
+
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(models: dict[str, str], tmp_path: Path) -> None:
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    straight.mkdir()
+    stopped.mkdir()
+    expected = train.main(["--config", str(write_config(straight, models))])
+    command = ["--config", str(write_config(stopped, models))]
+    train.main([*command, "--trainer.max_epochs", "2"])
+    resumed = train.main(command)
+    assert [row["rollouts"] for row in resumed.validation_history] == [0, 2, 4, 6, 8]
+    for name, tensor in weights(expected).items():
+        torch.testing.assert_close(weights(resumed)[name], tensor, atol=5e-5, rtol=0)
+    assert not torch.equal(weights(resumed)["head.3.weight"], torch.zeros_like(weights(resumed)["head.3.weight"]))
+
+
+def test_checkpoints_hold_nothing_frozen(models: dict[str, str], tmp_path: Path) -> None:
+    train.main(["--config", str(write_config(tmp_path, models)), "--trainer.max_epochs", "1"])
+    checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert {name.split(".")[0] for name in checkpoint["state_dict"]} == {"policy", "reward_mean"}
+
+
+@pytest.mark.parametrize("advantage", ["none", "self_critical", "group", "ema"])
+def test_every_advantage_trains(models: dict[str, str], tmp_path: Path, advantage: str) -> None:
+    config = write_config(tmp_path, models, advantage=advantage)
+    module = train.main(["--config", str(config), "--trainer.max_epochs", "1"])
+    assert module.policy.head[-1].weight.abs().sum() > 0
+
+
+def test_learns_to_reuse_when_quality_does_not_matter(models: dict[str, str], tmp_path: Path) -> None:
+    """With a tiny λ the reward is the compute saved: the policy must learn to take the dearest saving everywhere."""
+    config = write_config(
+        tmp_path, models, quality_weight_range=[1e-6, 1e-6], learning_rate=0.01, entropy_weight=0.0, warmup_rollouts=0
+    )
+    module = train.main(["--config", str(config), "--trainer.max_epochs", "15", "--trainer.check_val_every_n_epoch", "15"])
+    first, last = module.validation_history[0], module.validation_history[-1]
+    assert first["compute_saved"] == 0
+    most = (1 - float(module.policy.action_costs[1])) * 4 / 5  # four of the five steps after ρ are decided
+    assert last["compute_saved"] > 0.9 * most
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model.group_sizes", "3"], "group_sizes"),
+        (["--model.updates_per_rollout", "3"], "clip_range"),
+        (["--model.prefix", "0.99"], "no step is left to decide"),
+    ],
+)
+def test_wrong_settings_are_named(
+    models: dict[str, str], tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_config(tmp_path, models, clip_range=None, updates_per_rollout=1)
+    with pytest.raises((SystemExit, ValueError)) as error:
+        train.main(["--config", str(config), *arguments])
+    assert message in str(error.value) + capsys.readouterr().err
+
+
+def test_a_nan_reward_stops_and_keeps_the_checkpoint(
+    models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["--config", str(write_config(tmp_path, models)), "--trainer.max_epochs"]
+    train.main([*command, "1"])
+    monkeypatch.setattr(
+        "ada.rewards.clip.ClipScore.__call__", lambda self, images, prompts, reference: images.flatten(1)[:, 0] / 0 * 0
+    )
+    with pytest.raises(RewardError, match="`clip` gave nan"):
+        train.main([*command, "3"])
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_the_papers_configuration_trains_on_a_small_pixart(models: dict[str, str], tmp_path: Path) -> None:
+    """configs/pixart_alpha.yaml as it is, but for the model's size, the device and the length."""
+    module = train.main([
+        "--config", "configs/pixart_alpha.yaml",
+        "--trainer.default_root_dir", str(tmp_path), "--trainer.logger", "false", "--trainer.accelerator", "cpu", "--trainer.devices", "1",
+        "--trainer.strategy", "auto", "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1", "--trainer.enable_progress_bar", "false",
+        "--trainer.check_val_every_n_epoch", "1",
+        "--model.backbone.init_args.model", models["pipeline"], "--model.kinds", '[{"boundary": 2, "order": 0}]',
+        "--model.reward.init_args.rewards.clip.init_args.reward.init_args.model", models["scorer"],
+        "--model.reward.init_args.rewards.perceptual.init_args.model", models["scorer"],
+        "--data.source", models["prompts"], "--data.column", "prompt", "--data.validation_split", "validation",
+    ])  # fmt: skip
+    assert module.advantage == "none"
+    assert module.quality_weight_range == (2.0, 2.0)
+    assert module.backbone.transformer.dtype == torch.bfloat16
+    assert (tmp_path / "policy" / "model.safetensors").is_file()
