@@ -1,7 +1,7 @@
 """Measures policies against every alternative, on the same prompts, noise, sampler and machine."""
 
 from ada.evaluation.compare import EvaluationError, evaluate
-from ada.evaluation.methods import BatchReport, Method, by_plan
+from ada.evaluation.methods import BatchReport, Method, Planned
 from ada.evaluation.metrics import Metric, default_metrics
 from ada.evaluation.results import Column, MethodResult, Results
 from ada.evaluation.sources import load_policy
@@ -15,8 +15,8 @@ __all__ = [
     "Method",
     "MethodResult",
     "Metric",
+    "Planned",
     "Results",
-    "by_plan",
     "default_metrics",
     "evaluate",
     "load_policy",

@@ -44,7 +44,7 @@ class Method:
         family: methods that share a colour and a line in the plot.
         label: short name of the point in the plot.
         num_inference_steps: denoising steps.
-        accelerate: see `Accelerate`; `by_plan` makes one of a BlockDance plan.
+        accelerate: see `Accelerate`; `Planned` makes one of a BlockDance plan.
         note: what exactly it does, for `results.json`.
     """
 
@@ -62,27 +62,28 @@ def unchanged(pipeline: Any, images: slice) -> Iterator[Callable[[], BatchReport
     yield lambda: BatchReport(None, torch.zeros(images.stop - images.start, dtype=torch.float64))
 
 
-def by_plan(plan: Plan) -> Accelerate:
+@dataclass(frozen=True)
+class Planned:
     """Runs a BlockDance plan.
 
     Args:
         plan: a config, a decider, or a schedule with a single row or one row per prompt of the whole evaluation.
     """
 
+    plan: Plan
+
     @contextmanager
-    def accelerate(pipeline: Any, images: slice) -> Iterator[Callable[[], BatchReport]]:
-        part = plan
+    def __call__(self, pipeline: Any, images: slice) -> Iterator[Callable[[], BatchReport]]:
+        plan = self.plan
         if isinstance(plan, ReuseSchedule) and plan.batch_size > 1:
-            part = ReuseSchedule(plan.actions[images], plan.kinds)
-        with apply_blockdance(pipeline, part) as handle:
+            plan = ReuseSchedule(plan.actions[images], plan.kinds)
+        with apply_blockdance(pipeline, plan) as handle:
 
             def report() -> BatchReport:
                 done = handle.report()
                 return BatchReport(done.actions, done.compute_saved)
 
             yield report
-
-    return accelerate
 
 
 def default_methods(
@@ -153,7 +154,7 @@ def _blockdance(
             family=f"BlockDance, block {boundary}, order {order}",
             label=f"N={interval}",
             num_inference_steps=num_inference_steps,
-            accelerate=by_plan(BlockDanceConfig(interval=interval, boundary=boundary, order=order)),
+            accelerate=Planned(BlockDanceConfig(interval=interval, boundary=boundary, order=order)),
             note=f"Of every {interval} steps between 40 % and 95 %, the first computes; the others start after block "
             + f"{boundary} "
             + ("from the cached output (the paper)." if order == 0 else "from an extrapolation of the cached outputs."),
@@ -181,7 +182,7 @@ def _random(policy: AdaPolicy, decisions: Mapping[float, ReuseSchedule], num_inf
                 family=f"{RANDOM}, Ada's rate",
                 label=f"λ={weight:.3g}",
                 num_inference_steps=num_inference_steps,
-                accelerate=by_plan(drawn),
+                accelerate=Planned(drawn),
                 note=f"Per image, uniformly drawn steps reuse, {mean:.2f} on average, after block {kind.boundary} with order "
                 f"{kind.order}.",
             )
@@ -195,7 +196,7 @@ def _ada(policy: AdaPolicy, weight: float, num_inference_steps: int) -> Method:
         family=ADA,
         label=f"λ={weight:.3g}",
         num_inference_steps=num_inference_steps,
-        accelerate=by_plan(policy.with_options(quality_weight=weight)),
+        accelerate=Planned(policy.with_options(quality_weight=weight)),
         note=f"The policy's greedy decisions at quality weight {weight:.3g}. The compute saved leaves out the policy "
         "network, the latency contains it.",
     )

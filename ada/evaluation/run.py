@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ada.backbone import Backbone
-from ada.evaluation.methods import BatchReport, Method, by_plan
+from ada.evaluation.methods import BatchReport, Method, Planned
 from ada.evaluation.metrics import Metric, score
 from ada.evaluation.results import COMPUTE_SAVED, MethodResult, estimate_all
 from ada.policy import AdaPolicy
@@ -131,9 +131,8 @@ def measure(
             record.add(score(metrics, images, prompts, reference), report, methods[0].num_inference_steps)
             if len(prompts) == len(cases.prompts[batches[0]]):
                 record.seconds_per_image.append(seconds / len(prompts))
-            record.images.update(
-                {place: images[place - batch.start].cpu() for place in kept if batch.start <= place < batch.stop}
-            )
+            here = [place for place in kept if batch.start <= place < batch.stop]
+            record.images.update({place: images[place - batch.start].cpu() for place in here})
     return records
 
 
@@ -183,7 +182,7 @@ class Survey:
     def run(self, backbone: Backbone, cases: Cases) -> Iterator[int]:
         """Passes over all prompts; yields the number of batches done."""
         for done, batch in enumerate(cases.batches(), 1):
-            with by_plan(self)(backbone.pipeline, batch):
+            with Planned(self)(backbone.pipeline, batch):
                 generate(backbone, cases, batch, backbone.num_inference_steps)
             yield done
 

@@ -179,7 +179,10 @@ def main() -> None:
     train = DataLoader(data, options.batch_size, shuffle=True, drop_last=True)
     fit(module, train, DataLoader([0]), options.output, options.steps, validate_every=500)
     pipeline = module.pipeline()
-    pipeline.to(torch.float16).save_pretrained(options.export or options.output / "pipeline")
+    # the text encoder stays in single precision: transformers loads what it finds, and PixArt's latents take its precision
+    pipeline.transformer.half()
+    pipeline.vae.half()
+    pipeline.save_pretrained(options.export or options.output / "pipeline")
     print(f"Saved {options.export or options.output / 'pipeline'}")
 
 
