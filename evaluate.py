@@ -54,5 +54,11 @@ def main(
         sys.exit(2)
 
 
+def _underscored(word: str) -> str:
+    """Lets `--batch-size` be written as well as `--batch_size`."""
+    option, equals, value = word.partition("=")
+    return (option if not option.startswith("--") else "--" + option[2:].replace("-", "_")) + equals + value
+
+
 if __name__ == "__main__":
-    auto_cli(main, as_positional=False, allow_abbrev=False)
+    auto_cli(main, args=[_underscored(word) for word in sys.argv[1:]], as_positional=False, allow_abbrev=False)

@@ -113,11 +113,16 @@ def build_clip_folder(folder: Path) -> Path:
     """A random CLIP of 16×16 pixels with tokenizer and image processor, saved."""
     torch.manual_seed(3)
     tokenizer = build_tokenizer()
-    text = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-            "vocab_size": len(tokenizer), "max_position_embeddings": 12, "eos_token_id": 1, "pad_token_id": 0, "bos_token_id": None}  # fmt: skip
-    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-              "image_size": 16, "patch_size": 4}  # fmt: skip
-    scramble(CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))).save_pretrained(folder)
+    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": 12,
+        "bos_token_id": None,
+        "eos_token_id": 1,
+        "pad_token_id": 0,
+    }
+    config = CLIPConfig(text_config=tower | text, vision_config=tower | {"image_size": 16, "patch_size": 4}, projection_dim=8)
+    scramble(CLIPModel(config)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=16).save_pretrained(folder)
     return folder

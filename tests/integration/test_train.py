@@ -1,6 +1,9 @@
-"""`train.py` in process, on a small random PixArt pipeline: it trains, resumes, exports, and its policy runs in a stock pipeline."""
+"""`train.py` on a small random PixArt pipeline: it trains, resumes, exports, and its policy runs in a stock pipeline."""
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,7 @@ import torch
 import yaml
 from conftest import build_clip_folder, build_pixart_pipeline
 from diffusers import DiffusionPipeline
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
@@ -133,6 +137,55 @@ def test_checkpoints_hold_nothing_frozen(models: dict[str, str], tmp_path: Path)
     assert {name.split(".")[0] for name in checkpoint["state_dict"]} == {"policy", "reward_mean"}
 
 
+def run_command(*arguments: str) -> None:
+    finished = subprocess.run(
+        [sys.executable, "train.py", *arguments], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert finished.returncode == 0, finished.stderr[-2000:]
+
+
+@pytest.mark.slow  # starts three Python processes
+def test_two_processes_train_as_one_with_the_same_global_batch(models: dict[str, str], tmp_path: Path) -> None:
+    policies = {}
+    for processes, batch_size in ((1, 4), (2, 2)):
+        folder = tmp_path / str(processes)
+        folder.mkdir()
+        command = [
+            "--config",
+            str(write_config(folder, models)),
+            "--trainer.max_epochs",
+            "1",
+            "--trainer.limit_train_batches",
+            "1",
+        ]
+        strategy = "ddp" if processes > 1 else "auto"
+        command += ["--trainer.devices", str(processes), "--trainer.strategy", strategy, "--data.batch_size", str(batch_size)]
+        run_command(*command)
+        policies[processes] = load_file(folder / "run" / "policy" / "model.safetensors")
+    for name, tensor in policies[1].items():
+        torch.testing.assert_close(policies[2][name], tensor, atol=2e-5, rtol=0)
+    assert policies[1]["head.3.weight"].abs().max() > 1e-5
+
+
+@pytest.mark.slow  # starts two Python processes
+def test_a_killed_run_resumes_with_the_same_command(models: dict[str, str], tmp_path: Path) -> None:
+    command = ["--config", str(write_config(tmp_path, models)), "--trainer.max_epochs", "6"]
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    process = subprocess.Popen([sys.executable, "train.py", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while not last.is_file() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    reached = torch.load(last, weights_only=True)["epoch"]
+    run_command(*command)
+    resumed = torch.load(last, weights_only=True)
+    assert resumed["epoch"] == 5
+    history = [row["rollouts"] for row in json.loads(resumed["validation_history"])]
+    assert history == sorted(set(history)), "no epoch was trained twice"
+    assert reached < 5
+
+
 @pytest.mark.parametrize("advantage", ["none", "self_critical", "group", "ema"])
 def test_every_advantage_trains(models: dict[str, str], tmp_path: Path, advantage: str) -> None:
     config = write_config(tmp_path, models, advantage=advantage)
@@ -186,9 +239,9 @@ def test_the_papers_configuration_trains_on_a_small_pixart(models: dict[str, str
     """configs/pixart_alpha.yaml as it is, but for the model's size, the device and the length."""
     module = train.main([
         "--config", "configs/pixart_alpha.yaml",
-        "--trainer.default_root_dir", str(tmp_path), "--trainer.logger", "false", "--trainer.accelerator", "cpu", "--trainer.devices", "1",
-        "--trainer.strategy", "auto", "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1", "--trainer.enable_progress_bar", "false",
-        "--trainer.check_val_every_n_epoch", "1",
+        "--trainer.default_root_dir", str(tmp_path), "--trainer.logger", "false", "--trainer.enable_progress_bar", "false",
+        "--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.strategy", "auto",
+        "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1", "--trainer.check_val_every_n_epoch", "1",
         "--model.backbone.init_args.model", models["pipeline"], "--model.kinds", '[{"boundary": 2, "order": 0}]',
         "--model.reward.init_args.rewards.clip.init_args.reward.init_args.model", models["scorer"],
         "--model.reward.init_args.rewards.perceptual.init_args.model", models["scorer"],

@@ -319,10 +319,10 @@ def test_decider_sees_the_conditional_rows_and_is_asked_once() -> None:
 
 
 @pytest.mark.parametrize("compile_first", [True, False])
-def test_compiled_without_breaks_in_two_graphs(compile_first: bool) -> None:
+def test_compiled_without_breaks_in_two_graphs(family: tuple[nn.Module, Any], compile_first: bool) -> None:
     torch._dynamo.reset()
-    model, inputs = build_pixart(), pixart_inputs(2)
-    plan = BlockDanceConfig(reuse_range=(0, 1), boundary=1)
+    model, make = family
+    inputs, plan = make(2), BlockDanceConfig(reuse_range=(0, 1), boundary=1)
     with apply_blockdance(model, plan, num_inference_steps=4):
         eager = [call(model, inputs, timestep) for timestep in (0.9, 0.7, 0.5, 0.3)]
     counter = torch._dynamo.testing.CompileCounter()
