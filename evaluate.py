@@ -1,23 +1,23 @@
 """Compares a trained policy with every alternative: `python evaluate.py --policy checkpoints/ada-emoji`."""
 
+import re
 import sys
 from pathlib import Path
 
 import torch
 from jsonargparse import auto_cli
 
-from ada import IncompatiblePolicyError
 from ada.backbone import Backbone, Dtype
 from ada.data import load_prompts
 from ada.evaluation import EvaluationError, default_metrics, evaluate, load_policy
+from blockdance import BlockDanceError
 
 
 def main(
     policy: str, base_model: str = "checkpoints/emoji-dit", scorer: str = "checkpoints/emoji-scorer",
-    prompts: str = "checkpoints/emoji-prompts", split: str = "test", limit: int = 64,
-    num_inference_steps: int = 20, guidance_scale: float = 4.5, max_sequence_length: int = 24, dtype: Dtype = "float32",
-    batch_size: int = 8, seed: int = 0, quality_weights: list[float] | None = None,
-    output: Path = Path("outputs/evaluation"), device: str = "auto",
+    prompts: str = "checkpoints/emoji-prompts", split: str = "test", limit: int = 64, num_inference_steps: int = 20,
+    guidance_scale: float = 4.0, max_sequence_length: int = 24, dtype: Dtype = "float32", batch_size: int = 8, seed: int = 0,
+    quality_weights: list[float] | None = None, output: Path = Path("outputs/evaluation"), device: str = "auto",
 ) -> None:  # fmt: skip
     """Prints a table over held-out prompts and writes results.json, table.md, two Pareto plots and an image grid.
 
@@ -34,13 +34,12 @@ def main(
         dtype: precision of the pipeline.
         batch_size: images per call of the pipeline.
         seed: seed of the noise and of the random schedules.
-        quality_weights: λ at which the policy runs; by default four, log-spaced over its range.
+        quality_weights: λ at which the policy runs; by default three, log-spaced over its range.
         output: folder to write to.
         device: such as cpu or cuda; auto takes the accelerator where there is one.
     """
-    if device == "auto":
-        device = str(torch.accelerator.current_accelerator() or "cpu")
     try:
+        device = str(torch.accelerator.current_accelerator() or "cpu") if device == "auto" else device
         dataset = load_prompts(prompts, split, limit=limit)
         evaluate(
             policy=load_policy(policy), metrics=default_metrics(scorer, device),
@@ -49,16 +48,12 @@ def main(
             batch_size=batch_size, seed=seed, settings={"split": split},
             sources={"policy": policy, "base_model": base_model, "scorer": scorer, "prompts": prompts},
         )  # fmt: skip
-    except (OSError, EvaluationError, IncompatiblePolicyError) as error:
+    except (OSError, EvaluationError, BlockDanceError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 
 
-def _underscored(word: str) -> str:
-    """Lets `--batch-size` be written as well as `--batch_size`."""
-    option, equals, value = word.partition("=")
-    return (option if not option.startswith("--") else "--" + option[2:].replace("-", "_")) + equals + value
-
-
 if __name__ == "__main__":
-    auto_cli(main, args=[_underscored(word) for word in sys.argv[1:]], as_positional=False, allow_abbrev=False)
+    # --batch-size is understood as well as --batch_size
+    words = [re.sub("^--[^=]+", lambda option: "--" + option[0][2:].replace("-", "_"), word) for word in sys.argv[1:]]
+    auto_cli(main, args=words, as_positional=False, allow_abbrev=False)

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -152,7 +153,6 @@ class Controller:
         self.kinds = _kinds(plan, num_blocks)
         self._executor = ReuseExecutor(transformer, layout, self.kinds)
         self._generation: _Generation | None = None
-        self._costs: dict[Any, ForwardCost] = {}
         self.context: Any = None
 
     def call(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -293,15 +293,20 @@ class Controller:
         return BlockDanceReport(actions, self.kinds, computed, full, generation.cache_bytes, generation.peak_cache_bytes)
 
     def _cost(self, shapes: Any) -> ForwardCost:
+        costs = _COSTS.setdefault(self._transformer, {})
         key = str(shapes)
-        if key not in self._costs:
+        if key not in costs:
             device = next(self._transformer.parameters()).device
             args, kwargs = tree_map(
                 lambda leaf: torch.empty(leaf.shape, dtype=leaf.dtype, device=device) if isinstance(leaf, _Shape) else leaf,
                 shapes,
             )
-            self._costs[key] = count_macs(self._transformer, self._layout, args, kwargs)
-        return self._costs[key]
+            costs[key] = count_macs(self._transformer, self._layout, args, kwargs)
+        return costs[key]
+
+
+# MACs depend on the model and the shapes of its inputs alone, so they outlive the controllers of one model
+_COSTS: WeakKeyDictionary[nn.Module, dict[str, ForwardCost]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)

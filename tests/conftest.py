@@ -12,7 +12,7 @@ from diffusers import (
     PixArtTransformer2DModel,
     SD3Transformer2DModel,
 )
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, T5Config, T5EncoderModel, T5Tokenizer
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, T5Config, T5EncoderModel, T5Tokenizer
 
 NUM_BLOCKS = 4
 
@@ -124,5 +124,5 @@ def build_clip_folder(folder: Path) -> Path:
     config = CLIPConfig(text_config=tower | text, vision_config=tower | {"image_size": 16, "patch_size": 4}, projection_dim=8)
     scramble(CLIPModel(config)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=16).save_pretrained(folder)
+    CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size=16).save_pretrained(folder)
     return folder

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -12,15 +13,16 @@ from ada.evaluation.environment import describe_environment
 from ada.evaluation.grid import save_grid
 from ada.evaluation.methods import Method, default_methods
 from ada.evaluation.metrics import DISTANCE, QUALITY, Metric
-from ada.evaluation.pareto import save_pareto
+from ada.evaluation.pareto import draw_pareto
 from ada.evaluation.report import save_markdown, terminal_table
-from ada.evaluation.results import COMPUTE_SAVED, SECONDS, Results, all_columns
+from ada.evaluation.results import COMPUTE_SAVED, SECONDS, Results, all_columns, difference_of
 from ada.evaluation.run import Cases, Record, Survey, measure
 from ada.evaluation.sources import public_name
 from ada.policy import AdaPolicy
 from ada.rollout import prompt_seed
 
 GRID_PROMPTS = 8
+LOG_WIDTH = 160
 
 
 class EvaluationError(ValueError):
@@ -54,7 +56,7 @@ def evaluate(
         indices: each prompt's index in its split, which its noise depends on.
         metrics: by name, with `quality` first and `perceptual_distance` among them; see `default_metrics`.
         output: folder to write to; made if it is not there.
-        quality_weights: λ at which the policy runs; by default four, log-spaced over the range that it was trained on.
+        quality_weights: λ at which the policy runs; by default three, log-spaced over the range that it was trained on.
         batch_size: images per call of the pipeline.
         seed: seed of the noise and of the random schedules.
         extra_methods: further methods to compare.
@@ -70,7 +72,7 @@ def evaluate(
         EvaluationError: no prompts, or a number of steps of which the policy decides none.
     """
     _check(backbone, policy, prompts)
-    console = console or Console()
+    console = console or default_console()
     weights = list(quality_weights or default_quality_weights(policy))
     cases = Cases(prompts, [prompt_seed(seed, index) for index in indices], batch_size)
     records = _run(backbone, policy, weights, cases, metrics, seed, extra_methods, console)
@@ -97,17 +99,33 @@ def evaluate(
     return results
 
 
+def default_console() -> Console:
+    """The terminal; where there is none, as in a log file, lines are long enough for the table."""
+    console = Console()
+    return console if console.is_terminal else Console(width=LOG_WIDTH)
+
+
 def write_reports(results: Results, records: Sequence[Record], output: Path) -> None:
     """Writes every file; `output` is made if it is not there."""
     output.mkdir(parents=True, exist_ok=True)
     results.save(output / "results.json")
     save_markdown(results, output / "table.md")
-    save_pareto(results, output / "pareto.png", SECONDS, (QUALITY, DISTANCE))
-    save_pareto(results, output / "pareto-compute.png", COMPUTE_SAVED, (QUALITY, DISTANCE))
-    save_grid(records, results.prompts, output / "grid.png")
+    for file, across in (("pareto.png", SECONDS), ("pareto-compute.png", COMPUTE_SAVED)):
+        draw_pareto(results, across, (difference_of(QUALITY), DISTANCE)).savefig(output / file)
+    save_grid(fastest_of_families(records), results.prompts, output / "grid.png")
 
 
-def default_quality_weights(policy: AdaPolicy, count: int = 4) -> list[float]:
+def fastest_of_families(records: Sequence[Record]) -> list[Record]:
+    """The reference and, of each family of methods, the one that saves most: a grid of all of them is too tall to look at."""
+    saved = {record.method.name: float(np.mean(record.per_prompt[COMPUTE_SAVED])) for record in records}
+    families = dict.fromkeys(record.method.family for record in records)
+    return [
+        max((record for record in records if record.method.family == family), key=lambda record: saved[record.method.name])
+        for family in families
+    ]
+
+
+def default_quality_weights(policy: AdaPolicy, count: int = 3) -> list[float]:
     """`count` values of λ, log-spaced over the policy's range; one where the range is a single value."""
     low, high = policy.quality_weight_range
     if low == high:

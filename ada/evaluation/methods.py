@@ -13,7 +13,7 @@ from blockdance import BlockDanceConfig, ForwardCost, Plan, Reuse, ReuseSchedule
 
 FULL_COMPUTE = "Full compute"
 FEWER_STEPS = "Fewer steps"
-RANDOM = "Random"
+RANDOM = "Random, as often as Ada"
 ADA = "Ada"
 
 
@@ -178,8 +178,8 @@ def _random(policy: AdaPolicy, decisions: Mapping[float, ReuseSchedule], num_inf
         drawn = random_schedule(schedule.batch_size, num_inference_steps, mean, kind, generator, reuse_range)
         methods.append(
             Method(
-                name=f"{RANDOM}, rate of λ={weight:.3g}",
-                family=f"{RANDOM}, Ada's rate",
+                name=f"Random, rate of λ={weight:.3g}",
+                family=RANDOM,
                 label=f"λ={weight:.3g}",
                 num_inference_steps=num_inference_steps,
                 accelerate=Planned(drawn),
@@ -191,6 +191,7 @@ def _random(policy: AdaPolicy, decisions: Mapping[float, ReuseSchedule], num_inf
 
 
 def _ada(policy: AdaPolicy, weight: float, num_inference_steps: int) -> Method:
+    kinds = [f"{action}: after block {kind.boundary}, order {kind.order}" for action, kind in enumerate(policy.kinds, 1)]
     return Method(
         name=f"{ADA} λ={weight:.3g}",
         family=ADA,
@@ -198,7 +199,7 @@ def _ada(policy: AdaPolicy, weight: float, num_inference_steps: int) -> Method:
         num_inference_steps=num_inference_steps,
         accelerate=Planned(policy.with_options(quality_weight=weight)),
         note=f"The policy's greedy decisions at quality weight {weight:.3g}. The compute saved leaves out the policy "
-        "network, the latency contains it.",
+        f"network, the latency contains it. Actions: 0: compute; {'; '.join(kinds)}.",
     )
 
 

@@ -33,11 +33,11 @@ def default_metrics(scorer: str, device: torch.device | str = "cpu") -> dict[str
     """
     metrics = {
         QUALITY: Metric(ClipScore(scorer), Column("Quality", decimals=2)),
-        "ssim": Metric(SSIM(), Column("SSIM", decimals=3)),
+        "ssim": Metric(SSIM(), Column("SSIM", decimals=4)),
         DISTANCE: Metric(
-            PerceptualDistance(scorer, scale=-1.0), Column("Perceptual distance", higher_is_better=False, decimals=3)
+            PerceptualDistance(scorer, scale=-1.0), Column("Perceptual distance", higher_is_better=False, decimals=4)
         ),
-        "psnr": Metric(PSNR(), Column("PSNR", unit=" dB", decimals=1, in_table=False)),
+        "psnr": Metric(PSNR(), Column("PSNR", unit="dB", decimals=1, in_table=False)),
     }
     for metric in metrics.values():
         metric.reward.to(device)

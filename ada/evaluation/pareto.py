@@ -1,28 +1,29 @@
 """The Pareto plot: cost across, quality and distance to the reference upwards, a line per family of methods."""
 
-from itertools import groupby, product
-from pathlib import Path
+from collections.abc import Sequence
+from itertools import groupby
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
-from ada.evaluation.methods import ADA, FEWER_STEPS, FULL_COMPUTE
+from ada.evaluation.methods import ADA, FEWER_STEPS, FULL_COMPUTE, RANDOM
 from ada.evaluation.results import MethodResult, Results
 from ada.evaluation.statistics import Estimate
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart; markers repeat the distinction
-FIXED_STYLES = {FULL_COMPUTE: ("#000000", "*"), FEWER_STEPS: ("#7f7f7f", "s"), ADA: ("#D55E00", "o")}
-STYLES = list(zip(("#56B4E9", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#F0E442"), "v^<>DP", strict=True))
+# Colours that colour-blind readers can tell apart (after Okabe and Ito); markers repeat the distinction
+FIXED_STYLES = {FULL_COMPUTE: ("#000000", "*"), FEWER_STEPS: ("#7f7f7f", "s"), RANDOM: ("#CC79A7", "X"), ADA: ("#D55E00", "o")}
+STYLES = list(zip(("#56B4E9", "#0072B2", "#7FCDBB", "#00785A", "#E69F00", "#8C564B"), "v^<>DP", strict=True))
 
 
-def save_pareto(results: Results, path: Path, across: str, upwards: tuple[str, ...]) -> None:
+def draw_pareto(results: Results, across: str, upwards: Sequence[str]) -> Figure:
     """Draws one panel per quantity.
 
     Args:
         results: what was measured.
-        path: the PNG file to write.
         across: the column on the horizontal axis.
         upwards: the columns on the vertical axes.
     """
@@ -38,7 +39,7 @@ def save_pareto(results: Results, path: Path, across: str, upwards: tuple[str, .
     figure.draw_without_rendering()
     for panel, name in zip(panels, upwards, strict=True):
         _label(panel, results, across, name, styles)
-    figure.savefig(path)
+    return figure
 
 
 def _styles(results: Results) -> dict[str, tuple[str, str]]:
@@ -72,6 +73,7 @@ def _draw(panel: Axes, results: Results, across: str, upwards: str, styles: dict
     panel.set_ylabel(_axis_label(results, upwards))
     panel.grid(color="#e5e5e5", linewidth=0.8)
     panel.set_axisbelow(True)
+    panel.margins(0.08)
     panel.spines[["top", "right"]].set_visible(False)
     if not columns[upwards].higher_is_better:
         panel.invert_yaxis()
@@ -81,8 +83,7 @@ def _draw(panel: Axes, results: Results, across: str, upwards: str, styles: dict
 
 def _axis_label(results: Results, name: str) -> str:
     column = results.columns[name]
-    unit = f" ({column.unit.strip()})" if column.unit.strip() else ""
-    return f"{column.heading}{unit}, {'higher' if column.higher_is_better else 'lower'} is better"
+    return f"{column.heading_with_unit} ({'higher' if column.higher_is_better else 'lower'} is better)"
 
 
 def _point(method: MethodResult, results: Results, name: str) -> tuple[float, float, float]:
@@ -99,18 +100,12 @@ def _ends(estimate: Estimate) -> tuple[float, float]:
 
 
 def _label(panel: Axes, results: Results, across: str, upwards: str, styles: dict[str, tuple[str, str]]) -> None:
-    """Writes each point's label at the nearest place around it where it hides neither point nor label.
-
-    A label that finds no free place is left out: the table has it.
-    """
-    pixels = panel.figure.dpi / 72
-    points = [(_point(method, results, across)[0], _point(method, results, upwards)[0]) for method in results.methods]
-    places = panel.transData.transform(points)
-    taken = [Bbox.from_bounds(x - 5 * pixels, y - 5 * pixels, 10 * pixels, 10 * pixels) for x, y in places]
-    # Ada first, so that its labels get the best places
-    for method, point, (x, y) in sorted(
-        zip(results.methods, points, places, strict=True), key=lambda entry: entry[0].family not in FIXED_STYLES
-    ):
+    """Writes each point's label near it; Ada's first, so that they get the best places."""
+    methods = sorted(results.methods, key=lambda method: method.family != ADA)
+    points = [(_point(method, results, across)[0], _point(method, results, upwards)[0]) for method in methods]
+    radius = 5 * _pixels(panel)
+    taken = [Bbox.from_extents(x - radius, y - radius, x + radius, y + radius) for x, y in panel.transData.transform(points)]
+    for method, point in zip(methods, points, strict=True):
         text = panel.annotate(
             method.label,
             point,
@@ -122,21 +117,38 @@ def _label(panel: Axes, results: Results, across: str, upwards: str, styles: dic
             va="center",
             fontweight="bold" if method.family == ADA else "normal",
             zorder=5,
+            path_effects=[withStroke(linewidth=2.5, foreground="white")],
         )
-        size = text.get_window_extent()
-        for offset in _offsets(size.width / pixels, size.height / pixels):
-            box = Bbox.from_bounds(
-                x + offset[0] * pixels - size.width / 2, y + offset[1] * pixels - size.height / 2, size.width, size.height
-            )
-            if not any(box.overlaps(other) for other in taken) and panel.bbox.expanded(1.04, 1.04).containsx(box.x1):
-                text.set_position(offset)
-                taken.append(box)
-                break
-        else:
-            text.remove()
+        _place(panel, text, taken)
+
+
+def _place(panel: Axes, text: Annotation, taken: list[Bbox]) -> None:
+    """Moves a label to the nearest place around its point where it hides neither point nor label, and adds it to `taken`.
+
+    A label that finds no free place is left out: the table has it.
+    """
+    pixels, centred = _pixels(panel), text.get_window_extent()
+    for offset in _offsets(centred.width / pixels, centred.height / pixels):
+        box = centred.translated(offset[0] * pixels, offset[1] * pixels)
+        inside = panel.bbox.x0 <= box.x0 and box.x1 <= panel.bbox.x1
+        if inside and not any(box.overlaps(other) for other in taken):
+            text.set_position(offset)
+            taken.append(box)
+            return
+    text.remove()
+
+
+def _pixels(panel: Axes) -> float:
+    """Pixels per point."""
+    return panel.figure.dpi / 72
 
 
 def _offsets(width: float, height: float) -> list[tuple[float, float]]:
-    """Places around a point, in points: right and left, above and below, the corners; then farther."""
-    near = [(1, 0), (-1, 0), (0, 1), (0, -1), *product((1, -1), (1, -1))]
-    return [(x * (width / 2 + gap), y * (height / 2 + gap)) for gap in (7, 11, 16) for x, y in near]
+    """Places around a point, in points. Better is up and left, so curves rise to the right: first the corners they spare."""
+    near = [(-1, 1), (1, -1), (-1, 0), (1, 0), (0, 1), (0, -1), (1, 1), (-1, -1)]
+    corner = 0.75  # of a gap
+    return [
+        (x * (width / 2 + gap * (corner if y else 1)), y * (height / 2 + gap * (corner if x else 1)))
+        for gap in (6, 10, 15)
+        for x, y in near
+    ]

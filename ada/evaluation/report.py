@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ada.evaluation.results import Column, MethodResult, Results
@@ -17,10 +18,17 @@ CAPTION = (
 
 def terminal_table(results: Results) -> Table:
     """The table for a rich console; a rule parts the families."""
-    table = Table(title="Held-out prompts", caption=_caption(results), caption_justify="left", header_style="bold")
-    table.add_column("Method", no_wrap=True)
+    table = Table(
+        title="Held-out prompts",
+        caption=_caption(results),
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    table.add_column("Method")
     for column in _shown(results).values():
-        table.add_column(column.heading_with_arrow, justify="right", min_width=10)
+        table.add_column(column.heading_with_arrow, justify="right")
     for _, family in groupby(results.methods, key=lambda method: method.family):
         rows = list(family)
         for method in rows:
@@ -45,11 +53,11 @@ def save_markdown(results: Results, path: Path) -> None:
 
 
 def format_estimate(estimate: Estimate, column: Column) -> str:
-    """An estimate and half the width of its interval, such as `23.4 ±1.2 %`; without the latter where there is no interval."""
-    value = f"{_rounded(estimate.value * column.scale, column.decimals)}"
+    """An estimate and half the width of its interval, such as `23.4 ±1.2`; without the latter where there is no interval."""
+    value = _rounded(estimate.value * column.scale, column.decimals)
     if estimate.half_width is not None:
         value += f" ±{estimate.half_width * column.scale:.{column.decimals}f}"
-    return value + column.unit
+    return value
 
 
 def _rounded(value: float, decimals: int) -> str:

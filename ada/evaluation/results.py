@@ -26,8 +26,13 @@ class Column:
 
     @property
     def heading_with_arrow(self) -> str:
-        """The heading with an arrow that points to better."""
-        return f"{self.heading} {'↑' if self.higher_is_better else '↓'}"
+        """Heading and unit with an arrow that points to better."""
+        return f"{self.heading_with_unit} {'↑' if self.higher_is_better else '↓'}"
+
+    @property
+    def heading_with_unit(self) -> str:
+        """Heading and unit."""
+        return f"{self.heading}, {self.unit}" if self.unit else self.heading
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +99,8 @@ def all_columns(metrics: Mapping[str, Column]) -> dict[str, Column]:
         first: column,
         difference_of(first): difference,
         **{name: column for name, column in metrics.items() if name != first},
-        COMPUTE_SAVED: Column("Compute saved", decimals=1, scale=100.0, unit=" %"),
-        SECONDS: Column("Latency, s/image", higher_is_better=False, decimals=3),
+        COMPUTE_SAVED: Column("Compute saved", decimals=1, scale=100.0, unit="%"),
+        SECONDS: Column("Latency", higher_is_better=False, decimals=3, unit="s/image"),
         SPEED_UP: Column("Speed-up", decimals=2, unit="×"),
     }
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerBase
 
 from ada.rewards.base import Reward
 
@@ -30,7 +30,7 @@ class ClipFeatures:
             )
         self._model = CLIPModel.from_pretrained(model, dtype=torch.float32).eval().requires_grad_(False)
         self._tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model)
-        processor = CLIPImageProcessor.from_pretrained(model)
+        processor = CLIPImageProcessorPil.from_pretrained(model)
         self._mean = torch.tensor(processor.image_mean).view(3, 1, 1)
         self._deviation = torch.tensor(processor.image_std).view(3, 1, 1)
         self._size = self._model.config.vision_config.image_size

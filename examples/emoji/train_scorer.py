@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
-from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel, T5Tokenizer
+from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessorPil, CLIPModel, T5Tokenizer
 
 CAPTION_VARIANTS = 12
 
@@ -166,7 +166,7 @@ def main() -> None:
 
     model.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    CLIPImageProcessor(size=64, crop_size=64, image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(folder)
+    CLIPImageProcessorPil(size=64, crop_size=64, image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(folder)
     print(f"Saved {folder}")
 
 

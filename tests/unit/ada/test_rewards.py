@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import build_clip_folder
 from PIL import Image
-from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
+from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
 from ada.rewards import PSNR, SSIM, ClipScore, PerceptualDistance, Relative, Reward, RewardError, WeightedReward
 
@@ -32,7 +32,7 @@ def test_clip_score_equals_transformers_own_path(clip_folder: str) -> None:
     ours = ClipScore(clip_folder)(pixels / 255, prompts, pixels / 255)
     model, tokenizer = CLIPModel.from_pretrained(clip_folder), AutoTokenizer.from_pretrained(clip_folder)
     pictures = [Image.fromarray(np.asarray(image.permute(1, 2, 0))) for image in pixels]
-    inputs = CLIPImageProcessor.from_pretrained(clip_folder)(pictures, return_tensors="pt")
+    inputs = CLIPImageProcessorPil.from_pretrained(clip_folder)(pictures, return_tensors="pt")
     text = tokenizer(prompts, padding=True, truncation=True, max_length=12, return_tensors="pt")
     with torch.no_grad():
         logits = model(**inputs, input_ids=text.input_ids, attention_mask=text.attention_mask).logits_per_image

@@ -89,4 +89,10 @@ def test_a_policy_that_never_reuses_has_no_random_control(policy: AdaPolicy) -> 
 
 def test_most_used_kind() -> None:
     assert most_used_kind([decided([{9: 1, 10: 2}]), decided([{9: 2}])]) == KINDS[1]
+    assert most_used_kind([decided([{9: 1, 10: 2, 11: 1}])]) == KINDS[0]
     assert most_used_kind([decided([{}])]) is None
+
+
+def test_ada_says_what_its_actions_mean(policy: AdaPolicy) -> None:
+    note = methods_for(policy, {2.0: decided([{10: 1}])})["Ada λ=2"].note
+    assert "1: after block 3, order 1; 2: after block 2, order 0" in note

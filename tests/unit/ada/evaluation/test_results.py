@@ -53,21 +53,21 @@ def test_speed_up_is_taken_batch_by_batch(results: Results) -> None:
 
 def test_table(results: Results) -> None:
     lines = markdown_table(results).splitlines()
-    assert lines[0] == "| Method | Quality ↑ | Δ quality ↑ | Compute saved ↑ | Latency, s/image ↓ | Speed-up ↑ |"
+    assert lines[0] == "| Method | Quality ↑ | Δ quality ↑ | Compute saved, % ↑ | Latency, s/image ↓ | Speed-up, × ↑ |"
     cells = [cell.strip() for cell in lines[3].strip("|").split("|")]
     assert cells[0] == "Half"
-    assert cells[2:4] == ["−1.00 ±0.00", "50.0 ±0.0 %"]
-    assert cells[5] == "2.00 ±0.00×"
+    assert cells[2:4] == ["−1.00 ±0.00", "50.0 ±0.0"]
+    assert cells[5] == "2.00 ±0.00"
     assert "3 prompts" in lines[-1]
 
 
 @pytest.mark.parametrize(
     ("estimate", "text"),
     [
-        (Estimate(0.1234, 0.11, 0.15), "12.3 ±2.0 %"),
-        (Estimate(-0.0001, -0.001, 0.001), "0.0 ±0.1 %"),
-        (Estimate(-0.05, None, None), "−5.0 %"),
+        (Estimate(0.1234, 0.11, 0.15), "12.3 ±2.0"),
+        (Estimate(-0.0001, -0.001, 0.001), "0.0 ±0.1"),
+        (Estimate(-0.05, None, None), "−5.0"),
     ],
 )
 def test_format(estimate: Estimate, text: str) -> None:
-    assert format_estimate(estimate, Column("Saved", decimals=1, scale=100.0, unit=" %")) == text
+    assert format_estimate(estimate, Column("Saved", decimals=1, scale=100.0, unit="%")) == text

@@ -1,0 +1,151 @@
+"""The evaluation from end to end on a tiny random pipeline, and the command's one-line errors."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import build_clip_folder, build_pixart_pipeline
+from PIL import Image
+from rich.console import Console
+
+from ada.backbone import Backbone
+from ada.evaluation import EvaluationError, Method, Results, default_metrics, evaluate
+from ada.evaluation.methods import unchanged
+from ada.policy import AdaPolicy
+from blockdance import Reuse
+
+KINDS = (Reuse(boundary=3, order=1), Reuse(boundary=1, order=0))
+PROMPTS = ["a b", "c", "d e f", "g", "h"]
+
+
+def build_policy(backbone: Backbone) -> AdaPolicy:
+    """A random policy, small enough for a test."""
+    policy = AdaPolicy.for_transformer(
+        backbone.transformer, backbone.feature_width(), KINDS, backbone.action_costs(KINDS),
+        prefix=0.2, quality_weight_range=(0.5, 8.0), hidden_size=16, num_heads=2,
+    )  # fmt: skip
+    torch.manual_seed(4)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.normal_(std=0.5)
+    return policy
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Pipeline, scorer, policy and prompts, saved."""
+    build_pixart_pipeline().save_pretrained(tmp_path / "pipeline")
+    build_clip_folder(tmp_path / "scorer")
+    build_policy(Backbone(str(tmp_path / "pipeline"), max_sequence_length=8)).save_pretrained(tmp_path / "policy")
+    lines = [json.dumps({"prompt": prompt}) for prompt in PROMPTS]
+    (tmp_path / "test.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return tmp_path
+
+
+def test_evaluate(folder: Path) -> None:
+    console = Console(record=True, width=160)
+    extra = Method(
+        name="Peer", family="Peers", label="peer", num_inference_steps=5, accelerate=unchanged, note="Somebody's method."
+    )
+    results = evaluate(
+        backbone=Backbone(str(folder / "pipeline"), num_inference_steps=10, max_sequence_length=8),
+        policy=AdaPolicy.from_pretrained(folder / "policy"),
+        prompts=PROMPTS,
+        indices=range(len(PROMPTS)),
+        metrics=default_metrics(str(folder / "scorer")),
+        output=folder / "out",
+        batch_size=2,
+        extra_methods=[extra],
+        sources={"policy": str(folder / "policy"), "scorer": "openai/some-clip"},
+        console=console,
+    )
+    names = [method.name for method in results.methods]
+    assert names[0] == "Full compute"
+    assert names[-5:] == ["Ada λ=0.5", "Ada λ=1.26", "Ada λ=3.17", "Ada λ=8", "Peer"]
+    assert {"BlockDance-2, block 3, order 0", "BlockDance-4, block 3, order 1"} <= set(names)
+    assert len(set(names)) == len(names)
+    printed = console.export_text()
+    assert all(name in printed for name in names)
+
+    assert Results.load(folder / "out" / "results.json") == results
+    text = (folder / "out" / "results.json").read_text(encoding="utf-8")
+    assert str(folder) not in text
+    assert results.settings["policy"] == "policy"
+    assert results.settings["scorer"] == "openai/some-clip"
+    for picture in ("pareto.png", "pareto-compute.png", "grid.png"):
+        with Image.open(folder / "out" / picture) as image:
+            assert min(image.size) > 300
+    assert "| Peer |" in (folder / "out" / "table.md").read_text(encoding="utf-8")
+
+    reference, peer = results.methods[0], results.methods[-1]
+    assert reference.per_prompt["perceptual_distance"] == [0.0] * len(PROMPTS)
+    assert peer.per_prompt["compute_saved"] == pytest.approx([0.5] * len(PROMPTS))
+    ada = results.methods[-5]
+    assert ada.actions is not None
+    assert ada.per_prompt["compute_saved"] == pytest.approx([saved_by(row, folder) for row in ada.actions])
+
+
+def saved_by(actions: list[int], folder: Path) -> float:
+    """Compute saved from the policy's own costs of the actions."""
+    costs = AdaPolicy.from_pretrained(folder / "policy").action_costs
+    return 1 - float(costs[actions].mean())
+
+
+def test_nothing_to_decide(folder: Path) -> None:
+    """Of two steps the policy decides none: it computes the first two at least."""
+    with pytest.raises(EvaluationError, match="With 2 steps this policy decides none"):
+        evaluate(
+            backbone=Backbone(str(folder / "pipeline"), num_inference_steps=2, max_sequence_length=8),
+            policy=AdaPolicy.from_pretrained(folder / "policy"),
+            prompts=PROMPTS,
+            indices=range(len(PROMPTS)),
+            metrics={},
+            output=folder / "out",
+        )
+
+
+def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    root = Path(__file__).parents[2]
+    sources = {"policy": "policy", "base-model": "pipeline", "scorer": "scorer", "prompts": "test.jsonl"}
+    options = [word for option, name in sources.items() for word in (f"--{option}", str(folder / name))]
+    words = [sys.executable, str(root / "evaluate.py"), *options, "--limit", "2", "--num-inference-steps=6"]
+    words += ["--max-sequence-length", "8", "--quality-weights", "[2.0]", "--device", "cpu", "--output", str(folder / "out")]
+    return subprocess.run([*words, *arguments], capture_output=True, text=True, cwd=folder)
+
+
+def test_command(folder: Path) -> None:
+    done = command(folder)
+    assert done.returncode == 0, done.stderr
+    assert "Ada λ=2" in done.stdout
+    results = Results.load(folder / "out" / "results.json")
+    assert results.prompts == ["a b", "d e f"]
+    assert results.settings["num_inference_steps"] == 6
+
+
+def test_a_missing_policy_is_a_line_that_says_what_to_do(folder: Path) -> None:
+    done = command(folder, "--policy", str(folder / "nothing-here"))
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    error = done.stderr.strip().splitlines()[-1]
+    assert error.startswith("error: No policy in ")
+    assert "python train.py" in error
+
+
+def test_a_policy_of_another_model_is_a_line_that_says_what_differs(folder: Path) -> None:
+    config = json.loads((folder / "policy" / "config.json").read_text(encoding="utf-8"))
+    config["base_model"]["num_blocks"] = 28
+    (folder / "policy" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    done = command(folder)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "num_blocks: 28 here, 4 there" in done.stderr.strip().splitlines()[-1]
+
+
+def test_a_missing_scorer_is_a_line_that_names_it(folder: Path) -> None:
+    done = command(folder, "--scorer", str(folder / "no-scorer"))
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert f"No scorer in {folder / 'no-scorer'}" in done.stderr.strip().splitlines()[-1]
