@@ -1,5 +1,6 @@
 """The Pareto plot's labels and the grid's pixels."""
 
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 from matplotlib.text import Annotation
 from PIL import Image
 
+from ada.evaluation.compare import fastest_of_families
 from ada.evaluation.grid import save_grid
 from ada.evaluation.methods import Method, unchanged
 from ada.evaluation.pareto import draw_pareto
@@ -77,3 +79,11 @@ def test_grid_has_a_row_per_method_and_a_column_per_prompt(tmp_path: Path) -> No
         rows, columns = (pixels == colour).all(-1).nonzero()
         assert (np.bincount(columns) >= 96).sum() == 2 * 48
         assert (np.bincount(rows) >= 2 * 48).sum() == 96
+
+
+def test_the_grid_shows_the_fastest_of_each_family() -> None:
+    records = [record("Full", 0.1, 0.0), record("Ada", 0.1, 0.3), record("Ada", 0.2, 0.4), record("Ada", 0.3, 0.2)]
+    names = [f"{position}" for position in range(4)]
+    for position, one in enumerate(records):
+        records[position] = replace(one, method=replace(one.method, name=names[position]))
+    assert [one.method.name for one in fastest_of_families(records)] == ["0", "2"]
