@@ -134,8 +134,9 @@ class DiTModule(LightningModule):
         self.logger.experiment.add_image("validation/samples", grid, self.global_step)
 
     def pipeline(self) -> PixArtAlphaPipeline:
-        """The averaged model as a stock pipeline, sharing weights with this module."""
-        model = self.average.module if self.global_step >= 500 else self.model
+        """The model as a stock pipeline, sharing weights with this module."""
+        averaged = self.options.weights == "average" and self.global_step >= 500
+        model = self.average.module if averaged else self.model
         pipeline = PixArtAlphaPipeline(
             **self.frozen, text_encoder=model["text_encoder"], transformer=model["transformer"], scheduler=build_scheduler()
         )
@@ -165,6 +166,10 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="of AdamW")
     parser.add_argument("--matrix-learning-rate", type=float, default=0.0, help="of Muon on matrices; 0: AdamW for all")
+    parser.add_argument(
+        "--weights", choices=["last", "average"], default="last", help="which to sample from and export: the last, whose "
+        "learning rate has decayed to zero, or their exponential average, which is better while it has not",
+    )  # fmt: skip
     parser.add_argument("--average-decay", type=float, default=0.999)
     parser.add_argument("--noise-shift", type=float, default=0.3, help="mean of the logit of the noise level")
     options = parser.parse_args()
