@@ -26,7 +26,7 @@ def reuse_probability(logits: Tensor, steps: Sequence[int], kinds: Sequence[Reus
     for axis, title, rows in zip(axes, titles, probabilities, strict=True):
         bottom = torch.zeros(len(steps))
         for action, kind in enumerate(kinds, 1):
-            axis.bar(steps, rows[:, action], bottom=bottom, label=f"after block {kind.boundary}, order {kind.order}")
+            axis.bar(steps, rows[:, action], bottom=bottom, label=str(kind))
             bottom = bottom + rows[:, action]
         axis.set(title=title, xlabel="denoising step", ylim=(0, 1))
     axes[0].set_ylabel("probability of reuse")

@@ -64,7 +64,7 @@ def save_policy(policy: AdaPolicy, folder: Path, base_model_name: str, validatio
         high=high,
         prefix=policy.prefix,
         tail=policy.forced_tail,
-        kinds="; ".join(f"skip up to block {kind.boundary}, order {kind.order}" for kind in policy.kinds),
+        kinds="; ".join(str(kind) for kind in policy.kinds),
         parameters=sum(parameter.numel() for parameter in policy.parameters()),
         table=validation_table(validation),
     )

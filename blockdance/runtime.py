@@ -98,7 +98,7 @@ class BlockDanceReport:
         symbols = {-1: " ", COMPUTE: "█", **{action: str(action) for action in range(1, len(self.kinds) + 1)}}
         for image, (actions, saved) in enumerate(zip(self.actions.tolist(), self.compute_saved.tolist(), strict=True)):
             lines.append(f"  image {image}: {''.join(symbols[action] for action in actions)}  {saved:.1%} saved")
-        legend = [f"{action} = after block {kind.boundary}, order {kind.order}" for action, kind in enumerate(self.kinds, 1)]
+        legend = [f"{action} = {kind}" for action, kind in enumerate(self.kinds, 1)]
         return "\n".join([*lines, "  █ computes; " + "; ".join(legend)])
 
 

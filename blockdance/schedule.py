@@ -30,6 +30,10 @@ class Reuse:
         if self.order not in (0, 1):
             raise ScheduleError(f"`order` must be 0 (inject as it is) or 1 (extrapolate); got {self.order!r}.")
 
+    def __str__(self) -> str:
+        weight = f", weight {self.weight:g}" if self.order == 1 and self.weight != 1 else ""
+        return f"after block {self.boundary}, order {self.order}{weight}"
+
 
 @dataclass(frozen=True)
 class ReuseSchedule:

@@ -183,15 +183,14 @@ def _random(policy: AdaPolicy, decisions: Mapping[float, ReuseSchedule], num_inf
                 label=f"λ={weight:.3g}",
                 num_inference_steps=num_inference_steps,
                 accelerate=Planned(drawn),
-                note=f"Per image, uniformly drawn steps reuse, {mean:.2f} on average, after block {kind.boundary} with order "
-                f"{kind.order}.",
+                note=f"Per image, uniformly drawn steps reuse, {mean:.2f} on average: {kind}.",
             )
         )
     return methods
 
 
 def _ada(policy: AdaPolicy, weight: float, num_inference_steps: int) -> Method:
-    kinds = [f"{action}: after block {kind.boundary}, order {kind.order}" for action, kind in enumerate(policy.kinds, 1)]
+    kinds = [f"{action}: {kind}" for action, kind in enumerate(policy.kinds, 1)]
     return Method(
         name=f"{ADA} λ={weight:.3g}",
         family=ADA,
