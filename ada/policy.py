@@ -14,6 +14,8 @@ from ada.types import BaseModel, PolicyState
 from blockdance import BlockDanceError, Reuse, ReuseSchedule
 
 NUM_IMAGE_TOKENS = 64
+NUM_WAVES = 10
+NUM_QUERY_FEATURES = NUM_WAVES + 3
 
 
 class IncompatiblePolicyError(BlockDanceError):
@@ -72,7 +74,9 @@ class AdaPolicy(nn.Module, PyTorchModelHubMixin, library_name="blockdance-ada", 
         self.embed_change = nn.Linear(feature_width + 1, hidden_size)
         self.embed_latents = nn.Linear(self.base_model.latent_channels, hidden_size)
         self.embed_prompt = nn.Linear(self.base_model.prompt_width, hidden_size)
-        self.embed_query = nn.Sequential(nn.Linear(4, hidden_size), nn.GELU(), nn.Linear(hidden_size, hidden_size))
+        self.embed_query = nn.Sequential(
+            nn.Linear(NUM_QUERY_FEATURES, hidden_size), nn.GELU(), nn.Linear(hidden_size, hidden_size)
+        )
         self.positions = nn.Parameter(torch.randn(2, NUM_IMAGE_TOKENS, hidden_size) * 0.02)
         layer = nn.TransformerEncoderLayer(
             hidden_size, num_heads, 4 * hidden_size, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
@@ -125,13 +129,17 @@ class AdaPolicy(nn.Module, PyTorchModelHubMixin, library_name="blockdance-ada", 
         return logits.float()
 
     def _describe_steps(self, state: PolicyState, quality_weight: Tensor) -> Tensor:
-        """Each decided step's place, noise level and log-noise step, and log λ: `(images, decisions, 4)`."""
-        steps = torch.tensor(list(self.decided_steps(state.num_steps)), device=quality_weight.device)
+        """Each decided step's place and noise level, and λ: `(images, decisions, NUM_QUERY_FEATURES)`.
+
+        The place inside the decided range is given as cosines, so that neighbouring steps are easy to tell apart.
+        """
+        decided = self.decided_steps(state.num_steps)
+        steps = torch.tensor(list(decided), device=quality_weight.device)
         sigmas = state.sigmas.to(quality_weight).clamp(min=1e-6)
-        scale = sigmas.max()
-        per_step = torch.stack(
-            [steps / state.num_steps, sigmas[steps] / scale, (sigmas[steps - 1] / sigmas[steps]).log()], dim=-1
-        )
+        place = (steps - decided.start + 0.5) / len(decided)
+        waves = torch.cos(torch.pi * place[:, None] * torch.arange(1, NUM_WAVES + 1, device=place.device))
+        level = torch.stack([sigmas[steps] / sigmas.max(), (sigmas[steps - 1] / sigmas[steps]).log()], dim=-1)
+        per_step = torch.cat([waves, level], dim=-1)
         weight = quality_weight.clamp(min=1e-6).log()
         return torch.cat([per_step.expand(len(weight), -1, -1), weight[:, None, None].expand(-1, len(steps), 1)], dim=-1)
 
