@@ -21,7 +21,7 @@ def reuse_probability(logits: Tensor, steps: Sequence[int], kinds: Sequence[Reus
     """
     probabilities = logits.float().softmax(-1).mean(0).cpu()
     titles = ["smallest λ", "middle λ", "largest λ"]
-    figure = Figure(figsize=(10, 2.8), layout="constrained")
+    figure = Figure(figsize=(10, 3.0), layout="constrained")
     axes = figure.subplots(1, len(probabilities), sharey=True, squeeze=False)[0]
     for axis, title, rows in zip(axes, titles, probabilities, strict=True):
         bottom = torch.zeros(len(steps))
@@ -30,7 +30,7 @@ def reuse_probability(logits: Tensor, steps: Sequence[int], kinds: Sequence[Reus
             bottom = bottom + rows[:, action]
         axis.set(title=title, xlabel="denoising step", ylim=(0, 1))
     axes[0].set_ylabel("probability of reuse")
-    axes[-1].legend(fontsize="x-small", loc="upper right")
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize="small", loc="outside lower center", ncols=len(kinds))
     return figure
 
 
