@@ -64,7 +64,7 @@ def test_evaluate(folder: Path) -> None:
     )
     names = [method.name for method in results.methods]
     assert names[0] == "Full compute"
-    assert names[-5:] == ["Ada λ=0.5", "Ada λ=1.26", "Ada λ=3.17", "Ada λ=8", "Peer"]
+    assert names[-4:] == ["Ada λ=0.5", "Ada λ=2", "Ada λ=8", "Peer"]
     assert {"BlockDance-2, block 3, order 0", "BlockDance-4, block 3, order 1"} <= set(names)
     assert len(set(names)) == len(names)
     printed = console.export_text()
@@ -83,7 +83,7 @@ def test_evaluate(folder: Path) -> None:
     reference, peer = results.methods[0], results.methods[-1]
     assert reference.per_prompt["perceptual_distance"] == [0.0] * len(PROMPTS)
     assert peer.per_prompt["compute_saved"] == pytest.approx([0.5] * len(PROMPTS))
-    ada = results.methods[-5]
+    ada = results.methods[-4]
     assert ada.actions is not None
     assert ada.per_prompt["compute_saved"] == pytest.approx([saved_by(row, folder) for row in ada.actions])
 

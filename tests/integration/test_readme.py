@@ -18,7 +18,7 @@ def test_inference_example_runs_and_saves_compute(monkeypatch: Any, capsys: Any)
     exec(example, names)
     report = names["handle"].report()
     assert [image.size for image in names["images"]] == [(64, 64)] * 2
-    assert (report.compute_saved > 0.2).all()
+    assert (report.compute_saved > 0.1).all()
     assert "of the denoising MACs saved" in capsys.readouterr().out
     names["handle"].remove()
     torch.manual_seed(0)
