@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ada import figures, reinforce
 from ada.backbone import Backbone
+from ada.hub import save_policy
 from ada.policy import AdaPolicy
 from ada.reinforce import AdvantageKind
 from ada.rewards import WeightedReward
@@ -312,8 +313,6 @@ class AdaModule(LightningModule):
 
     def export(self, folder: Path) -> None:
         """Writes the policy folder: `config.json`, `model.safetensors`, `README.md`."""
-        from ada.hub import save_policy
-
         save_policy(self.policy, folder, base_model_name=self.backbone.model, validation=self.validation_history)
 
 
