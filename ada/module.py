@@ -138,6 +138,7 @@ class AdaModule(LightningModule):
         greedy = rewards[:, -1] if self.advantage == "self_critical" else None
         rewards = rewards[:, : self.group_size]
         advantages = reinforce.advantages(rewards, self.advantage, greedy, float(self.reward_mean))
+        advantages = advantages * rollout.kept[:, : self.group_size]
         self._update_reward_mean(rewards)
         old_log_probs = reinforce.log_prob(logits, decisions)
         norm = torch.zeros(())
@@ -172,7 +173,8 @@ class AdaModule(LightningModule):
         with torch.inference_mode():
             images = self.backbone.decode(latents.flatten(0, 1))
             repeated = [prompt for prompt in prompts for _ in range(group)]
-            scored = self.reward(images, repeated, prefix.reference.repeat_interleave(group, 0))
+            reference = prefix.reference.repeat_interleave(group, 0)
+            scored = self.reward(images, repeated, reference, update_statistics=self.training)
         saved = self.compute_saved(decisions)
         return Rollout(
             actions=actions,
@@ -180,6 +182,7 @@ class AdaModule(LightningModule):
             quality=scored.total.unflatten(0, (count, group)).clone(),
             compute_saved=saved,
             parts={name: part.unflatten(0, (count, group)).clone() for name, part in scored.parts.items()},
+            kept=scored.kept.unflatten(0, (count, group)).clone(),
             denoised=denoised,
         )
 
@@ -231,6 +234,7 @@ class AdaModule(LightningModule):
                 "train/advantage_spread": advantages.std(),
                 "train/gradient_norm": norm,
                 "train/denoised_image_steps": float(rollout.denoised),
+                "train/dropped_images": (~rollout.kept).sum().float(),
                 **{f"train/quality/{name}": part.mean() for name, part in rollout.parts.items()},
             },
             batch_size=len(rewards),
@@ -306,10 +310,12 @@ class AdaModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["validation_history"] = json.dumps(self.validation_history)
+        checkpoint["reward_statistics"] = json.dumps(self.reward.state())
         checkpoint["base_model"] = json.dumps(asdict(self.policy.base_model))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.validation_history = json.loads(checkpoint["validation_history"])
+        self.reward.load_state(json.loads(checkpoint.get("reward_statistics", "{}")))  # older checkpoints have none
 
     def export(self, folder: Path) -> None:
         """Writes the policy folder: `config.json`, `model.safetensors`, `README.md`."""

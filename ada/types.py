@@ -98,6 +98,7 @@ class Rollout:
         quality: `(prompts, group)`, Q.
         compute_saved: `(prompts, group)`, C: share of the MACs of the steps that decide.
         parts: the named parts of the quality, each `(prompts, group)`.
+        kept: bool `(prompts, group)`, False for images that the reward dropped.
         denoised: image-steps that were really denoised, after sharing equal prefixes.
     """
 
@@ -106,12 +107,14 @@ class Rollout:
     quality: Tensor
     compute_saved: Tensor
     parts: dict[str, Tensor]
+    kept: Tensor
     denoised: int
 
 
 @dataclass(frozen=True)
 class RewardResult:
-    """A reward and its named parts, each `(images,)`."""
+    """A reward and its named parts, each `(images,)`, and which images count, bool `(images,)`."""
 
     total: Tensor
     parts: dict[str, Tensor]
+    kept: Tensor

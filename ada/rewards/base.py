@@ -1,32 +1,51 @@
 """What a reward is: a small callable. Subclass `Reward` in ten lines and name it by `class_path` in a configuration."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ada.types import RewardResult
-
 
 class RewardError(ValueError):
-    """A reward that is not a finite number."""
+    """A reward that cannot be given: its value is no finite number, or its weights do not fit."""
+
+
+class WeightsError(RewardError):
+    """Weights that are not those of the reward's network."""
 
 
 class Reward(ABC):
-    """Scores images: higher is better."""
+    """Scores images: higher is better. A score depends on its own image, prompt and reference alone, not on the rest of the batch.
+
+    A reward of your own needs `__call__`, and `to` if it holds tensors or modules:
+
+        class Contrast(Reward):
+            \"\"\"Standard deviation of the pixels.\"\"\"
+
+            def __init__(self, scale: float = 1.0) -> None:
+                self.scale = scale
+
+            def __call__(self, images: Tensor, prompts: Sequence[str], reference: Tensor) -> Tensor:
+                return self.scale * images.flatten(1).std(1)
+
+    In YAML it is `{class_path: my_rewards.Contrast, init_args: {scale: 2.0}}`, wherever Python finds `my_rewards.py`.
+    """
+
+    compares_with_reference: bool = False
+    """True for a reward that is a comparison with the reference already, such as SSIM: nothing is then subtracted from it."""
 
     @abstractmethod
     def __call__(self, images: Tensor, prompts: Sequence[str], reference: Tensor) -> Tensor:
         """Scores a batch.
 
         Args:
-            images: `(images, 3, height, width)` in [0, 1].
+            images: `(images, 3, height, width)` in [0, 1], on any device; `(batch, frames, 3, height, width)` for a video's reward.
             prompts: one per image.
             reference: the images of the same prompts and noise with every step computed, same shape.
 
         Returns:
-            `(images,)`, float32.
+            `(images,)`, float32, on the device of the reward or of the images.
         """
 
     def to(self, device: torch.device | str) -> "Reward":
@@ -38,21 +57,26 @@ class Relative(Reward):
     """Quality lost rather than had: a reward of the image minus that of the reference.
 
     A policy cannot profit from prompts that score high anyway, and cannot gain more than `positive_cap` by images that please
-    the scorer more than the reference does (reward hacking).
+    the scorer more than the reference does (reward hacking). `WeightedReward` does this by itself; this class is for a single
+    reward, or for one part that wants its own cap.
 
     Args:
         reward: the reward to compare with.
         positive_cap: most that an image may gain over its reference.
+
+    Raises:
+        ValueError: a negative cap.
     """
 
+    compares_with_reference = True
+
     def __init__(self, reward: Reward, positive_cap: float = 0.1) -> None:
-        if positive_cap < 0:
-            raise ValueError(f"`positive_cap` must be 0 or more; got {positive_cap}.")
+        check_cap(positive_cap)
         self.reward = reward
         self.positive_cap = positive_cap
 
     def __call__(self, images: Tensor, prompts: Sequence[str], reference: Tensor) -> Tensor:
-        difference = self.reward(images, prompts, reference) - self.reward(reference, prompts, reference)
+        difference = self.reward(images, prompts, reference) - score_references(self.reward, prompts, reference)
         return difference.clamp(max=self.positive_cap)
 
     def to(self, device: torch.device | str) -> "Relative":
@@ -60,45 +84,26 @@ class Relative(Reward):
         return self
 
 
-class WeightedReward:
-    """A weighted sum of named rewards.
+def score_references(reward: Reward, prompts: Sequence[str], reference: Tensor) -> Tensor:
+    """Scores of the references `(images,)`, each run of equal ones scored once: the schedules of a group share theirs.
 
     Args:
-        rewards: the parts by name.
-        weights: a weight for each of the names.
-
-    Raises:
-        ValueError: names that differ between the two.
+        reward: of single images.
+        prompts: one per image.
+        reference: `(images, …)`.
     """
+    if not len(reference):
+        return reward(reference, prompts, reference)
+    repeats = (reference[1:] == reference[:-1]).flatten(1).all(1).tolist()
+    first = [True] + [not same or prompts[row + 1] != prompts[row] for row, same in enumerate(repeats)]
+    rows = [row for row, starts in enumerate(first) if starts]
+    distinct = reference[rows]
+    scores = reward(distinct, [prompts[row] for row in rows], distinct)
+    lengths = [end - start for start, end in zip(rows, [*rows[1:], len(reference)], strict=True)]
+    return scores.repeat_interleave(torch.tensor(lengths, device=scores.device))
 
-    def __init__(self, rewards: Mapping[str, Reward], weights: Mapping[str, float]) -> None:
-        if not rewards or set(rewards) != set(weights):
-            raise ValueError(f"`rewards` and `weights` must name the same parts; got {sorted(rewards)} and {sorted(weights)}.")
-        self.rewards = dict(rewards)
-        self.weights = dict(weights)
 
-    @torch.inference_mode()
-    def __call__(self, images: Tensor, prompts: Sequence[str], reference: Tensor) -> RewardResult:
-        """Scores a batch; shapes as in `Reward`.
-
-        Raises:
-            RewardError: names the part, the prompt and the image that gave no finite number.
-        """
-        parts = {name: reward(images, prompts, reference).float() for name, reward in self.rewards.items()}
-        for name, values in parts.items():
-            broken = (~values.isfinite()).nonzero().flatten().tolist()
-            if broken:
-                raise RewardError(
-                    f"The reward `{name}` gave {values[broken[0]].item()} for image {broken[0]} of the batch, prompt "
-                    f"{prompts[broken[0]]!r}. Check that the model decodes this prompt to a finite image in its precision."
-                )
-        total = sum(
-            (self.weights[name] * values for name, values in parts.items()), torch.zeros(len(images), device=images.device)
-        )
-        return RewardResult(total, parts)
-
-    def to(self, device: torch.device | str) -> "WeightedReward":
-        """Moves every part."""
-        for reward in self.rewards.values():
-            reward.to(device)
-        return self
+def check_cap(positive_cap: float) -> None:
+    """Raises a ValueError for a cap below zero."""
+    if positive_cap < 0:
+        raise ValueError(f"`positive_cap` must be 0 or more; got {positive_cap}.")

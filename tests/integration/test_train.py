@@ -12,6 +12,7 @@ import torch
 import yaml
 from conftest import build_clip_folder, build_pixart_pipeline
 from diffusers import DiffusionPipeline
+from golden.builders import save_image_reward
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -26,12 +27,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("models")
     build_pixart_pipeline().save_pretrained(folder / "pipeline")
     build_clip_folder(folder / "scorer")
+    (folder / "image_reward").mkdir()
+    save_image_reward(folder / "image_reward")
     prompts = folder / "prompts"
     prompts.mkdir()
     for split, count in (("train", 6), ("validation", 3)):
         lines = [json.dumps({"prompt": f"{'abcdef'[index]} {split}"}) for index in range(count)]
         (prompts / f"{split}.jsonl").write_text("\n".join(lines))
-    return {name: str(folder / name) for name in ("pipeline", "scorer", "prompts")}
+    return {name: str(folder / name) for name in ("pipeline", "scorer", "image_reward", "prompts")}
 
 
 def write_config(folder: Path, models: dict[str, str], **model: Any) -> Path:
@@ -228,7 +231,7 @@ def test_a_nan_reward_stops_and_keeps_the_checkpoint(
     command = ["--config", str(write_config(tmp_path, models)), "--trainer.max_epochs"]
     train.main([*command, "1"])
     monkeypatch.setattr(
-        "ada.rewards.clip.ClipScore.__call__", lambda self, images, prompts, reference: images.flatten(1)[:, 0] / 0 * 0
+        "ada.rewards.ClipScore.__call__", lambda self, images, prompts, reference: images.flatten(1)[:, 0] / 0 * 0
     )
     with pytest.raises(RewardError, match="`clip` gave nan"):
         train.main([*command, "3"])
@@ -243,10 +246,12 @@ def test_the_papers_configuration_trains_on_a_small_pixart(models: dict[str, str
         "--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.strategy", "auto",
         "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1", "--trainer.check_val_every_n_epoch", "1",
         "--model.backbone.init_args.model", models["pipeline"], "--model.kinds", '[{"boundary": 2, "order": 0}]',
-        "--model.reward.init_args.rewards.clip.init_args.reward.init_args.model", models["scorer"],
-        "--model.reward.init_args.rewards.perceptual.init_args.model", models["scorer"],
+        "--model.reward.init_args.rewards.image_reward.init_args.model", models["image_reward"],
+        "--model.reward.init_args.rewards.image_reward.init_args.tokenizer", models["image_reward"],
         "--data.source", models["prompts"], "--data.column", "prompt", "--data.validation_split", "validation",
     ])  # fmt: skip
+    assert [type(reward).__name__ for reward in module.reward.rewards.values()] == ["ImageReward"]
+    assert module.reward.is_relative("image_reward")
     assert module.advantage == "none"
     assert module.quality_weight_range == (2.0, 2.0)
     assert module.backbone.transformer.dtype == torch.bfloat16
