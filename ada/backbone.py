@@ -177,7 +177,7 @@ class Backbone:
         images = snapshot.reuse.num_images
         first = images * (self.adapter.num_branches - 1) if self.layout.cond_last else 0
         features, change = snapshot.reuse.caches[boundary].newest_and_change(
-            self.layout.hidden_states_index, list(range(first, first + images))
+            self.layout.image_index, list(range(first, first + images))
         )
         return PolicyState(
             latents=latents,

@@ -51,7 +51,7 @@ class Denoiser:
         self.seed = seed
         self._decision_step = policy.decision_step(backbone.num_inference_steps)
         self._boundary = policy.kinds[0].boundary
-        self.executor = ReuseExecutor(backbone.transformer, backbone.layout, policy.kinds)
+        self.executor = ReuseExecutor(backbone.transformer, backbone.layout, policy.kinds, observed=[policy.kinds[0].boundary])
         self._kept: OrderedDict[tuple[str, int], Prefix] = OrderedDict()
         self._kept_bytes = 0
         self._max_kept_bytes = max_cached_bytes

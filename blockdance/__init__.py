@@ -3,10 +3,22 @@
 from blockdance.api import BlockDanceHandle, apply_blockdance, remove_blockdance
 from blockdance.cost import ForwardCost, count_macs
 from blockdance.errors import BlockDanceError, ScheduleError, StepUnknownError, UnsupportedModelError
-from blockdance.executor import ReuseExecutor, ReuseState
-from blockdance.layout import BlockLayout, find_layout, register_layout
-from blockdance.runtime import BlockDanceReport, Decider, Plan, PolicyState
-from blockdance.schedule import BlockDanceConfig, Reuse, ReuseSchedule, blockdance_n, full_compute, random_schedule
+from blockdance.executor import ReuseExecutor
+from blockdance.families import find_layout, register_layout
+from blockdance.layout import BlockLayout
+from blockdance.plan import Decider, Plan, PolicyState
+from blockdance.report import BlockDanceReport
+from blockdance.schedule import (
+    BlockDanceConfig,
+    BlockReuse,
+    Kind,
+    Reuse,
+    ReuseSchedule,
+    blockdance_n,
+    full_compute,
+    random_schedule,
+)
+from blockdance.state import ReuseState
 
 __all__ = [
     "BlockDanceConfig",
@@ -14,8 +26,10 @@ __all__ = [
     "BlockDanceHandle",
     "BlockDanceReport",
     "BlockLayout",
+    "BlockReuse",
     "Decider",
     "ForwardCost",
+    "Kind",
     "Plan",
     "PolicyState",
     "Reuse",

@@ -9,8 +9,10 @@ from diffusers.hooks.hooks import CacheContext
 from torch import nn
 
 from blockdance.errors import BlockDanceError, UnsupportedModelError
-from blockdance.layout import find_layout
-from blockdance.runtime import BlockDanceReport, Controller, Plan
+from blockdance.families import find_layout
+from blockdance.plan import Plan
+from blockdance.report import BlockDanceReport
+from blockdance.runtime import Controller
 
 _ATTRIBUTE = "_blockdance_controller"
 

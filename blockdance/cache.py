@@ -1,25 +1,31 @@
-"""The last two computed outputs at one boundary, kept per image row."""
+"""The last one or two computed outputs at one boundary, kept per image row."""
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from blockdance.schedule import Reuse
+from blockdance.block_views import fit_tokens
+from blockdance.schedule import Kind, Reuse
 
 
 class BoundaryCache:
-    """Keeps what a boundary put out at the last two computed steps of every row, and the noise levels of those steps.
+    """Keeps what a boundary put out at the last computed steps of every row, and the noise levels of those steps.
 
-    Rows may have been computed at different steps. An output is whatever the block returns: a tensor or a tuple of tensors
-    (None allowed), whose first size is a multiple of the number of rows.
+    Rows may have been computed at different steps. What is kept is a tree of tensors (None allowed) whose first size is a multiple of
+    the number of rows: at a boundary the tuple (the block's output, outputs that long skips read later, …).
+
+    Args:
+        num_rows: images times fused guidance branches.
+        history: how many outputs are kept; extrapolation and a policy's features need two.
     """
 
-    def __init__(self, num_rows: int) -> None:
+    def __init__(self, num_rows: int, history: Literal[1, 2] = 2) -> None:
         self.num_rows = num_rows
+        self._history = history
         self._newest: Any = None
         self._previous: Any = None
         self._newest_sigma: list[float] = [0.0] * num_rows
@@ -28,26 +34,26 @@ class BoundaryCache:
 
     def store(self, output: Any, sigma: float, rows: list[int]) -> None:
         """Adds the output that `rows` computed at noise level `sigma`."""
-        if len(rows) == self.num_rows:
-            self._previous, self._newest = self._newest, output
-        else:
+        if self._history == 2 and len(rows) == self.num_rows:
+            self._previous = self._newest
+        elif self._history == 2:
             self._previous = self._merge(self._previous, self._take(self._newest, rows), rows)
-            self._newest = self._merge(self._newest, output, rows)
+        self._newest = output if len(rows) == self.num_rows else self._merge(self._newest, output, rows)
         for row in rows:
             self._previous_sigma[row], self._newest_sigma[row] = self._newest_sigma[row], sigma
-            self._depth[row] = min(self._depth[row] + 1, 2)
+            self._depth[row] = min(self._depth[row] + 1, self._history)
 
-    def serves(self, kind: Reuse, row: int) -> bool:
+    def serves(self, kind: Kind, row: int) -> bool:
         """Whether `row` has computed often enough for this kind of reuse."""
         return self._depth[row] > kind.order
 
-    def read(self, kind: Reuse, sigma: float, rows: list[int]) -> Any:
+    def read(self, kind: Kind, sigma: float, rows: list[int]) -> Any:
         """What a reuse step at noise level `sigma` injects for `rows`.
 
         Order 0 is the newest output o₁ (BlockDance). Order 1 is o₁ + w·(σ − σ₁)/(σ₁ − σ₀)·(o₁ − o₀).
         """
         newest = self._take(self._newest, rows)
-        if kind.order == 0:
+        if not isinstance(kind, Reuse) or kind.order == 0:
             return newest
         steps = [
             kind.weight * (sigma - self._newest_sigma[row]) / (self._newest_sigma[row] - self._previous_sigma[row])
@@ -63,7 +69,7 @@ class BoundaryCache:
     @staticmethod
     def gather(caches: Sequence["BoundaryCache"], rows: Sequence[tuple[int, int]]) -> "BoundaryCache":
         """A cache of chosen rows of several caches, each given as (cache, row)."""
-        gathered = BoundaryCache(len(rows))
+        gathered = BoundaryCache(len(rows), caches[0]._history)
         for name in ("_newest", "_previous"):
             outputs = [getattr(cache, name) for cache in caches]
             if all(output is not None for output in outputs):
@@ -73,15 +79,20 @@ class BoundaryCache:
         return gathered
 
     def newest_and_change(self, index: int, rows: list[int]) -> tuple[Tensor, Tensor]:
-        """The newest output of `rows` and how much it moved since the one before, of one stream of the output."""
-        newest = _stream(self._take(self._newest, rows), index)
-        return newest, newest - _stream(self._take(self._previous, rows), index)
+        """The boundary's newest output of `rows` and how much it moved since the one before, of one stream of the output."""
+        newest = _stream(self._take(self._newest, rows)[0], index)
+        return newest, newest - _stream(self._take(self._previous, rows)[0], index)
+
+    def forget(self, rows: list[int]) -> None:
+        """Takes these rows as never computed."""
+        for row in rows:
+            self._depth[row] = 0
 
     @property
-    def num_bytes(self) -> int:
-        """Bytes held, each storage counted once."""
+    def storages(self) -> dict[int, int]:
+        """Bytes by address of every storage held."""
         leaves = [leaf for leaf in tree_leaves((self._newest, self._previous)) if isinstance(leaf, Tensor)]
-        return sum({leaf.untyped_storage().data_ptr(): leaf.untyped_storage().nbytes() for leaf in leaves}.values())
+        return {leaf.untyped_storage().data_ptr(): leaf.untyped_storage().nbytes() for leaf in leaves}
 
     def _take(self, output: Any, rows: list[int]) -> Any:
         if len(rows) == self.num_rows or output is None:
@@ -93,7 +104,7 @@ class BoundaryCache:
             return old
         if old is None:
             old = tree_map(lambda leaf: _empty_rows(leaf, len(rows), self.num_rows), new)
-        return tree_map(lambda whole, part: _put_rows(whole, part, rows, self.num_rows), old, new)
+        return tree_map(lambda whole, part: _put_rows(*_of_equal_length(whole, part), rows, self.num_rows), old, new)
 
 
 def take_rows(tensor: Any, rows: list[int], num_rows: int) -> Any:
@@ -117,6 +128,14 @@ def _put_rows(whole: Any, part: Any, rows: list[int], num_rows: int) -> Any:
         return whole
     index = torch.tensor(rows, device=whole.device)
     return whole.unflatten(0, (num_rows, -1)).index_copy(0, index, part.unflatten(0, (len(rows), -1))).flatten(0, 1)
+
+
+def _of_equal_length(whole: Any, part: Any) -> tuple[Any, Any]:
+    """Some models pad tokens to the longest sequence of a call, so that rows that ran apart differ in length."""
+    if not isinstance(whole, Tensor) or whole.shape[1:] == part.shape[1:]:
+        return whole, part
+    tokens = max(whole.shape[1], part.shape[1])
+    return fit_tokens(whole, tokens), fit_tokens(part, tokens)
 
 
 def _empty_rows(part: Any, num_part: int, num_rows: int) -> Any:

@@ -2,57 +2,20 @@
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from blockdance.cache import BoundaryCache, take_rows
+from blockdance.cache import take_rows
 from blockdance.errors import ScheduleError
-from blockdance.layout import BlockLayout
-from blockdance.schedule import COMPUTE, Reuse
+from blockdance.layout import SHARED_ARGUMENTS, BlockLayout, block_stack
+from blockdance.schedule import COMPUTE, BlockReuse, Kind, Reuse
+from blockdance.state import ReuseState
 from blockdance.views import BlockViews
 
-
-@dataclass
-class ReuseState:
-    """What a batch carries from step to step: one cache per boundary. Rows are ordered branch by branch."""
-
-    num_images: int
-    num_branches: int
-    caches: dict[int, BoundaryCache]
-
-    @property
-    def num_rows(self) -> int:
-        return self.num_images * self.num_branches
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of all caches."""
-        return sum(cache.num_bytes for cache in self.caches.values())
-
-    def take(self, images: Sequence[int]) -> "ReuseState":
-        """The state of the given images, which may repeat: several continuations of one image share its past."""
-        rows = [branch * self.num_images + image for branch in range(self.num_branches) for image in images]
-        caches = {boundary: cache.take(rows) for boundary, cache in self.caches.items()}
-        return ReuseState(len(images), self.num_branches, caches)
-
-    @staticmethod
-    def cat(states: Sequence["ReuseState"]) -> "ReuseState":
-        """Several batches at the same step as one."""
-        branches = states[0].num_branches
-        rows = [
-            (index, branch * state.num_images + image)
-            for branch in range(branches)
-            for index, state in enumerate(states)
-            for image in range(state.num_images)
-        ]
-        caches = {
-            boundary: BoundaryCache.gather([state.caches[boundary] for state in states], rows) for boundary in states[0].caches
-        }
-        return ReuseState(sum(state.num_images for state in states), branches, caches)
+Forward = Callable[..., Any]
 
 
 class ReuseExecutor:
@@ -62,38 +25,42 @@ class ReuseExecutor:
         transformer: the model, which is left as it is between calls.
         layout: where its blocks are.
         kinds: the kinds of reuse that the actions refer to.
+        observed: boundaries whose last two outputs are kept for a policy to see, though no kind extrapolates them.
 
     Raises:
         ScheduleError: a kind names a block that the model does not have.
     """
 
-    def __init__(self, transformer: nn.Module, layout: BlockLayout, kinds: Sequence[Reuse]) -> None:
-        self.num_blocks = sum(len(getattr(transformer, name)) for name in layout.lists)
+    def __init__(
+        self, transformer: nn.Module, layout: BlockLayout, kinds: Sequence[Kind], observed: Sequence[int] = ()
+    ) -> None:
+        self.num_blocks = len(block_stack(transformer, layout))
         for kind in kinds:
-            if kind.boundary >= self.num_blocks:
+            if kind.skipped_blocks[-1] >= self.num_blocks:
                 raise ScheduleError(
-                    f"Boundary {kind.boundary} does not exist: the model has {self.num_blocks} blocks, 0 to {self.num_blocks - 1}."
+                    f"Block {kind.skipped_blocks[-1]} does not exist: the model has {self.num_blocks} blocks, 0 to "
+                    f"{self.num_blocks - 1}."
                 )
         self.kinds = tuple(kinds)
-        self._shared = layout.shared_arguments
+        boundaries: dict[int, Literal[1, 2]] = {kind.boundary: 1 for kind in kinds if isinstance(kind, Reuse)}
+        extrapolated = (kind.boundary for kind in kinds if isinstance(kind, Reuse) and kind.order == 1)
+        self._histories = boundaries | dict.fromkeys((*extrapolated, *observed), 2)
+        self._blocks = {block for kind in kinds if isinstance(kind, BlockReuse) for block in kind.blocks}
+        self._layout = layout
         self._parameters = list(inspect.signature(type(transformer).forward).parameters)[1:]
-        self._views = BlockViews(transformer, layout, sorted({kind.boundary for kind in kinds}))
+        self._views = BlockViews(transformer, layout, kinds)
 
     def new_state(self, num_images: int, num_branches: int) -> ReuseState:
         """An empty state for a new generation."""
-        caches = {boundary: BoundaryCache(num_images * num_branches) for boundary in self._views.captured}
-        return ReuseState(num_images, num_branches, caches)
+        return ReuseState.empty(num_images, num_branches, self._histories, self._blocks)
 
     def serves(self, state: ReuseState, action: int, image: int) -> bool:
-        """Whether this image has computed often enough for the action."""
-        if action == COMPUTE:
-            return True
-        kind = self.kinds[action - 1]
-        return state.caches[kind.boundary].serves(kind, image)
+        """Whether every branch of this image has computed often enough for the action."""
+        return action == COMPUTE or state.serves(self.kinds[action - 1], image)
 
     def run(
         self,
-        forward: Callable[..., Any],
+        forward: Forward,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         state: ReuseState,
@@ -119,8 +86,8 @@ class ReuseExecutor:
         for action, rows in groups.items():
             group_args, group_kwargs = self._select(args, kwargs, rows, state.num_rows)
             outputs.append(self._run_group(forward, group_args, group_kwargs, state, action, rows, sigma))
-        order = torch.tensor([row for rows in groups.values() for row in rows]).argsort()
-        return tree_map(lambda *parts: _restore_order(parts, order), *outputs)
+        order = torch.tensor([row for rows in groups.values() for row in rows]).argsort().tolist()
+        return tree_map(lambda *parts: _restore_order(parts, order), *outputs, is_leaf=_is_list)
 
     def clear(self) -> None:
         """Lets go of every tensor that a call left in the views."""
@@ -128,7 +95,7 @@ class ReuseExecutor:
 
     def _run_group(
         self,
-        forward: Callable[..., Any],
+        forward: Forward,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         state: ReuseState,
@@ -141,16 +108,21 @@ class ReuseExecutor:
             with views.computing():
                 output = forward(*args, **kwargs)
             views.learn_shapes(len(rows))
-            for boundary, slot in views.captured.items():
-                state.caches[boundary].store(slot.value, sigma, rows)
-                slot.value = None
-            return output
-        kind = self.kinds[action - 1]
-        views.injected[kind.boundary].value = state.caches[kind.boundary].read(kind, sigma, rows)
-        views.place_shapes(len(rows))
-        with views.reusing(kind.boundary):
-            output = forward(*args, **kwargs)
-        views.injected[kind.boundary].value = None
+            outputs, changes = views.take_captured()
+            for boundary, kept in outputs.items():
+                state.caches[boundary].store(kept, sigma, rows)
+        else:
+            kind = self.kinds[action - 1]
+            if isinstance(kind, BlockReuse):
+                views.add({block: state.changes[block].read(kind, sigma, rows) for block in kind.blocks})
+            else:
+                views.inject(kind.boundary, state.caches[kind.boundary].read(kind, sigma, rows), len(rows))
+            with views.reusing(kind):
+                output = forward(*args, **kwargs)
+            views.let_go()
+            changes = views.take_changes()
+        for block, change in changes.items():
+            state.changes[block].store(change, sigma, rows)
         return output
 
     def _select(
@@ -158,20 +130,35 @@ class ReuseExecutor:
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Splits every input that has a batch dimension."""
 
-        def select(leaf: Any) -> Any:
-            is_batched = isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == num_rows
-            return take_rows(leaf, rows, num_rows) if is_batched else leaf
-
-        def select_all(name: str, value: Any) -> Any:
-            return value if name in self._shared else tree_map(select, value)
+        def select(name: str, value: Any) -> Any:
+            if name in self._layout.shared_arguments or name in SHARED_ARGUMENTS:
+                return value
+            if name in self._layout.image_lists and value is not None:
+                return [value[row] for row in rows] if len(value) == num_rows else value
+            dim = self._layout.batch_dims.get(name, 0)
+            return tree_map(lambda leaf: _select_rows(leaf, rows, num_rows, dim), value)
 
         return (
-            tuple(select_all(name, value) for name, value in zip(self._parameters, args, strict=False)),
-            {name: select_all(name, value) for name, value in kwargs.items()},
+            tuple(select(name, value) for name, value in zip(self._parameters, args, strict=False)),
+            {name: select(name, value) for name, value in kwargs.items()},
         )
 
 
-def _restore_order(parts: Sequence[Any], order: Tensor) -> Any:
+def _select_rows(leaf: Any, rows: list[int], num_rows: int, dim: int) -> Any:
+    if not isinstance(leaf, Tensor) or leaf.ndim <= dim or leaf.shape[dim] != num_rows:
+        return leaf
+    return take_rows(leaf.transpose(0, dim), rows, num_rows).transpose(0, dim)
+
+
+def _is_list(node: Any) -> bool:
+    return isinstance(node, list)
+
+
+def _restore_order(parts: Sequence[Any], order: list[int]) -> Any:
+    """Joins the groups' outputs, tensors or lists with one element per image, and puts the rows in their order."""
+    if isinstance(parts[0], list):
+        joined = [element for part in parts for element in part]
+        return [joined[row] for row in order]
     if not isinstance(parts[0], Tensor):
         return parts[0]
-    return torch.cat(list(parts)).index_select(0, order.to(parts[0].device))
+    return take_rows(torch.cat(list(parts)), order, len(order))

@@ -1,10 +1,49 @@
-"""Where a transformer keeps its blocks: one table, and `register_layout` for models from outside."""
+"""Where a transformer keeps its blocks and what its forward call looks like."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
 from blockdance.errors import UnsupportedModelError
+
+SHARED_ARGUMENTS = frozenset(
+    {
+        "chunk_partition",
+        "control_hidden_states_scale",
+        "data_info",
+        "fps",
+        "image_rotary_emb",
+        "img_ids",
+        "indices_hidden_states",
+        "indices_latents",
+        "indices_latents_clean",
+        "indices_latents_history_2x",
+        "indices_latents_history_4x",
+        "indices_latents_history_long",
+        "indices_latents_history_mid",
+        "indices_latents_history_short",
+        "padding_mask",
+        "pos_embeds",
+        "rope_interpolation_scale",
+        "rotary_embedding",
+        "scale_factor",
+        "skip_layers",
+        "sparse_params",
+        "spatio_temporal_guidance_blocks",
+        "text_rope_pos",
+        "txt_ids",
+        "visual_rope_pos",
+    }
+)
+"""Names that diffusers gives to arguments without a batch dimension."""
+
+Inputs = Mapping[str, Any]
+
+
+def _always(inputs: Inputs) -> bool:
+    return True
 
 
 @dataclass(frozen=True)
@@ -12,59 +51,95 @@ class BlockLayout:
     """The block stack of a transformer class.
 
     Args:
-        lists: attribute names of the `nn.ModuleList`s that hold the blocks, in execution order.
-        shared_arguments: arguments of the forward call that have no batch dimension, though its first size may happen to equal
-            the batch size. Everything else whose first size is the batch size is split when images take different actions.
-        hidden_states_index: which tensor of a block's output tuple is the image stream.
+        lists: paths of the `nn.ModuleList`s that hold the blocks, in execution order; dots reach into submodules.
+        interleaved: whether the lists take turns (first blocks of all lists, then second ones, …) instead of following each other.
+        streams: which argument of the block each element of its output tuple continues, in the tuple's order. A block that
+            returns one tensor continues its first argument, and its layout needs none.
+        image_stream: which of the streams is the image's.
+        batch_dim: dimension of a block's outputs that holds the batch.
+        latents: name of the forward call's argument that carries the latents: a tensor, or a list with one tensor per image.
+        timestep: name of the argument that carries the timestep.
+        timestep_rises: whether the model counts time from noise to image, against the scheduler.
         cond_last: whether fused classifier-free guidance orders rows `[uncond, cond]`; False for `[cond, uncond]`.
+        shared_arguments: arguments of the forward call that have no batch dimension, though their first size may happen to equal
+            the batch size, beside `SHARED_ARGUMENTS`. Every other tensor whose first size is the batch size is split when images
+            take different actions.
+        batch_dims: arguments whose batch dimension is another than the first.
+        image_lists: arguments that are lists with one element per row.
+        one_image: whether a call takes one image only, as models of packed sequences do; nothing is split then.
+        splits_rows: whether the rows of a call with these inputs can run apart; where not, a batch computes whenever its images'
+            actions differ.
+        is_step: whether a call with these inputs is a denoising step, and not one that fills a key-value cache.
+        pads_to_longest: whether the model itself pads token sequences to the longest of the batch (the second dimension of what its
+            blocks give), so that rows that run apart may have fewer tokens.
+        changes_outputs: whether the model or the next block changes a block's output in place, so that the cache needs a copy.
+        long_skips: which block (or, for the head, the number of blocks) reads which earlier blocks' outputs besides its
+            predecessor's.
+        note: what a user should know.
     """
 
     lists: tuple[str, ...]
-    shared_arguments: frozenset[str] = frozenset()
-    hidden_states_index: int = -1
+    interleaved: bool = False
+    streams: tuple[str, ...] = ()
+    image_stream: str = "hidden_states"
+    batch_dim: int = 0
+    latents: str = "hidden_states"
+    timestep: str = "timestep"
+    timestep_rises: bool = False
     cond_last: bool = True
+    shared_arguments: frozenset[str] = frozenset()
+    batch_dims: Mapping[str, int] = field(default_factory=dict)
+    image_lists: frozenset[str] = frozenset()
+    one_image: bool = False
+    splits_rows: Callable[[Inputs], bool] = _always
+    is_step: Callable[[Inputs], bool] = _always
+    pads_to_longest: bool = False
+    changes_outputs: bool = False
+    long_skips: Callable[[nn.Module], Mapping[int, tuple[int, ...]]] | None = None
+    note: str = ""
+
+    @property
+    def image_index(self) -> int:
+        """Which element of a block's output tuple is the image stream."""
+        return self.streams.index(self.image_stream) if self.streams else 0
+
+    def num_rows(self, inputs: Inputs) -> int:
+        """Rows of a forward call: images times fused guidance branches."""
+        return 1 if self.one_image else len(inputs[self.latents])
 
 
-_LAYOUTS: dict[str, BlockLayout] = {
-    "PixArtTransformer2DModel": BlockLayout(("transformer_blocks",)),
-    "SD3Transformer2DModel": BlockLayout(("transformer_blocks",), frozenset({"skip_layers"})),
-    "FluxTransformer2DModel": BlockLayout(
-        ("transformer_blocks", "single_transformer_blocks"), frozenset({"img_ids", "txt_ids"})
-    ),
-}
+def holder(transformer: nn.Module, path: str) -> tuple[nn.Module, str]:
+    """The module that holds a block list, and the list's name in it."""
+    parent, _, name = path.rpartition(".")
+    return transformer.get_submodule(parent), name
 
 
-def register_layout(model_class: type[nn.Module], layout: BlockLayout) -> None:
-    """Tells BlockDance where a model class from outside diffusers keeps its blocks."""
-    _LAYOUTS[model_class.__name__] = layout
-
-
-def find_layout(transformer: nn.Module) -> BlockLayout:
-    """Looks up a transformer's layout, by its class or the nearest base class that has one.
+def block_list(transformer: nn.Module, path: str) -> nn.ModuleList:
+    """The block list at a path.
 
     Raises:
-        UnsupportedModelError: no layout is known, or the model lacks a list that its layout names.
+        UnsupportedModelError: there is no `nn.ModuleList` of that name.
     """
-    for model_class in type(transformer).__mro__:
-        if model_class.__name__ in _LAYOUTS:
-            layout = _LAYOUTS[model_class.__name__]
-            break
-    else:
-        found = [name for name, child in transformer.named_children() if isinstance(child, nn.ModuleList)]
+    try:
+        blocks = transformer.get_submodule(path)
+    except AttributeError:
+        blocks = None
+    if not isinstance(blocks, nn.ModuleList):
         raise UnsupportedModelError(
-            f"BlockDance knows no block layout of {type(transformer).__name__} (its module lists: {found or 'none'}). Tell it: "
-            f"`register_layout({type(transformer).__name__}, BlockLayout(lists=(...)))` with the lists that hold its blocks, in "
-            f"execution order. Known classes: {', '.join(sorted(_LAYOUTS))}."
+            f"The layout of {type(transformer).__name__} names the block list `{path}`, but the model has no such "
+            "`nn.ModuleList`. Register a layout that fits this version of the model with `register_layout`."
         )
-    for name in layout.lists:
-        if not isinstance(getattr(transformer, name, None), nn.ModuleList):
-            raise UnsupportedModelError(
-                f"The layout of {type(transformer).__name__} names the block list `{name}`, but the model has no such "
-                "`nn.ModuleList`. Register a layout that fits this version of the model with `register_layout`."
-            )
-    return layout
+    return blocks
 
 
 def block_stack(transformer: nn.Module, layout: BlockLayout) -> list[tuple[str, int]]:
     """The blocks in execution order, each as (list, index in that list)."""
-    return [(name, index) for name in layout.lists for index in range(len(getattr(transformer, name)))]
+    lengths = {path: len(block_list(transformer, path)) for path in layout.lists}
+    if layout.interleaved:
+        return [(path, index) for index in range(max(lengths.values())) for path in layout.lists if index < lengths[path]]
+    return [(path, index) for path in layout.lists for index in range(lengths[path])]
+
+
+def blocks_of(transformer: nn.Module, layout: BlockLayout) -> list[nn.Module]:
+    """The blocks themselves in execution order."""
+    return [block_list(transformer, path)[index] for path, index in block_stack(transformer, layout)]

@@ -3,116 +3,44 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from blockdance.cache import take_rows
-from blockdance.cost import ForwardCost, count_macs
+from blockdance.cost import CallShape, ForwardCost, count_macs
 from blockdance.errors import ScheduleError
-from blockdance.executor import ReuseExecutor, ReuseState
-from blockdance.layout import BlockLayout
+from blockdance.executor import ReuseExecutor
+from blockdance.layout import BlockLayout, block_stack
+from blockdance.plan import Decider, Plan, PolicyState, plan_kinds
+from blockdance.report import BlockDanceReport
 from blockdance.schedule import COMPUTE, BlockDanceConfig, Reuse, ReuseSchedule
-from blockdance.steps import StepTracker
+from blockdance.state import ReuseState
+from blockdance.steps import Location, StepTracker
 
 
-@dataclass(frozen=True)
-class PolicyState:
-    """What a policy sees when it decides, after step ρ (0-based) has been computed. `images` is the batch without branches.
+@dataclass
+class _Call:
+    """One forward call as the report needs it."""
 
-    Args:
-        latents: `(images, channels, …)`, the model's input at step ρ.
-        prompt_embeds: `(images, tokens, width)` of the conditional branch.
-        prompt_mask: `(images, tokens)`, 1 for real tokens; all ones where the model takes no mask.
-        features: `(images, positions, channels)`, the conditional branch's output of the boundary block at step ρ.
-        feature_change: the same minus its value one step earlier.
-        sigmas: `(num_steps,)`, the noise level of every step.
-        decision_step: ρ.
-        num_steps: number of denoising steps.
-    """
-
-    latents: Tensor
-    prompt_embeds: Tensor
-    prompt_mask: Tensor
-    features: Tensor
-    feature_change: Tensor
-    sigmas: Tensor
-    decision_step: int
-    num_steps: int
-
-
-@runtime_checkable
-class Decider(Protocol):
-    """Anything that decides a schedule once per generation, such as a trained `ada.AdaPolicy`."""
-
-    @property
-    def kinds(self) -> tuple[Reuse, ...]:
-        """The kinds of reuse that it chooses from; the first one's boundary is where it sees features."""
-
-    def decision_step(self, num_steps: int) -> int:
-        """The step ρ, 1 or more, after which `decide` is called."""
-
-    def decide(self, state: PolicyState) -> ReuseSchedule:
-        """Decides every image's actions; steps up to ρ must compute."""
-
-    def check(self, transformer: nn.Module) -> None:
-        """Raises an error that lists what differs where it was not made for this transformer."""
-
-
-Plan = BlockDanceConfig | ReuseSchedule | Decider
-
-
-@dataclass(frozen=True)
-class BlockDanceReport:
-    """What the last generation did.
-
-    Args:
-        actions: int64 `(images, num_steps)`, the actions really taken; −1 for steps that did not run.
-        kinds: the kinds of reuse that the actions refer to.
-        macs_computed: float64 `(images,)`, MACs of the denoising steps that ran, all guidance branches together.
-        macs_full: float64 `(images,)`, MACs of the same steps with every block computed.
-        cache_bytes: bytes that the cache holds now.
-        peak_cache_bytes: most bytes that it held.
-    """
-
-    actions: Tensor
-    kinds: tuple[Reuse, ...]
-    macs_computed: Tensor
-    macs_full: Tensor
-    cache_bytes: int
-    peak_cache_bytes: int
-
-    @property
-    def compute_saved(self) -> Tensor:
-        """Share of the denoising MACs saved per image: float64 `(images,)`."""
-        return 1.0 - self.macs_computed / self.macs_full
-
-    def __str__(self) -> str:
-        lines = [
-            f"BlockDance: {float(self.compute_saved.mean()):.1%} of the denoising MACs saved, "
-            f"cache at most {self.peak_cache_bytes / 2**20:.2f} MiB"
-        ]
-        symbols = {-1: " ", COMPUTE: "█", **{action: str(action) for action in range(1, len(self.kinds) + 1)}}
-        for image, (actions, saved) in enumerate(zip(self.actions.tolist(), self.compute_saved.tolist(), strict=True)):
-            lines.append(f"  image {image}: {''.join(symbols[action] for action in actions)}  {saved:.1%} saved")
-        legend = [f"{action} = {kind}" for action, kind in enumerate(self.kinds, 1)]
-        return "\n".join([*lines, "  █ computes; " + "; ".join(legend)])
+    shape: CallShape
+    actions: list[int]
 
 
 @dataclass
 class _Generation:
-    """State of one pass through the denoising loop; separate guidance branches have a state each."""
+    """One pass through the denoising loop; every guidance branch that has calls of its own has a state of its own."""
 
-    num_rows: int
     num_images: int
     schedule: ReuseSchedule | None
     taken: list[list[int]]
     states: dict[str, ReuseState] = field(default_factory=dict)
+    sizes: dict[str, Any] = field(default_factory=dict)
+    last_step: dict[str, int] = field(default_factory=dict)
+    calls: list[_Call] = field(default_factory=list)
     observed: dict[str, Any] | None = None
-    shapes: Any = None
     peak_cache_bytes: int = 0
 
     @property
@@ -145,13 +73,13 @@ class Controller:
         self._layout = layout
         self._plan = plan
         self._guidance_branches = guidance_branches
-        self._steps = StepTracker(scheduler, num_inference_steps)
+        self._steps = StepTracker(scheduler, num_inference_steps, layout.timestep_rises)
         self._signature = inspect.signature(type(transformer).forward)
-        num_blocks = sum(len(getattr(transformer, name)) for name in layout.lists)
         if isinstance(plan, Decider):
             plan.check(transformer)
-        self.kinds = _kinds(plan, num_blocks)
-        self._executor = ReuseExecutor(transformer, layout, self.kinds)
+        self.kinds = plan_kinds(plan, len(block_stack(transformer, layout)))
+        observed = [plan.kinds[0].boundary] if isinstance(plan, Decider) else []
+        self._executor = ReuseExecutor(transformer, layout, self.kinds, observed)
         self._generation: _Generation | None = None
         self.context: Any = None
 
@@ -171,31 +99,30 @@ class Controller:
 
     def _call(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         inputs = self._signature.bind(self._transformer, *args, **kwargs).arguments
-        hidden_states = inputs["hidden_states"]
-        branch = self.context.name if self.context is not None else "all"
-        step = self._steps.locate(branch, inputs.get("timestep"), self.context)
+        if not self._layout.is_step(inputs):
+            return forward(*args, **kwargs)
+        place = self._steps.locate(inputs.get(self._layout.timestep), self.context)
+        num_rows = self._layout.num_rows(inputs)
         generation = self._generation
-        if generation is None or self._steps.is_new_generation or len(hidden_states) != generation.num_rows:
-            generation = self._begin(hidden_states)
-        if branch not in generation.states:
-            branches = generation.num_rows // generation.num_images
-            generation.states[branch] = self._executor.new_state(generation.num_images, branches)
-        state = generation.states[branch]
-        self._decide(generation, step)
-        actions = self._actions(generation, state, step)
-        output = self._executor.run(forward, args, kwargs, state, actions, self._steps.sigmas[step])
-        self._observe(generation, state, branch, step, inputs)
+        if generation is None or place.is_new_generation or num_rows % generation.num_images:
+            generation = self._begin(inputs[self._layout.latents], num_rows)
+        state = self._state(generation, place.branch, inputs, num_rows)
+        self._decide(generation, place.step)
+        actions = self._actions(generation, state, place.step, self._layout.splits_rows(inputs))
+        output = self._executor.run(forward, args, kwargs, state, actions, self._steps.sigmas[place.step])
+        self._observe(generation, state, place, inputs)
+        known = [call.shape for call in generation.calls[-2:]]
+        generation.calls.append(_Call(CallShape.of(args, kwargs, known), actions))
         generation.peak_cache_bytes = max(generation.peak_cache_bytes, generation.cache_bytes)
-        generation.shapes = (generation.num_rows, _shapes((args, kwargs)))
-        if step == self._steps.num_steps - 1:
-            del generation.states[branch]
-            self._executor.clear()
+        generation.last_step[place.branch] = place.step
+        if place.step == self._steps.num_steps - 1:
+            self._finish(generation, place)
         return output
 
-    def _begin(self, hidden_states: Tensor) -> _Generation:
+    def _begin(self, latents: Any, num_rows: int) -> _Generation:
         self._executor.clear()
-        num_rows, num_steps = len(hidden_states), self._steps.num_steps
-        num_images = num_rows // self._count_branches(hidden_states)
+        num_steps = self._steps.num_steps
+        num_images = num_rows // self._count_branches(latents, num_rows)
         schedule = None
         if isinstance(self._plan, BlockDanceConfig):
             schedule = self._plan.schedule(num_steps, self._executor.num_blocks).expand(num_images)
@@ -207,17 +134,28 @@ class Controller:
                 )
             schedule = self._plan.expand(num_images)
         taken = [[-1] * num_steps for _ in range(num_images)]
-        self._generation = _Generation(num_rows, num_images, schedule, taken)
+        self._generation = _Generation(num_images, schedule, taken)
         return self._generation
 
-    def _count_branches(self, hidden_states: Tensor) -> int:
+    def _count_branches(self, latents: Any, num_rows: int) -> int:
         """Fused classifier-free guidance repeats the latents, so equal halves are branches of the same images."""
         if self._guidance_branches is not None:
             return self._guidance_branches
-        if len(hidden_states) % 2:
+        if num_rows % 2:
             return 1
-        conditional, unconditional = hidden_states.chunk(2)
-        return 2 if torch.equal(conditional, unconditional) else 1
+        half = num_rows // 2
+        return 2 if all(torch.equal(one, other) for one, other in zip(latents[:half], latents[half:], strict=True)) else 1
+
+    def _state(self, generation: _Generation, branch: str, inputs: dict[str, Any], num_rows: int) -> ReuseState:
+        """The state of a branch; where guidance starts or stops half-way, the conditional rows keep theirs."""
+        num_branches, size = num_rows // generation.num_images, _size(inputs[self._layout.latents])
+        state = generation.states.get(branch)
+        if state is None or generation.sizes[branch] != size:
+            state = self._executor.new_state(generation.num_images, num_branches)
+        elif state.num_branches != num_branches:
+            state = state.with_branches(num_branches, self._layout.cond_last)
+        generation.states[branch], generation.sizes[branch] = state, size
+        return state
 
     def _decide(self, generation: _Generation, step: int) -> None:
         """Asks a decider once, before the first step after ρ."""
@@ -234,45 +172,62 @@ class Controller:
         generation.schedule = ReuseSchedule(schedule.actions.cpu(), schedule.kinds).expand(generation.num_images)
         generation.observed = None
 
-    def _observe(self, generation: _Generation, state: ReuseState, branch: str, step: int, inputs: dict[str, Any]) -> None:
+    def _observe(self, generation: _Generation, state: ReuseState, place: Location, inputs: dict[str, Any]) -> None:
         """Keeps at step ρ what a decider will see, from the conditional rows."""
         if not isinstance(self._plan, Decider) or generation.schedule is not None:
             return
-        if branch.startswith("uncond") or step != self._plan.decision_step(self._steps.num_steps):
+        is_conditional = place.is_first and not place.branch.startswith("uncond")
+        if not is_conditional or place.step != self._plan.decision_step(self._steps.num_steps):
             return
-        cache = state.caches[self._plan.kinds[0].boundary]
-        first = generation.num_rows - generation.num_images if self._layout.cond_last else 0
-        rows = list(range(first, first + generation.num_images))
+        if "encoder_hidden_states" not in inputs:
+            raise ScheduleError(
+                f"{type(self._plan).__name__} decides from prompt embeddings, but {type(self._transformer).__name__} was called "
+                "without `encoder_hidden_states`. Use a BlockDanceConfig or a ReuseSchedule on this model."
+            )
+        kind = self._plan.kinds[0]
+        cache = state.caches[kind.boundary]
+        first = state.num_rows - state.num_images if self._layout.cond_last else 0
+        rows = list(range(first, first + state.num_images))
         if not cache.serves(Reuse(boundary=0, order=1), rows[0]):
             return  # started later than ρ: nothing to compare with, so everything computes
-        features, change = cache.newest_and_change(self._layout.hidden_states_index, rows)
+        features, change = cache.newest_and_change(self._layout.image_index, rows)
 
         def select(tensor: Tensor) -> Any:
-            return take_rows(tensor, rows, generation.num_rows)
+            return take_rows(tensor, rows, state.num_rows)
 
         embeds = select(inputs["encoder_hidden_states"])
         mask = inputs.get("encoder_attention_mask")
         generation.observed = {
-            "latents": select(inputs["hidden_states"]),
+            "latents": select(inputs[self._layout.latents]),
             "prompt_embeds": embeds,
             "prompt_mask": embeds.new_ones(embeds.shape[:2]) if mask is None else select(mask),
             "features": features,
             "feature_change": change,
             "sigmas": torch.tensor(self._steps.sigmas, device=embeds.device),
-            "decision_step": step,
+            "decision_step": place.step,
             "num_steps": self._steps.num_steps,
         }
 
-    def _actions(self, generation: _Generation, state: ReuseState, step: int) -> list[int]:
-        """This step's action per image; computes where the cache cannot serve yet, as after a late start (img2img)."""
+    def _actions(self, generation: _Generation, state: ReuseState, step: int, splits_rows: bool) -> list[int]:
+        """This step's action per image; computes where the cache cannot serve yet, as after a late start (img2img), and where
+        actions differ in a batch that cannot be split."""
         planned = [COMPUTE] * generation.num_images
         if generation.schedule is not None:
             planned = generation.schedule.actions[:, step].tolist()
+        planned = [action if self._executor.serves(state, action, image) else COMPUTE for image, action in enumerate(planned)]
+        if not splits_rows and len(set(planned)) > 1:
+            planned = [COMPUTE] * generation.num_images
         for image, action in enumerate(planned):
-            if not self._executor.serves(state, action, image):
-                planned[image] = COMPUTE
-            generation.taken[image][step] = planned[image]
+            generation.taken[image][step] = action
         return planned
+
+    def _finish(self, generation: _Generation, place: Location) -> None:
+        """Frees the caches of branches that have no step left to run."""
+        done = [branch for branch, step in generation.last_step.items() if branch == place.branch or step < place.step - 1]
+        for branch in done:
+            generation.states.pop(branch, None)
+            generation.sizes.pop(branch, None)
+        self._executor.clear()
 
     def report(self) -> BlockDanceReport:
         """What the last generation did.
@@ -281,52 +236,30 @@ class Controller:
             ScheduleError: before the first generation.
         """
         generation = self._generation
-        if generation is None or generation.shapes is None:
+        if generation is None or not generation.calls:
             raise ScheduleError("There is nothing to report yet: run the pipeline first.")
-        num_rows, shapes = generation.shapes
-        actions = torch.tensor(generation.taken)
-        per_row = self._cost(shapes).per_action(self.kinds) / num_rows
-        ran = actions >= 0
-        branches = generation.num_rows // generation.num_images * self._steps.num_branches
-        computed = torch.where(ran, per_row[actions.clamp(min=0)], 0.0).sum(1) * branches
-        full = ran.sum(1) * per_row[COMPUTE] * branches
-        return BlockDanceReport(actions, self.kinds, computed, full, generation.cache_bytes, generation.peak_cache_bytes)
+        computed = torch.zeros(generation.num_images, dtype=torch.float64)
+        full = torch.zeros_like(computed)
+        for call in generation.calls:
+            per_image = self._cost(call.shape).per_action(self.kinds) / generation.num_images
+            computed += per_image[call.actions]
+            full += per_image[COMPUTE]
+        return BlockDanceReport(
+            torch.tensor(generation.taken), self.kinds, computed, full, generation.cache_bytes, generation.peak_cache_bytes
+        )
 
-    def _cost(self, shapes: Any) -> ForwardCost:
+    def _cost(self, shape: CallShape) -> ForwardCost:
         costs = _COSTS.setdefault(self._transformer, {})
-        key = str(shapes)
-        if key not in costs:
+        if shape not in costs:
             device = next(self._transformer.parameters()).device
-            args, kwargs = tree_map(
-                lambda leaf: torch.empty(leaf.shape, dtype=leaf.dtype, device=device) if isinstance(leaf, _Shape) else leaf,
-                shapes,
-            )
-            costs[key] = count_macs(self._transformer, self._layout, args, kwargs)
-        return costs[key]
+            costs[shape] = count_macs(self._transformer, self._layout, *shape.inputs(device), shared=(self,))
+        return costs[shape]
+
+
+def _size(latents: Any) -> Any:
+    """Shape of the latents without the batch."""
+    return tuple(latents.shape[1:]) if isinstance(latents, Tensor) else [tuple(image.shape) for image in latents]
 
 
 # MACs depend on the model and the shapes of its inputs alone, so they outlive the controllers of one model
-_COSTS: WeakKeyDictionary[nn.Module, dict[str, ForwardCost]] = WeakKeyDictionary()
-
-
-@dataclass(frozen=True)
-class _Shape:
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-
-def _shapes(tree: Any) -> Any:
-    """The tree with its tensors replaced by their shapes, so that a report can count MACs later and holds no memory."""
-    return tree_map(lambda leaf: _Shape(tuple(leaf.shape), leaf.dtype) if isinstance(leaf, Tensor) else leaf, tree)
-
-
-def _kinds(plan: Plan, num_blocks: int) -> tuple[Reuse, ...]:
-    """The kinds of reuse that a plan may take."""
-    if isinstance(plan, BlockDanceConfig):
-        return (plan.kind(num_blocks),)
-    if not isinstance(plan, ReuseSchedule | Decider):
-        raise ScheduleError(
-            f"The plan must be a BlockDanceConfig, a ReuseSchedule, or have `kinds`, `decision_step` and `decide` (such as an "
-            f"AdaPolicy); got {type(plan).__name__}."
-        )
-    return plan.kinds
+_COSTS: WeakKeyDictionary[nn.Module, dict[CallShape, ForwardCost]] = WeakKeyDictionary()

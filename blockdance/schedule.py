@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -30,9 +30,41 @@ class Reuse:
         if self.order not in (0, 1):
             raise ScheduleError(f"`order` must be 0 (inject as it is) or 1 (extrapolate); got {self.order!r}.")
 
+    @property
+    def skipped_blocks(self) -> tuple[int, ...]:
+        """The blocks that do not run."""
+        return tuple(range(self.boundary + 1))
+
     def __str__(self) -> str:
         weight = f", weight {self.weight:g}" if self.order == 1 and self.weight != 1 else ""
         return f"after block {self.boundary}, order {self.order}{weight}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockReuse:
+    """A kind of reuse that skips chosen blocks one by one and adds the change each of them made when it last ran.
+
+    It is Block Caching's (arXiv 2312.03209, section 3.1): a block that is not reused runs on what the blocks before it gave.
+    """
+
+    blocks: tuple[int, ...]
+    """Indices, in execution order, of the blocks that are reused."""
+    order: ClassVar[Literal[0]] = 0
+
+    def __post_init__(self) -> None:
+        if not self.blocks or list(self.blocks) != sorted(set(self.blocks)) or self.blocks[0] < 0:
+            raise ScheduleError(f"`blocks` must be indices of blocks, ascending and each once; got {self.blocks}.")
+
+    @property
+    def skipped_blocks(self) -> tuple[int, ...]:
+        """The blocks that do not run."""
+        return self.blocks
+
+    def __str__(self) -> str:
+        return f"blocks {', '.join(map(str, self.blocks))} one by one"
+
+
+Kind = Reuse | BlockReuse
 
 
 @dataclass(frozen=True)
@@ -49,7 +81,7 @@ class ReuseSchedule:
     """
 
     actions: Tensor
-    kinds: tuple[Reuse, ...]
+    kinds: tuple[Kind, ...]
 
     def __post_init__(self) -> None:
         actions = self.actions

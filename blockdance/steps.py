@@ -1,6 +1,7 @@
-"""Which denoising step is a call? From the pipeline's cache context, else the scheduler's timesteps, else their rise."""
+"""Which denoising step is a call? From the pipeline's cache context, else the scheduler's position, else the timestep."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,68 +10,85 @@ from torch import Tensor
 from blockdance.errors import StepUnknownError
 
 
+@dataclass(frozen=True)
+class Location:
+    """Where a forward call stands in the denoising loop.
+
+    Args:
+        step: index of the denoising step.
+        branch: which of the calls of this step: the pipeline's name for it (`cond`, `uncond`), and a count where a name repeats.
+        is_first: whether it is the first call that carries its name in this step.
+        is_new_generation: whether everything before belongs to another generation.
+    """
+
+    step: int
+    branch: str
+    is_first: bool
+    is_new_generation: bool
+
+
 class StepTracker:
     """Follows one pipeline's denoising loop.
 
     Args:
         scheduler: returns the scheduler in use, or None when there is no pipeline.
         num_inference_steps: number of steps, for a transformer used without a pipeline.
+        timestep_rises: whether the model counts time against the scheduler: 1 − t, or 1000 − t.
     """
 
-    def __init__(self, scheduler: Callable[[], Any] | None, num_inference_steps: int | None) -> None:
+    def __init__(
+        self, scheduler: Callable[[], Any] | None, num_inference_steps: int | None, timestep_rises: bool = False
+    ) -> None:
         self._scheduler = scheduler
         self._given_steps = num_inference_steps
+        self._timestep_rises = timestep_rises
         self._timesteps: Tensor | None = None
         self._values: list[float] = []
         self._sigmas: list[float] = []
-        self._last: dict[str, int] = {}
+        self._last_step: dict[str, int] = {}
         self._last_timestep: dict[str, float] = {}
-        self.is_new_generation = False
+        self._repeats: dict[str, int] = {}
+        self._rises: bool | None = None
 
     @property
     def num_steps(self) -> int:
         return len(self._values)
 
     @property
-    def num_branches(self) -> int:
-        """Separate calls per step in this generation: `cond` and `uncond`, or one."""
-        return len(self._last)
-
-    @property
     def sigmas(self) -> list[float]:
         """Noise level of every step: the scheduler's sigmas, else from its alphas, else the timestep."""
         return self._sigmas
 
-    def locate(self, branch: str, timestep: Tensor | float | None, context: Any) -> int:
-        """Returns the step of this call and sets `is_new_generation`.
+    def locate(self, timestep: Tensor | float | None, context: Any) -> Location:
+        """Finds the place of a call.
+
+        Args:
+            timestep: what the model was given; of several, the noisiest counts (clean frames of a video have 0).
+            context: the `CacheContext` that the pipeline has set, or None.
 
         Raises:
             StepUnknownError: neither context, scheduler nor `num_inference_steps` tells.
         """
-        value = None if timestep is None else float(torch.as_tensor(timestep).flatten()[0])
+        name = "call" if context is None else context.name
         changed = self._read_scheduler(context)
-        if context is not None and context.step_index is not None:
-            step = int(context.step_index)
-        elif self._scheduler is not None:
-            step = self._search(branch, value)
-        else:
-            step = self._count(branch, value)
-        self.is_new_generation = changed or not self._last or step <= self._last.get(branch, -1)
-        if self.is_new_generation:
-            self._last.clear()
-        self._last[branch] = step
-        if value is not None:
-            self._last_timestep[branch] = value
+        step = self._find(name, timestep, context)
         if step >= self.num_steps:
             raise StepUnknownError(
                 f"The model was called for step {step + 1} of {self.num_steps}. Pass the number of denoising steps that this "
                 "loop really takes."
             )
-        return step
+        is_new_generation = changed or not self._last_step or step < self._last_step.get(name, -1)
+        if is_new_generation:
+            self._last_step.clear()
+        # a name that comes again in its step is one more guidance branch of a pipeline that does not name them
+        self._repeats[name] = self._repeats[name] + 1 if self._last_step.get(name) == step else 0
+        self._last_step[name] = step
+        repeat = self._repeats[name]
+        return Location(step, f"{name} {repeat}" if repeat else name, repeat == 0, is_new_generation)
 
     def forget(self) -> None:
         """Drops the position: the next call starts a new generation."""
-        self._last.clear()
+        self._last_step.clear()
         self._last_timestep.clear()
 
     def _read_scheduler(self, context: Any) -> bool:
@@ -96,37 +114,57 @@ class StepTracker:
         self._sigmas = noise_levels(scheduler, self._values)
         return True
 
-    def _search(self, branch: str, value: float | None) -> int:
+    def _find(self, name: str, timestep: Tensor | float | None, context: Any) -> int:
+        if context is not None and context.step_index is not None:
+            return int(context.step_index)
+        scheduler = self._scheduler() if self._scheduler is not None else None
+        # most schedulers count their own steps; asking them spares reading the timestep back from the GPU
+        position = getattr(scheduler, "step_index", None)
+        position = getattr(scheduler, "begin_index", None) if position is None else position
+        if position is not None:
+            return int(position)
+        value = None if timestep is None else float(torch.as_tensor(timestep).max())
+        if scheduler is not None:
+            return self._search(name, value, scheduler)
+        return self._count(name, value)
+
+    def _search(self, name: str, value: float | None, scheduler: Any) -> int:
         """Position of a timestep in the scheduler's; the next equal one when a Heun-like scheduler repeats it."""
         if value is None:
             raise StepUnknownError("The model was called without a timestep, so its denoising step is unknown.")
-        distances = [abs(value - candidate) for candidate in self._values]
-        # half precision rounds timesteps; pipelines that scale them to [0, 1] are off by a constant factor
-        scaled = [abs(value * 1000 - candidate) for candidate in self._values]
-        nearest = min(min(distances), min(scaled))
-        tolerance = 1e-3 * max(1.0, max(self._values))
-        if nearest > tolerance:
+        # half precision rounds timesteps; some pipelines scale them to [0, 1], or turn them round
+        given = (value, value * 1000) if not self._timestep_rises else (1000 - value, 1000 * (1 - value))
+        distances = [min(abs(one - candidate) for one in given) for candidate in self._values]
+        nearest = min(distances)
+        if nearest > 1e-3 * max(1.0, max(self._values)):
+            if hasattr(scheduler, "step_index"):  # no step taken yet, and a pipeline that passes a timestep of its own
+                return 0
             raise StepUnknownError(
                 f"The model was called at timestep {value:g}, which is none of the scheduler's {self.num_steps} timesteps "
                 f"({self._values[0]:g} … {self._values[-1]:g}). Apply BlockDance to the pipeline whose scheduler drives this loop."
             )
-        equal = [step for step in range(self.num_steps) if min(distances[step], scaled[step]) == nearest]
-        last = self._last.get(branch, -1)
+        equal = [step for step in range(self.num_steps) if distances[step] == nearest]
+        last = self._last_step.get(name, -1)
         later = [step for step in equal if step > last]
         repeats = bool(later) and last in equal and later[0] == last + 1
         return later[0] if repeats or (later and last not in equal) else equal[0]
 
-    def _count(self, branch: str, value: float | None) -> int:
-        """Without a scheduler: one step further, unless the timestep rose, which starts a new generation."""
-        last = self._last.get(branch)
-        if last is None or (value is not None and value > self._last_timestep.get(branch, value)):
+    def _count(self, name: str, value: float | None) -> int:
+        """Without a scheduler: one step further, unless the timestep turned back, which starts a new generation."""
+        last, previous = self._last_step.get(name), self._last_timestep.get(name)
+        if last is None:
             step = 0
-        elif value is not None and value == self._last_timestep.get(branch):
+        elif value is None or previous is None:
+            step = last + 1
+        elif value == previous:
             step = last
         else:
-            step = last + 1
-        if value is not None and step < self.num_steps:
-            self._sigmas[step] = self._values[step] = value
+            self._rises = value > previous if self._rises is None else self._rises
+            step = last + 1 if (value > previous) == self._rises else 0
+        if value is not None:
+            self._last_timestep[name] = value
+            if step < self.num_steps:
+                self._sigmas[step] = self._values[step] = value
         return step
 
 

@@ -13,145 +13,180 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from blockdance.layout import BlockLayout, block_stack
+from blockdance.block_views import AddChange, Capture, CaptureChange, FittingReplay, Replay, Slot
+from blockdance.layout import BlockLayout, block_list, block_stack, holder
+from blockdance.schedule import BlockReuse, Kind, Reuse
 
 _Wrap = Callable[[int, nn.Module], nn.Module]
 
 
-class Slot:
-    """Holds one block output for a view to write or to replay."""
-
-    def __init__(self) -> None:
-        self.value: Any = None
-
-
-class _View(nn.Module):
-    """Stands in for a block, whose attributes stay readable (SD3's forward reads `block.context_pre_only`)."""
-
-    def __init__(self, block: nn.Module, slot: Slot) -> None:
-        super().__init__()
-        self.block = block
-        self.slot = slot
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("block"), name)
-
-
-class Capture(_View):
-    """Runs the block and keeps its raw output."""
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        output = self.block(*args, **kwargs)
-        self.slot.value = output
-        return output
-
-
-class Replay(_View):
-    """Returns the slot's value instead of running the block."""
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.slot.value
-
-
 class BlockViews:
-    """The views of one transformer for a set of boundaries, built once so that compiled code stays valid.
+    """The views of one transformer for a set of kinds of reuse, built once so that compiled code stays valid.
 
     Args:
         transformer: the model, whose lists are left as they are.
         layout: where its blocks are.
-        boundaries: the boundaries that compute steps capture and reuse steps start after.
+        kinds: the kinds of reuse. Compute steps capture what any of them needs.
     """
 
-    def __init__(self, transformer: nn.Module, layout: BlockLayout, boundaries: Sequence[int]) -> None:
+    def __init__(self, transformer: nn.Module, layout: BlockLayout, kinds: Sequence[Kind]) -> None:
         self._transformer = transformer
+        self._layout = layout
         self.stack = block_stack(transformer, layout)
-        self.captured = {boundary: Slot() for boundary in boundaries}
-        self.injected = {boundary: Slot() for boundary in boundaries}
-        # What a reuse step's skipped blocks return when they lie in another list than the boundary: any tensor of the shape
-        # those blocks put out will do, because the boundary overwrites it. Each list's last block shows that shape.
-        last_of = {name: position for position, (name, _) in enumerate(self.stack)}
-        skipped = {
-            name: position
-            for name, position in last_of.items()
-            if any(self.stack[boundary][0] != name and position < boundary for boundary in boundaries)
-        }
-        self._sampled = {name: Slot() for name in skipped}
-        self._placeholders = {name: Slot() for name in skipped}
-        self._shapes: dict[str, tuple[int, Any]] = {}
-        self._compute = self._build(layout, self._capture({skipped[name]: slot for name, slot in self._sampled.items()}))
-        self._reuse = {boundary: self._build(layout, self._replay(boundary)) for boundary in boundaries}
+        boundaries = sorted({kind.boundary for kind in kinds if isinstance(kind, Reuse)})
+        individual = sorted({block for kind in kinds if isinstance(kind, BlockReuse) for block in kind.blocks})
+        self.kept = {boundary: (boundary, *self._long_skip_sources(boundary)) for boundary in boundaries}
+        self._captured = {position: Slot() for positions in self.kept.values() for position in positions}
+        self._injected = {position: Slot() for position in self._captured}
+        self._changes = {block: Slot() for block in individual}
+        self._added = {block: Slot() for block in individual}
+        samples = {position for boundary in boundaries for position in self._placeholder_positions(boundary).values()}
+        self._sampled = {position: Slot() for position in samples}
+        self._placeholders = {position: Slot() for position in samples}
+        self._shapes: dict[int, tuple[int, Any]] = {}
+        self._installs: dict[Any, dict[str, nn.ModuleList]] = {None: self._build(self._computing)}
+        for kind in kinds:
+            if isinstance(kind, BlockReuse):
+                self._installs[kind.blocks] = self._build(self._adding(frozenset(kind.blocks)))
+            else:
+                self._installs[kind.boundary] = self._build(self._replaying(kind.boundary))
 
-    def _capture(self, sampled: dict[int, Slot]) -> _Wrap:
-        """Wraps the blocks whose output a compute step keeps; a block may be wrapped for two uses."""
+    def _long_skip_sources(self, boundary: int) -> tuple[int, ...]:
+        """Blocks before the boundary whose outputs are read after it."""
+        if self._layout.long_skips is None:
+            return ()
+        readers = self._layout.long_skips(self._transformer)
+        return tuple(
+            sorted(
+                {source for reader, sources in readers.items() if reader > boundary for source in sources if source < boundary}
+            )
+        )
 
-        def wrap(position: int, block: nn.Module) -> nn.Module:
-            for slots in (sampled, self.captured):
-                if position in slots:
-                    block = Capture(block, slots[position])
-            return block
-
-        return wrap
-
-    def _replay(self, boundary: int) -> _Wrap:
-        """Replaces the blocks that a reuse step skips, and the boundary block itself."""
+    def _placeholder_positions(self, boundary: int) -> dict[str, int]:
+        """For every other list with skipped blocks: the last one. A skipped block of another list than the boundary's must return
+        something of its own output's shape; the content never matters, because the boundary overwrites it."""
         home = self.stack[boundary][0]
+        return {path: position for position, (path, _) in enumerate(self.stack[:boundary]) if path != home}
+
+    def _computing(self, position: int, block: nn.Module) -> nn.Module:
+        """Wraps a block whose output a compute step keeps; it may be wrapped for several uses."""
+        if position in self._changes:
+            block = CaptureChange(block, self._changes[position], self._layout)
+        for slots in (self._sampled, self._captured):
+            if position in slots:
+                block = Capture(block, slots[position], self._layout)
+        return block
+
+    def _replaying(self, boundary: int) -> _Wrap:
+        """Replaces the blocks that a reuse step skips, and the boundary block itself."""
+        placeholders = self._placeholder_positions(boundary)
+        view = FittingReplay if self._layout.pads_to_longest else Replay
 
         def wrap(position: int, block: nn.Module) -> nn.Module:
             if position > boundary:
                 return block
-            owner = self.stack[position][0]
-            return Replay(block, self.injected[boundary] if owner == home else self._placeholders[owner])
+            path = self.stack[position][0]
+            if position in self.kept[boundary]:
+                slot = self._injected[position]
+            elif path in placeholders:
+                slot = self._placeholders[placeholders[path]]
+            else:
+                slot = self._injected[boundary]
+            return view(block, slot, self._layout)
 
         return wrap
 
-    def _build(self, layout: BlockLayout, wrap: _Wrap) -> dict[str, nn.ModuleList]:
+    def _adding(self, reused: frozenset[int]) -> _Wrap:
+        """Replaces the blocks that are reused individually; the others run and refresh what is kept of them."""
+
+        def wrap(position: int, block: nn.Module) -> nn.Module:
+            if position in reused:
+                return AddChange(block, self._added[position], self._layout)
+            if position in self._changes:
+                return CaptureChange(block, self._changes[position], self._layout)
+            return block
+
+        return wrap
+
+    def _build(self, wrap: _Wrap) -> dict[str, nn.ModuleList]:
         positions = {place: position for position, place in enumerate(self.stack)}
         return {
-            name: nn.ModuleList(
-                wrap(positions[name, index], block) for index, block in enumerate(getattr(self._transformer, name))
+            path: nn.ModuleList(
+                wrap(positions[path, index], block) for index, block in enumerate(block_list(self._transformer, path))
             )
-            for name in layout.lists
+            for path in self._layout.lists
         }
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """Captures at every boundary while the context lasts."""
-        with self._installed(self._compute):
+        """Runs every block and captures while the context lasts."""
+        with self._installed(None):
             yield
 
     @contextmanager
-    def reusing(self, boundary: int) -> Iterator[None]:
-        """Skips every block up to `boundary` and injects `self.injected[boundary]` while the context lasts."""
-        with self._installed(self._reuse[boundary]):
+    def reusing(self, kind: Kind) -> Iterator[None]:
+        """Skips what the kind skips while the context lasts; `inject` or `add` comes first."""
+        with self._installed(kind.blocks if isinstance(kind, BlockReuse) else kind.boundary):
             yield
 
     @contextmanager
-    def _installed(self, views: dict[str, nn.ModuleList]) -> Iterator[None]:
-        modules = self._transformer._modules
-        originals = {name: modules[name] for name in views}
-        modules.update(views)
+    def _installed(self, key: Any) -> Iterator[None]:
+        views = {holder(self._transformer, path): blocks for path, blocks in self._installs[key].items()}
+        originals = {(parent, name): parent._modules[name] for parent, name in views}
+        for (parent, name), blocks in views.items():
+            parent._modules[name] = blocks
         try:
             yield
         finally:
-            modules.update(originals)
+            for (parent, name), original in originals.items():
+                parent._modules[name] = original
+
+    def take_captured(self) -> tuple[dict[int, Any], dict[int, Any]]:
+        """After a compute step: the outputs to keep at each boundary, as a tuple (the boundary's own, then those that long skips read
+        later), and the changes of blocks that are reused individually."""
+        outputs = {
+            boundary: tuple(self._captured[position].value for position in positions)
+            for boundary, positions in self.kept.items()
+        }
+        changes = self.take_changes()
+        for slot in self._captured.values():
+            slot.value = None
+        return outputs, changes
+
+    def take_changes(self) -> dict[int, Any]:
+        """The changes that the blocks that ran made in this call."""
+        changes = {block: slot.value for block, slot in self._changes.items() if slot.value is not None}
+        for slot in self._changes.values():
+            slot.value = None
+        return changes
+
+    def inject(self, boundary: int, outputs: tuple[Any, ...], num_rows: int) -> None:
+        """Before a reuse step of `num_rows` rows: what the boundary and the sources of long skips give."""
+        for position, output in zip(self.kept[boundary], outputs, strict=True):
+            self._injected[position].value = output
+        for position, (rows, shapes) in self._shapes.items():
+            self._placeholders[position].value = tree_map(lambda leaf, rows=rows: _blank(leaf, rows, num_rows), shapes)
+
+    def add(self, changes: dict[int, Any]) -> None:
+        """Before a step that reuses blocks individually: their changes."""
+        for block, change in changes.items():
+            self._added[block].value = change
+
+    def let_go(self) -> None:
+        """After a reuse step: drops the injected tensors."""
+        for slot in (*self._injected.values(), *self._added.values()):
+            slot.value = None
 
     def learn_shapes(self, num_rows: int) -> None:
         """After a compute step of `num_rows` rows, notes what the blocks of other lists put out."""
-        self._shapes = {name: (num_rows, tree_map(_shape, slot.value)) for name, slot in self._sampled.items()}
+        self._shapes = {position: (num_rows, tree_map(_shape, slot.value)) for position, slot in self._sampled.items()}
         for slot in self._sampled.values():
             slot.value = None
 
-    def place_shapes(self, num_rows: int) -> None:
-        """Before a reuse step of `num_rows` rows, fills the placeholders; they take no memory."""
-        for name, (rows, shapes) in self._shapes.items():
-            self._placeholders[name].value = tree_map(lambda leaf, rows=rows: _blank(leaf, rows, num_rows), shapes)
-
     def clear(self) -> None:
         """Lets go of every tensor."""
-        for slot in (*self.captured.values(), *self._sampled.values(), *self.injected.values(), *self._placeholders.values()):
+        groups = (self._captured, self._injected, self._changes, self._added, self._sampled, self._placeholders)
+        for slot in (slot for group in groups for slot in group.values()):
             slot.value = None
 
 
@@ -167,6 +202,7 @@ def _shape(leaf: Any) -> Any:
 
 
 def _blank(leaf: Any, learnt_rows: int, num_rows: int) -> Any:
+    """A tensor of a shape for another number of rows; it takes no memory."""
     if not isinstance(leaf, _Shape):
         return leaf
-    return leaf.like.expand(leaf.shape[0] // learnt_rows * num_rows, *leaf.shape[1:])
+    return leaf.like.expand(leaf.shape[0] * num_rows // learnt_rows, *leaf.shape[1:])

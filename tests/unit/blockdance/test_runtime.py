@@ -256,7 +256,7 @@ def test_state_dict_does_not_see_the_views(family: tuple[nn.Module, Any], tmp_pa
 
 
 def test_report_counts_macs_and_bytes() -> None:
-    """A PixArt block: its MACs by hand, in the report, and bytes of two kept outputs."""
+    """A PixArt block: its MACs by hand, in the report, and bytes of the kept output."""
     model = build_pixart()
     inputs = pixart_inputs(2)
     handle = apply_blockdance(
@@ -272,10 +272,17 @@ def test_report_counts_macs_and_bytes() -> None:
     saved = (report.macs_full - report.macs_computed).tolist()
     assert saved == [2 * (attention + cross_attention + feed_forward), 0]
     assert report.actions.tolist() == [[0, 1, -1], [0, 0, -1]]
-    assert report.peak_cache_bytes == 2 * 2 * tokens * width * 4
+    kept = 2 * tokens * width * 4
+    assert report.peak_cache_bytes == kept
     call(model, inputs, 0.1)
     assert handle.report().cache_bytes == 0
     assert "image 0: █1█" in str(handle.report())
+    handle.remove()
+    extrapolating = schedule([[0, 0, 1]], Reuse(boundary=1, order=1))
+    handle = apply_blockdance(model, extrapolating, num_inference_steps=3, guidance_branches=1)
+    for timestep in (0.9, 0.5):
+        call(model, inputs, timestep)
+    assert handle.report().cache_bytes == 2 * kept
 
 
 class RecordingDecider:

@@ -17,44 +17,78 @@ def tracker_on(timesteps: list[float]) -> tuple[StepTracker, Any]:
     return StepTracker(lambda: scheduler, None), scheduler
 
 
+def steps(tracker: StepTracker, *timesteps: float | torch.Tensor) -> list[int]:
+    return [tracker.locate(timestep, None).step for timestep in timesteps]
+
+
 def test_position_in_the_schedulers_timesteps() -> None:
     tracker, scheduler = tracker_on([900.0, 600.0, 300.0])
-    assert [tracker.locate("all", timestep, None) for timestep in (900, 600, 300)] == [0, 1, 2]
-    assert not tracker.is_new_generation
-    assert tracker.locate("all", 900, None) == 0
-    assert tracker.is_new_generation
+    assert steps(tracker, 900, 600, 300) == [0, 1, 2]
+    assert tracker.locate(900, None).is_new_generation
+    assert not tracker.locate(600, None).is_new_generation
     scheduler.timesteps = torch.tensor([900.0, 450.0])
-    assert tracker.locate("all", 450, None) == 1, "img2img starts late"
-    assert tracker.is_new_generation
+    late = tracker.locate(450, None)
+    assert late.step == 1, "img2img starts late"
+    assert late.is_new_generation
     assert tracker.num_steps == 2
 
 
-def test_timesteps_scaled_to_one_are_found() -> None:
-    tracker, _ = tracker_on([1000.0, 500.0])
-    assert [tracker.locate("all", torch.tensor([timestep]), None) for timestep in (1.0, 0.5)] == [0, 1]
+def test_timesteps_scaled_or_turned_round_are_found() -> None:
+    tracker, _ = tracker_on([1000.0, 600.0, 400.0])
+    assert steps(tracker, torch.tensor([1.0]), torch.tensor([0.6]), torch.tensor([0.4])) == [0, 1, 2]
+    turned = StepTracker(lambda: SimpleNamespace(timesteps=torch.tensor([1000.0, 600.0])), None, timestep_rises=True)
+    assert steps(turned, torch.tensor([0.0]), torch.tensor([0.4])) == [0, 1]
+
+
+def test_clean_frames_of_a_video_do_not_hide_the_step() -> None:
+    tracker, _ = tracker_on([900.0, 600.0])
+    assert steps(tracker, torch.tensor([[0.0, 900.0]]), torch.tensor([[0.0, 600.0]])) == [0, 1]
+
+
+def test_a_scheduler_that_counts_its_steps_is_asked() -> None:
+    tracker, scheduler = tracker_on([900.0, 600.0, 300.0])
+    scheduler.step_index, scheduler.begin_index = None, 1
+    assert steps(tracker, 77.0) == [1]
+    scheduler.step_index = 2
+    assert steps(tracker, 77.0) == [2]
 
 
 def test_separate_branches_share_steps() -> None:
     tracker, _ = tracker_on([900.0, 600.0])
     calls = [("cond", 900), ("uncond", 900), ("cond", 600), ("uncond", 600)]
-    assert [tracker.locate(branch, timestep, None) for branch, timestep in calls] == [0, 0, 1, 1]
-    assert tracker.num_branches == 2
+    places = [tracker.locate(timestep, CacheContext(name)) for name, timestep in calls]
+    assert [(place.branch, place.step) for place in places] == [("cond", 0), ("uncond", 0), ("cond", 1), ("uncond", 1)]
+
+
+def test_calls_without_names_are_told_apart_by_their_order() -> None:
+    tracker, _ = tracker_on([900.0, 600.0])
+    places = [tracker.locate(timestep, None) for timestep in (900, 900, 600, 600)]
+    assert [(place.branch, place.step, place.is_first) for place in places] == [
+        ("call", 0, True),
+        ("call 1", 0, False),
+        ("call", 1, True),
+        ("call 1", 1, False),
+    ]
+    assert [place.is_new_generation for place in places] == [True, False, False, False]
 
 
 def test_a_context_that_tells_the_step_comes_first() -> None:
     tracker, _ = tracker_on([900.0, 600.0, 300.0])
-    assert tracker.locate("cond", 900, CacheContext("cond", step_index=2)) == 2
+    assert tracker.locate(900, CacheContext("cond", step_index=2)).step == 2
 
 
 def test_a_timestep_of_another_scheduler_is_named() -> None:
     tracker, _ = tracker_on([900.0, 600.0])
     with pytest.raises(StepUnknownError, match="none of the scheduler's 2 timesteps"):
-        tracker.locate("all", 123, None)
+        tracker.locate(123, None)
 
 
-def test_without_a_scheduler_the_timesteps_rise_starts_anew() -> None:
+@pytest.mark.parametrize("sign", [1, -1], ids=["falling", "rising"])
+def test_without_a_scheduler_a_timestep_that_turns_back_starts_anew(sign: int) -> None:
     tracker = StepTracker(None, 3)
-    assert [tracker.locate("all", timestep, None) for timestep in (9, 5, 9, 5, 1)] == [0, 1, 0, 1, 2]
+    places = [tracker.locate(sign * timestep, None) for timestep in (9, 5, 9, 5, 1)]
+    assert [place.step for place in places] == [0, 1, 0, 1, 2]
+    assert [place.is_new_generation for place in places] == [True, False, True, False, False]
 
 
 def test_noise_levels_of_flow_and_of_alphas() -> None:
