@@ -1,5 +1,6 @@
 """Vision encoders: an embedding and the output of every layer, from CLIP, DINOv2 and their like."""
 
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Protocol
 
@@ -65,13 +66,20 @@ def load_vision(model: str) -> VisionEncoder:
         return load_features(model)
     network = AutoModel.from_pretrained(model, dtype=torch.float32).eval().requires_grad_(False)
     settings, _ = ImageProcessingMixin.get_image_processor_dict(model)
-    crop = settings.get("crop_size", settings["size"])
+    size = _side(settings["size"])
     prepare = CropPreparation(
-        size=settings["size"].get("shortest_edge", settings["size"].get("height")),
-        crop=crop["height"] if settings.get("do_center_crop", True) else settings["size"]["height"],
+        size=size,
+        crop=_side(settings["crop_size"]) if settings.get("do_center_crop", False) else size,
         mean=tuple(settings["image_mean"]),
         deviation=tuple(settings["image_std"]),
         offset="lower",
         eight_bits=False,
     )
     return VisionFeatures(network, prepare)
+
+
+def _side(setting: int | Mapping[str, int]) -> int:
+    """A length in the spellings that image processors have had."""
+    if isinstance(setting, int):
+        return setting
+    return setting["shortest_edge"] if "shortest_edge" in setting else setting["height"]

@@ -1,5 +1,7 @@
 """Distances to the reference against scikit-image (recorded), numpy, and cases worked out by hand."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +52,17 @@ def save_dino(folder: Path) -> Path:
     scramble(Dinov2Model(config)).save_pretrained(folder)
     BitImageProcessorPil(size={"shortest_edge": 32}, crop_size=28).save_pretrained(folder)
     return folder
+
+
+def test_older_spellings_of_sizes_are_understood(tmp_path: Path) -> None:
+    """One number for size and crop, as the first processors wrote them."""
+    new, old = save_dino(tmp_path / "new"), tmp_path / "old"
+    shutil.copytree(new, old)
+    settings = json.loads((old / "preprocessor_config.json").read_text())
+    (old / "preprocessor_config.json").write_text(json.dumps(settings | {"size": 32, "crop_size": 28}))
+    images, reference = torch.rand(1, 3, 40, 33), torch.rand(1, 3, 40, 33)
+    values = [PerceptualDistance(str(folder))(images, [""], reference) for folder in (new, old)]
+    assert values[0].item() == values[1].item() != 0
 
 
 @pytest.mark.parametrize("kind", ["clip", "dinov2"])

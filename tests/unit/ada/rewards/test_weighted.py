@@ -1,7 +1,9 @@
 """The base, differences to the reference, and the weighted sum, on cases worked out by hand."""
 
+import json
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -159,3 +161,22 @@ def test_wrong_settings_are_named(settings: dict[str, object], message: str) -> 
     usual: dict[str, object] = {"rewards": {"bright": Brightness(), "psnr": PSNR()}, "weights": {"bright": 1.0, "psnr": 1.0}}
     with pytest.raises(ValueError, match=message):
         WeightedReward(**(usual | settings))  # type: ignore[arg-type]
+
+
+def _count_together(rank: int, folder: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    reward = WeightedReward({"bright": Brightness()}, {"bright": 1.0}, normalisation={"bright": "running"})
+    levels = [(0.1, 0.2), (0.3, 0.4)][rank]
+    reward(grey(*levels), ["a", "b"], grey(0.5, 0.5), update_statistics=True)
+    Path(folder, f"{rank}.json").write_text(json.dumps(reward.state()))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow  # starts two Python processes
+def test_two_processes_share_their_statistics(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_count_together, args=(str(tmp_path),), nprocs=2)
+    alone = WeightedReward({"bright": Brightness()}, {"bright": 1.0}, normalisation={"bright": "running"})
+    alone(grey(0.1, 0.2, 0.3, 0.4), ["a", "b", "c", "d"], grey(0.5, 0.5, 0.5, 0.5), update_statistics=True)
+    for rank in (0, 1):
+        state = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert state["bright"] == pytest.approx(alone.state()["bright"])
