@@ -7,6 +7,7 @@ from blockdance.executor import ReuseExecutor
 from blockdance.families import find_layout, register_layout
 from blockdance.layout import BlockLayout
 from blockdance.plan import Decider, Plan, PolicyState
+from blockdance.plan_file import load_plan, save_plan
 from blockdance.report import BlockDanceReport
 from blockdance.schedule import (
     BlockDanceConfig,
@@ -14,10 +15,12 @@ from blockdance.schedule import (
     Kind,
     Reuse,
     ReuseSchedule,
+    block_caching,
     blockdance_n,
     full_compute,
     random_schedule,
 )
+from blockdance.similarity import FeatureChange, FeatureRecorder, calibrate, measure_feature_change
 from blockdance.state import ReuseState
 
 __all__ = [
@@ -28,6 +31,8 @@ __all__ = [
     "BlockLayout",
     "BlockReuse",
     "Decider",
+    "FeatureChange",
+    "FeatureRecorder",
     "ForwardCost",
     "Kind",
     "Plan",
@@ -40,11 +45,16 @@ __all__ = [
     "StepUnknownError",
     "UnsupportedModelError",
     "apply_blockdance",
+    "block_caching",
     "blockdance_n",
+    "calibrate",
     "count_macs",
     "find_layout",
     "full_compute",
+    "load_plan",
+    "measure_feature_change",
     "random_schedule",
     "register_layout",
     "remove_blockdance",
+    "save_plan",
 ]

@@ -1,6 +1,7 @@
 """One call turns BlockDance on, one turns it off."""
 
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -8,9 +9,11 @@ import torch
 from diffusers.hooks.hooks import CacheContext
 from torch import nn
 
-from blockdance.errors import BlockDanceError, UnsupportedModelError
-from blockdance.families import find_layout
+from blockdance.cost import ForwardCost
+from blockdance.errors import BlockDanceError
+from blockdance.families import find_layout, pipeline_parts
 from blockdance.plan import Plan
+from blockdance.plan_file import load_plan
 from blockdance.report import BlockDanceReport
 from blockdance.runtime import Controller
 
@@ -28,6 +31,10 @@ class BlockDanceHandle:
         """What the last generation did: actions per image, MACs, cache bytes. `print` shows it as text."""
         return self._controller.report()
 
+    def cost(self) -> ForwardCost:
+        """MACs of one forward call of the last generation, all its rows together."""
+        return self._controller.cost()
+
     def remove(self) -> None:
         """Turns BlockDance off: the model is again what it was."""
         _detach(self._transformer)
@@ -40,14 +47,20 @@ class BlockDanceHandle:
 
 
 def apply_blockdance(
-    target: Any, plan: Plan, *, num_inference_steps: int | None = None, guidance_branches: int | None = None
+    target: Any,
+    plan: Plan | str | Path,
+    *,
+    component: str = "transformer",
+    num_inference_steps: int | None = None,
+    guidance_branches: int | None = None,
 ) -> BlockDanceHandle:
     """Turns BlockDance on, on a diffusers pipeline or a transformer alone.
 
     Args:
         target: a pipeline with a `transformer`, or the transformer.
-        plan: a `BlockDanceConfig` (training-free), a `ReuseSchedule`, or anything with `decide(state) -> ReuseSchedule`, such
-            as an `ada.AdaPolicy`.
+        plan: a `BlockDanceConfig` (training-free), a `ReuseSchedule`, a file that `save_plan` wrote, or anything with
+            `decide(state) -> ReuseSchedule`, such as an `ada.AdaPolicy`.
+        component: name of the pipeline's transformer; some have a second one (`transformer_2` of Wan 2.2).
         num_inference_steps: number of denoising steps; needed for a transformer alone.
         guidance_branches: copies of each image in one forward call. By default it is seen from the latents, which the branches
             of fused classifier-free guidance share.
@@ -57,21 +70,23 @@ def apply_blockdance(
         ScheduleError: a boundary that the model does not have, or something that is no plan.
         BlockDanceError: BlockDance is on already.
     """
-    transformer, scheduler = _parts(target)
+    transformer, scheduler = pipeline_parts(target, component)
     if hasattr(transformer, _ATTRIBUTE):
         raise BlockDanceError(
             f"BlockDance is already on for this {type(transformer).__name__}. Turn it off first: `remove_blockdance(pipe)`, or "
             "the `remove()` of the handle that `apply_blockdance` returned."
         )
+    if isinstance(plan, str | Path):
+        plan = load_plan(plan, transformer)
     controller = Controller(transformer, find_layout(transformer), plan, scheduler, num_inference_steps, guidance_branches)
     transformer.__class__ = _controlled(type(transformer))
     object.__setattr__(transformer, _ATTRIBUTE, controller)
     return BlockDanceHandle(transformer, controller)
 
 
-def remove_blockdance(target: Any) -> None:
+def remove_blockdance(target: Any, component: str = "transformer") -> None:
     """Turns BlockDance off on a pipeline or transformer; does nothing where it is off."""
-    transformer, _ = _parts(target)
+    transformer, _ = pipeline_parts(target, component)
     _detach(transformer)
 
 
@@ -82,19 +97,6 @@ def _detach(transformer: nn.Module) -> None:
     controller.reset()
     object.__delattr__(transformer, _ATTRIBUTE)
     transformer.__class__ = type(transformer).__bases__[0]
-
-
-def _parts(target: Any) -> tuple[nn.Module, Any]:
-    """The transformer, and a function that returns the scheduler in use."""
-    transformer = target if isinstance(target, nn.Module) else getattr(target, "transformer", None)
-    # a model compiled with `torch.compile(model)` wraps the one whose lists are viewed
-    transformer = getattr(transformer, "_orig_mod", transformer)
-    if not isinstance(transformer, nn.Module):
-        raise UnsupportedModelError(
-            f"{type(target).__name__} is neither a transformer nor a pipeline with one. BlockDance works on diffusion "
-            "transformers; UNet pipelines have none."
-        )
-    return transformer, None if isinstance(target, nn.Module) else lambda: target.scheduler
 
 
 def _controlled(model_class: type[nn.Module]) -> type[nn.Module]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
@@ -232,3 +233,21 @@ def find_layout(transformer: nn.Module) -> BlockLayout:
     for path in layout.lists:
         block_list(transformer, path)
     return layout
+
+
+def pipeline_parts(target: Any, component: str = "transformer") -> tuple[nn.Module, Any]:
+    """The transformer of a pipeline, or one alone, and a function that returns the scheduler in use (None where there is no
+    pipeline).
+
+    Raises:
+        UnsupportedModelError: there is no transformer.
+    """
+    transformer = target if isinstance(target, nn.Module) else getattr(target, component, None)
+    # a model compiled with `torch.compile(model)` wraps the one whose lists are viewed
+    transformer = getattr(transformer, "_orig_mod", transformer)
+    if not isinstance(transformer, nn.Module):
+        raise UnsupportedModelError(
+            f"{type(target).__name__} is neither a transformer nor a pipeline with one. BlockDance works on diffusion "
+            "transformers; UNet pipelines have none."
+        )
+    return transformer, None if isinstance(target, nn.Module) else lambda: target.scheduler

@@ -235,9 +235,7 @@ class Controller:
         Raises:
             ScheduleError: before the first generation.
         """
-        generation = self._generation
-        if generation is None or not generation.calls:
-            raise ScheduleError("There is nothing to report yet: run the pipeline first.")
+        generation = self._last_generation()
         computed = torch.zeros(generation.num_images, dtype=torch.float64)
         full = torch.zeros_like(computed)
         for call in generation.calls:
@@ -247,6 +245,19 @@ class Controller:
         return BlockDanceReport(
             torch.tensor(generation.taken), self.kinds, computed, full, generation.cache_bytes, generation.peak_cache_bytes
         )
+
+    def cost(self) -> ForwardCost:
+        """MACs of the last forward call.
+
+        Raises:
+            ScheduleError: before the first generation.
+        """
+        return self._cost(self._last_generation().calls[-1].shape)
+
+    def _last_generation(self) -> _Generation:
+        if self._generation is None or not self._generation.calls:
+            raise ScheduleError("There is nothing to report yet: run the pipeline first.")
+        return self._generation
 
     def _cost(self, shape: CallShape) -> ForwardCost:
         costs = _COSTS.setdefault(self._transformer, {})

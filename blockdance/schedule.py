@@ -141,6 +141,41 @@ def blockdance_n(num_steps: int, interval: int, kind: Reuse, reuse_range: tuple[
     return ReuseSchedule(torch.tensor([actions]), (kind,))
 
 
+def block_caching(changes: Tensor, threshold: float) -> ReuseSchedule:
+    """Block Caching's automatic schedule (arXiv 2312.03209, section 3.3): a block is reused while the sum of its changes since it last
+    ran stays within a threshold δ.
+
+    Args:
+        changes: `(num_steps, num_blocks)`, relative L1 change of what each block adds, against the step before; the first step's is
+            not read.
+        threshold: δ.
+
+    Raises:
+        ScheduleError: with this threshold nothing would be reused.
+    """
+    num_steps, num_blocks = changes.shape
+    since = torch.zeros(num_blocks, dtype=torch.float64)
+    kinds: list[BlockReuse] = []
+    actions = [COMPUTE]
+    for step in range(1, num_steps):
+        since += changes[step].double().cpu()
+        reused = since <= threshold
+        since[~reused] = 0.0
+        if not reused.any():
+            actions.append(COMPUTE)
+            continue
+        kind = BlockReuse(blocks=tuple(reused.nonzero().flatten().tolist()))
+        if kind not in kinds:
+            kinds.append(kind)
+        actions.append(kinds.index(kind) + 1)
+    if not kinds:
+        raise ScheduleError(
+            f"With a threshold of {threshold:g} no block would ever be reused: the smallest change of any block between two steps is "
+            f"{float(changes[1:].min()):.3g}."
+        )
+    return ReuseSchedule(torch.tensor([actions]), tuple(kinds))
+
+
 def random_schedule(
     batch_size: int,
     num_steps: int,

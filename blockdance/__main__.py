@@ -1,0 +1,151 @@
+"""`python -m blockdance inspect` and `python -m blockdance calibrate`."""
+
+import argparse
+import ast
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+
+from blockdance import BlockDanceConfig, ReuseSchedule, apply_blockdance, find_layout, full_compute, save_plan
+from blockdance.errors import BlockDanceError
+from blockdance.layout import block_list, block_stack
+from blockdance.similarity import DEFAULT_TOLERANCE, FeatureChange, measure_feature_change
+
+_DTYPES = ("float32", "bfloat16", "float16")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a command; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.command(options)
+    except (BlockDanceError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def inspect(options: argparse.Namespace) -> None:
+    """Prints which layout was found, what would be skipped, and MACs."""
+    pipeline = _load(options)
+    transformer = pipeline.transformer
+    layout = find_layout(transformer)
+    print(f"{type(pipeline).__name__}, {type(transformer).__name__}")
+    first = 0
+    for path in layout.lists:
+        count = len(block_list(transformer, path))
+        numbers = f"blocks {first} to {first + count - 1}" if not layout.interleaved else "interleaved"
+        print(f"  {path}: {count} {type(block_list(transformer, path)[0]).__name__}, {numbers}")
+        first += count
+    if layout.note:
+        print(f"  {layout.note}")
+    with apply_blockdance(pipeline, full_compute(1, 2)) as handle:
+        pipeline(options.prompts, num_inference_steps=2, **options.option)
+        cost = handle.cost()
+    kind = BlockDanceConfig().kind(len(block_stack(transformer, layout)))
+    skipped = sum(cost.blocks[: kind.boundary + 1])
+    print(f"  a forward call: {cost.total / 1e9:.3g} GMACs, {sum(cost.blocks) / cost.total:.1%} of them in the blocks")
+    print(f"  a reuse step {kind}: skips blocks 0 to {kind.boundary}, {skipped / cost.total:.1%} of the MACs")
+
+
+def calibrate(options: argparse.Namespace) -> None:
+    """Measures feature changes, proposes a plan and saves it."""
+    pipeline = _load(options)
+    generators = [torch.Generator().manual_seed(seed) for seed in range(len(options.prompts))]
+    change = measure_feature_change(
+        pipeline, options.prompts, num_inference_steps=options.steps, generator=generators, **options.option
+    )
+    plan: BlockDanceConfig | ReuseSchedule
+    if options.block_caching is not None:
+        plan = schedule = change.block_caching(options.block_caching)
+    else:
+        plan = change.propose(options.tolerance)
+        schedule = plan.schedule(options.steps, change.cosine.shape[2])
+    save_plan(plan, options.output, pipeline)
+    print(_description(plan, schedule, change))
+    print(f"saved: {options.output}; use it with apply_blockdance(pipe, {str(options.output)!r})")
+    if options.figure is not None:
+        from blockdance.figures import change_figure  # matplotlib is needed for this option alone
+
+        options.figure.parent.mkdir(parents=True, exist_ok=True)
+        change_figure(change, schedule).savefig(options.figure, dpi=150)
+        print(f"figure: {options.figure}")
+
+
+def _description(plan: BlockDanceConfig | ReuseSchedule, schedule: ReuseSchedule, change: FeatureChange) -> str:
+    saved = float(change.cost.compute_saved(schedule.actions, schedule.kinds))
+    if isinstance(plan, BlockDanceConfig):
+        start, end = plan.reuse_range
+        what = f"BlockDance-{plan.interval} after block {plan.boundary}, between {start:.0%} and {end:.0%} of the steps"
+    else:
+        what = f"Block Caching with {len(plan.kinds)} different sets of reused blocks over {plan.num_steps} steps"
+    return f"{what}: saves {saved:.1%} of the denoising MACs"
+
+
+def _load(options: argparse.Namespace) -> Any:
+    folder = Path(options.model)
+    if folder.exists() and not (folder / "model_index.json").is_file():
+        raise FileNotFoundError(f"There is no diffusers pipeline in {folder}: it has no model_index.json.")
+    pipeline = DiffusionPipeline.from_pretrained(options.model, dtype=getattr(torch, options.dtype)).to(options.device)
+    if options.prompt_file is not None:
+        if not options.prompt_file.is_file():
+            raise FileNotFoundError(
+                f"There is no prompt file {options.prompt_file}: give a text file with one prompt per line."
+            )
+        options.prompts = [line.strip() for line in options.prompt_file.read_text().splitlines() if line.strip()]
+    return pipeline
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m blockdance", allow_abbrev=False)
+    commands = parser.add_subparsers(required=True, metavar="{inspect,calibrate}")
+    common = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    common.add_argument("model", help="folder or Hub id of a diffusers pipeline")
+    common.add_argument("--prompts", nargs="+", default=["a photograph of a dog"], metavar="TEXT")
+    common.add_argument("--prompt-file", type=Path, help="text file with one prompt per line")
+    common.add_argument("--dtype", choices=_DTYPES, default="float32")
+    common.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    common.add_argument(
+        "--option",
+        type=_named_value,
+        action=_Collect,
+        default={},
+        metavar="NAME=VALUE",
+        help="passed to the pipeline, such as guidance_scale=4.5 (repeatable)",
+    )
+    inspecting = commands.add_parser("inspect", parents=[common], help="which layout was found, what would be skipped, MACs")
+    inspecting.set_defaults(command=inspect)
+    calibrating = commands.add_parser("calibrate", parents=[common], help="choose boundary, range and N by measurement")
+    calibrating.set_defaults(command=calibrate)
+    calibrating.add_argument("--steps", type=int, default=20, help="denoising steps")
+    calibrating.add_argument(
+        "--tolerance", type=float, default=DEFAULT_TOLERANCE, help="largest relative L1 error of the injected features"
+    )
+    calibrating.add_argument(
+        "--block-caching", type=float, metavar="THRESHOLD", help="make a Block Caching schedule with this threshold instead"
+    )
+    calibrating.add_argument("--output", type=Path, default=Path("blockdance.json"), help="file for the plan")
+    calibrating.add_argument("--figure", type=Path, help="file for a heat map of the measured changes")
+    return parser
+
+
+def _named_value(text: str) -> tuple[str, Any]:
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+class _Collect(argparse.Action):
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None) -> None:
+        setattr(namespace, self.dest, getattr(namespace, self.dest) | dict([values]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
