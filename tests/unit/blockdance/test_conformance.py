@@ -165,6 +165,31 @@ def test_mixed_actions_equal_each_image_alone(family: Family) -> None:
         assert not torch.allclose(row(together[2][0], image), row(full[2][0], image), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["Lumina2Transformer2DModel", "ZImageTransformer2DModel"])
+def test_rows_of_different_lengths_can_run_apart(name: str) -> None:
+    """These models pad to the longest caption of a call: the longest one reuses, then the shorter ones."""
+    family = BY_NAME[name]
+    model, inputs = family.build(), family.make_inputs(BATCH)
+    if name == "ZImageTransformer2DModel":
+        inputs["cap_feats"] = [torch.randn(length, inputs["cap_feats"][0].shape[1]) for length in (40, 5, 70, 3)]
+    else:
+        lengths = torch.tensor([[3], [1], [4], [2]])
+        inputs["encoder_attention_mask"] = torch.arange(inputs["encoder_hidden_states"].shape[1]) < lengths
+    rows = torch.tensor([[0, 0, 1, 0], [0, 0, 0, 1], [0, 1, 0, 1], [0, 1, 1, 0]])
+    values = [0.9, 0.7, 0.4, 0.2]
+
+    def generate(actions: Tensor) -> list[Tensor]:
+        loop = Loop(family, model, inputs, values)
+        with apply_blockdance(loop, ReuseSchedule(actions, (Reuse(boundary=2),)), guidance_branches=1):
+            return [output[0] for output in loop]
+
+    together = generate(rows)
+    for image in range(BATCH):
+        alone = generate(rows[image : image + 1])
+        for one, batch in zip(alone, together, strict=True):
+            torch.testing.assert_close(batch[image], one[image], rtol=1e-4, atol=1e-4)
+
+
 def row(output: Tensor, image: int) -> Tensor:
     return output.unflatten(0, (BATCH, -1))[image]
 

@@ -13,6 +13,8 @@ from blockdance import (
     BlockDanceConfig,
     BlockDanceError,
     BlockLayout,
+    BlockReuse,
+    Kind,
     PolicyState,
     Reuse,
     ReuseSchedule,
@@ -58,7 +60,7 @@ def run_toy(model: nn.Module, timesteps: list[float], batch: int = 1) -> list[li
     return [model(zeros, torch.full((batch,), timestep)).flatten().tolist() for timestep in timesteps]
 
 
-def schedule(rows: list[list[int]], *kinds: Reuse) -> ReuseSchedule:
+def schedule(rows: list[list[int]], *kinds: Kind) -> ReuseSchedule:
     return ReuseSchedule(torch.tensor(rows), kinds)
 
 
@@ -122,12 +124,64 @@ def test_state_survives_an_exception_a_new_batch_and_a_second_generation() -> No
     assert run_toy(model, [4, 3, 2, 1], batch=2) == [row * 2 for row in expected]
 
 
+def test_guidance_that_stops_half_way_keeps_the_conditional_rows() -> None:
+    """Rows are [uncond, cond]; the conditional ones start from other values, so that their cache can be told apart."""
+    model = ToyTransformer()
+    apply_blockdance(model, schedule([[0, 0, 1, 1, 1]], Reuse(boundary=1)), num_inference_steps=5, guidance_branches=2)
+    both = torch.tensor([[0.0], [5000.0]], dtype=torch.float64)
+
+    def run(rows: Tensor, timestep: float) -> list[float]:
+        return model(rows, torch.full((len(rows),), timestep)).flatten().tolist()
+
+    assert run(both, 5) == [555, 5555]
+    assert run(both, 4) == [444, 5444]
+    assert run(both[1:], 3) == [5344]  # 5044 from the cache of step 1, and 300
+    assert [block.calls for block in model.blocks] == [2, 2, 3]
+    assert run(both, 2) == [222, 5222]  # the unconditional rows have nothing to reuse, so the image computes
+    assert run(both, 1) == [122, 5122]
+
+
+def test_calls_that_the_pipeline_does_not_name_have_their_own_caches() -> None:
+    """Conditional and unconditional calls at the same timestep, as Lumina2 and Chroma make them."""
+    model = ToyTransformer()
+    apply_blockdance(model, schedule([[0, 1, 0]], Reuse(boundary=1)), num_inference_steps=3)
+    outputs = []
+    for timestep in (3.0, 2.0, 1.0):
+        for start in (0.0, 5000.0):
+            latents = torch.tensor([[start]], dtype=torch.float64)
+            outputs.append(float(model(latents, torch.tensor([timestep]))))
+    assert outputs == [333, 5333, 233, 5233, 111, 5111]
+
+
+def test_a_change_of_the_latents_size_drops_the_cache() -> None:
+    """ChronoEdit drops frames half-way: what was cached no longer fits."""
+    model = ToyTransformer()
+    apply_blockdance(model, schedule([[0, 1, 1]], Reuse(boundary=1)), num_inference_steps=3)
+    wide = torch.zeros(1, 2, dtype=torch.float64)
+    assert model(wide, torch.tensor([3.0])).tolist() == [[333, 333]]
+    assert model(wide[:, :1], torch.tensor([2.0])).tolist() == [[222]]
+    assert model(wide[:, :1], torch.tensor([1.0])).tolist() == [[122]]
+
+
+def test_single_blocks_are_reused_by_what_they_add() -> None:
+    """Block Caching: a reused block adds what it added when it last ran; the others run, and refresh what they add."""
+    model = ToyTransformer()
+    kinds = (BlockReuse(blocks=(0, 2)), BlockReuse(blocks=(1,)))
+    apply_blockdance(model, schedule([[0, 1, 2, 1]], *kinds), num_inference_steps=4)
+    assert run_toy(model, [9, 7, 4, 2]) == [[999], [9 + 70 + 900], [4 + 70 + 400], [4 + 20 + 400]]
+    assert [block.calls for block in model.blocks] == [2, 3, 2]
+    with pytest.raises(ScheduleError, match="Block 3 does not exist"):
+        apply_blockdance(ToyTransformer(), schedule([[0, 1]], BlockReuse(blocks=(1, 3))), num_inference_steps=2)
+    with pytest.raises(ScheduleError, match="ascending"):
+        BlockReuse(blocks=(2, 1))
+
+
 def test_errors_say_what_to_do() -> None:
     model = ToyTransformer()
     with pytest.raises(ScheduleError, match="the model has 3 blocks"):
         apply_blockdance(model, BlockDanceConfig(boundary=3), num_inference_steps=4)
-    with pytest.raises(ScheduleError, match="got str"):
-        apply_blockdance(model, "fast", num_inference_steps=4)  # type: ignore[arg-type]
+    with pytest.raises(ScheduleError, match="got int"):
+        apply_blockdance(model, 2, num_inference_steps=4)  # type: ignore[arg-type]
     with pytest.raises(UnsupportedModelError, match="register_layout"):
         apply_blockdance(nn.Sequential(nn.ModuleList()), BlockDanceConfig())
     with pytest.raises(UnsupportedModelError, match="UNet pipelines have none"):

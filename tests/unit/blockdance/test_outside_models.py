@@ -1,0 +1,109 @@
+"""Models from outside diffusers, told to BlockDance with `register_layout`."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import scramble
+from torch import Tensor, nn
+
+from blockdance import BlockLayout, Reuse, ReuseSchedule, UnsupportedModelError, apply_blockdance, register_layout
+
+
+class STDiTBlock(nn.Module):
+    """Open-Sora 1.0's block: spatial attention, temporal attention and cross-attention in one."""
+
+    def __init__(self, width: int, num_frames: int) -> None:
+        super().__init__()
+        self.num_frames = num_frames
+        self.spatial, self.temporal, self.cross = (nn.MultiheadAttention(width, 2, batch_first=True) for _ in range(3))
+        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+    def forward(self, x: Tensor, y: Tensor, t: Tensor) -> Tensor:
+        batch, _, width = x.shape
+        modulated = x + t[:, None]
+        frames = modulated.view(batch * self.num_frames, -1, width)
+        x = x + self.spatial(frames, frames, frames)[0].reshape(batch, -1, width)
+        patches = x.view(batch, self.num_frames, -1, width).transpose(1, 2).reshape(-1, self.num_frames, width)
+        change = self.temporal(patches, patches, patches)[0]
+        x = x + change.view(batch, -1, self.num_frames, width).transpose(1, 2).reshape(batch, -1, width)
+        x = x + self.cross(x, y, y)[0]
+        return x + self.mlp(x)
+
+
+class STDiT(nn.Module):
+    """Shaped as Open-Sora's: a list `blocks`, latents `x` of the shape (batch, channels, frames, height, width)."""
+
+    def __init__(self, num_blocks: int = 4, width: int = 16, num_frames: int = 3) -> None:
+        super().__init__()
+        self.x_embedder, self.t_embedder = nn.Linear(4, width), nn.Linear(1, width)
+        self.blocks = nn.ModuleList(STDiTBlock(width, num_frames) for _ in range(num_blocks))
+        self.final_layer = nn.Linear(width, 4)
+
+    def forward(self, x: Tensor, timestep: Tensor, y: Tensor) -> Tensor:
+        hidden = self.x_embedder(x.flatten(2).transpose(1, 2))
+        t = self.t_embedder(timestep[:, None])
+        for block in self.blocks:
+            hidden = block(hidden, y, t)
+        return self.final_layer(hidden).transpose(1, 2).view_as(x)
+
+
+def generate(model: nn.Module, x: Tensor, y: Tensor, timesteps: list[float]) -> list[Tensor]:
+    with torch.no_grad():
+        return [model(x, torch.full((len(x),), timestep), y) for timestep in timesteps]
+
+
+def test_an_open_sora_model_in_one_line() -> None:
+    model = scramble(STDiT())
+    with pytest.raises(UnsupportedModelError, match=r"its module lists: blocks.*register_layout\(STDiT"):
+        apply_blockdance(model, ReuseSchedule(torch.tensor([[0, 1]]), (Reuse(boundary=2),)))
+
+    register_layout(STDiT, BlockLayout(lists=("blocks",), latents="x"))
+
+    x, y = torch.randn(3, 4, 3, 2, 2), torch.randn(3, 5, 16)
+    timesteps = [0.9, 0.6, 0.5, 0.3]
+    rows = torch.tensor([[0, 0, 0, 0], [0, 1, 1, 0], [0, 0, 2, 1]])
+    kinds = (Reuse(boundary=2), Reuse(boundary=3, order=1))
+    with apply_blockdance(model, ReuseSchedule(rows, kinds), num_inference_steps=4) as handle:
+        together = generate(model, x, y, timesteps)
+        assert torch.equal(handle.report().actions, rows)
+    for image in range(3):
+        with apply_blockdance(model, ReuseSchedule(rows[image : image + 1], kinds), num_inference_steps=4):
+            alone = generate(model, x, y, timesteps)
+        for one, batch in zip(alone, together, strict=True):
+            torch.testing.assert_close(batch[image], one[image], rtol=1e-5, atol=1e-5)
+    plain = generate(model, x, y, timesteps)
+    torch.testing.assert_close(together[3][0], plain[3][0], rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(together[2][1], plain[2][1], atol=1e-3)
+
+
+class AddOne(nn.Module):
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return hidden_states + 1
+
+
+class ChangingTransformer(nn.Module):
+    """Adds in place, between its blocks, what a ControlNet would add."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(AddOne() for _ in range(3))
+        self.scale = nn.Parameter(torch.tensor(10.0))
+
+    def forward(self, hidden_states: Tensor, timestep: Tensor) -> Tensor:
+        for block in self.blocks:
+            hidden_states = block(hidden_states)
+            hidden_states += self.scale
+        return hidden_states
+
+
+@pytest.mark.parametrize("order", [0, 1])
+def test_outputs_that_the_model_changes_in_place_are_kept_as_they_were(order: int) -> None:
+    register_layout(ChangingTransformer, BlockLayout(lists=("blocks",), changes_outputs=True))
+    model = ChangingTransformer()
+    scheduler = SimpleNamespace(timesteps=torch.tensor([4.0, 3.0, 2.0, 1.0]))
+    pipeline = SimpleNamespace(transformer=model, scheduler=scheduler)
+    schedule = ReuseSchedule(torch.tensor([[0, 0, 1, 1]]), (Reuse(boundary=1, order=order),))
+    with apply_blockdance(pipeline, schedule), torch.no_grad():
+        outputs = [float(model(torch.zeros(1, 1), timestep)) for timestep in scheduler.timesteps]
+    assert outputs == [33.0] * 4
