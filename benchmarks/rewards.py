@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from ada.rewards.image_reward import ImageRewardNetwork, original_name
 from ada.rewards.open_clip import origin
 
 MIB = 2**20
+LINUX_PEAK = Path("/proc/self/clear_refs")
 PROMPT = "an oil painting of two cats and a dog that play chess in the snow under a red moon"
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted({*PROMPT.split()})]
 PROJECTIONS = ("text_projection.weight", "visual_projection.weight")
@@ -135,17 +137,27 @@ def seconds(score: Callable[[], Any], device: str, repeats: int) -> float:
     return statistics.median(times[1:])
 
 
+def forget_peak(device: str) -> None:
+    """Starts the measurement of memory anew, so that loading does not count; where the system cannot, it does."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+    elif LINUX_PEAK.exists():
+        LINUX_PEAK.write_text("5")
+
+
 def peak_mib(device: str) -> float:
-    """Most memory so far: of the device, or of the process where there is none of its own."""
+    """Most memory since: of the device, or of the process where there is none of its own."""
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated() / MIB
-    unit = 1 if platform.system() == "Darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MIB
+    if LINUX_PEAK.exists():
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (MIB if platform.system() == "Darwin" else 1024)
 
 
 @torch.inference_mode()
 def measure(name: str, options: argparse.Namespace) -> dict[str, float]:
-    """Runs one reward; the batch comes second, so that the peak after it is its own."""
+    """Runs one reward: seconds and peak memory, weights included, for images one by one and for all in a batch."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
@@ -154,10 +166,16 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, float]:
         images = torch.rand(options.images, 3, options.side, options.side, generator=generator).to(options.device)
         prompts = [PROMPT] * options.images
         singles = [image[None] for image in images]
-        alone = seconds(lambda: [reward(image, [PROMPT], image) for image in singles], options.device, options.repeats)
-        peak_alone = peak_mib(options.device)
-        batched = seconds(lambda: reward(images, prompts, images), options.device, options.repeats)
-        return {"alone": alone, "batched": batched, "peak_alone": peak_alone, "peak_batched": peak_mib(options.device)}
+        ways: dict[str, Callable[[], Any]] = {
+            "alone": lambda: [reward(image, [PROMPT], image) for image in singles],
+            "batched": lambda: reward(images, prompts, images),
+        }
+        found = {}
+        for way, score in ways.items():
+            forget_peak(options.device)
+            found[way] = seconds(score, options.device, options.repeats)
+            found[f"peak_{way}"] = peak_mib(options.device)
+        return found
 
 
 def main() -> None:
@@ -176,8 +194,9 @@ def main() -> None:
         table.add_column(column, justify="left" if column == "reward" else "right")
     console = Console()
     for name in options.rewards:
-        with console.status(f"{name} …"), multiprocessing.get_context("spawn").Pool(1) as pool:
-            found = pool.apply(measure, (name, options))
+        workers = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+        with console.status(f"{name} …"), workers:
+            found = workers.submit(measure, name, options).result()
         table.add_row(
             name, f"{options.images / found['alone']:.2f}", f"{options.images / found['batched']:.2f}",
             f"{found['alone'] / found['batched']:.2f}", f"{found['peak_alone']:.0f}", f"{found['peak_batched']:.0f}",

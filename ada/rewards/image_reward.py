@@ -49,7 +49,7 @@ class ImageRewardNetwork(nn.Module):
 class ImageReward(Reward):
     """How well people would like an image for its prompt: about 0 on average, 1 is one standard deviation better.
 
-    Runs in float32, inside mixed precision too (bfloat16 moves scores by up to 0.3). Differentiable in the images.
+    Runs in float32: bfloat16 moves scores. Differentiable in the images.
 
     Args:
         model: Hub id, folder or file (`.pt`, `.safetensors`) of the weights; sizes are read off the tensors.

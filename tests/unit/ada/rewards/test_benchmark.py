@@ -12,4 +12,4 @@ def test_every_reward_is_measured(name: str) -> None:
     found = measure(name, argparse.Namespace(size="small", images=2, side=40, device="cpu", repeats=1))
     assert found["alone"] > 0
     assert found["batched"] > 0
-    assert found["peak_batched"] >= found["peak_alone"] > 50, "MiB of this process"
+    assert min(found["peak_alone"], found["peak_batched"]) > 50, "MiB of this process"

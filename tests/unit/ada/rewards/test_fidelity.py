@@ -87,8 +87,8 @@ def test_perceptual_distance_equals_its_formula_on_the_stock_model(kind: str, tm
 
 def test_perceptual_distance_is_zero_for_the_reference_and_sees_what_8_bits_hide(tmp_path: Path) -> None:
     reward = PerceptualDistance(str(build_clip_folder(tmp_path)))
-    reference, noise = torch.rand(2, 3, 24, 24) * 0.8 + 0.1, torch.randn(2, 3, 24, 24)
-    values = [reward(reference + scale * noise, ["", ""], reference) for scale in (0.0, 0.0005, 0.02, 0.08)]
+    reference, noise = torch.randint(30, 220, (2, 3, 16, 16)) / 255, torch.rand(2, 3, 16, 16)
+    values = [reward(reference + scale * noise, ["", ""], reference) for scale in (0.0, 0.4 / 255, 0.02, 0.08)]
     assert values[0].abs().max() < 1e-6
     assert (values[0] > values[1]).all()
     assert (values[1] > values[2]).all()
