@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
 
 from ada.policy import AdaPolicy
 
@@ -69,6 +70,29 @@ def save_policy(policy: AdaPolicy, folder: Path, base_model_name: str, validatio
         table=validation_table(validation),
     )
     ModelCard(card).save(folder / "README.md")
+
+
+def load_policy(source: str) -> AdaPolicy:
+    """Loads a policy from a folder or the Hub.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    folder = Path(source)
+    if (folder.exists() or source.startswith((".", "/", "checkpoints/"))) and not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"No policy in {source} (it has no config.json). Train one with `python train.py`, or give the folder or Hub id "
+            "of a trained one."
+        )
+    try:
+        policy: AdaPolicy = AdaPolicy.from_pretrained(source)
+    except (OSError, HFValidationError) as error:
+        reason = str(error).partition("\n")[0]
+        raise FileNotFoundError(
+            f"No policy could be loaded from {source}: {reason} Train one with `python train.py`, or give the folder or Hub "
+            "id of a trained one."
+        ) from error
+    return policy.eval()
 
 
 def validation_table(validation: Sequence[dict[str, float]]) -> str:

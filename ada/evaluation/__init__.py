@@ -1,23 +1,38 @@
 """Measures policies against every alternative, on the same prompts, noise, sampler and machine."""
 
-from ada.evaluation.compare import EvaluationError, evaluate
-from ada.evaluation.methods import BatchReport, Method, Planned
-from ada.evaluation.metrics import Metric, default_metrics
+from ada.evaluation.compare import EvaluationError, evaluate, evaluate_methods
+from ada.evaluation.methods import BatchReport, Method, NotApplicableError, Planned, Run, full_method, planned_method, unchanged
+from ada.evaluation.metrics import Embedding, Metric, default_metrics
+from ada.evaluation.options import EvaluationOptions, run_options
+from ada.evaluation.prompt_sets import PROMPT_SETS, find_prompts
+from ada.evaluation.request import Request
 from ada.evaluation.results import Column, MethodResult, Results
-from ada.evaluation.sources import load_policy
 from ada.evaluation.statistics import Estimate
+from ada.evaluation.subject import Subject
 
 __all__ = [
+    "PROMPT_SETS",
     "BatchReport",
     "Column",
+    "Embedding",
     "Estimate",
     "EvaluationError",
+    "EvaluationOptions",
     "Method",
     "MethodResult",
     "Metric",
+    "NotApplicableError",
     "Planned",
+    "Request",
     "Results",
+    "Run",
+    "Subject",
     "default_metrics",
     "evaluate",
-    "load_policy",
+    "evaluate_methods",
+    "find_prompts",
+    "full_method",
+    "planned_method",
+    "run_options",
+    "unchanged",
 ]

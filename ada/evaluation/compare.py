@@ -1,67 +1,52 @@
-"""The whole evaluation: survey the policy, measure every method, write the reports."""
+"""The whole evaluation: survey the policy, search static schedules, measure every method, write the reports."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
+import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ada.backbone import Backbone
+from ada.evaluation import matrix
+from ada.evaluation.calibrated import calibrated_methods
+from ada.evaluation.collect import collect_results, read_complexity
 from ada.evaluation.environment import describe_environment
-from ada.evaluation.grid import save_grid
-from ada.evaluation.methods import Method, default_methods
-from ada.evaluation.metrics import DISTANCE, QUALITY, Metric
-from ada.evaluation.pareto import draw_pareto
-from ada.evaluation.report import save_markdown, terminal_table
-from ada.evaluation.results import COMPUTE_SAVED, SECONDS, Results, all_columns, difference_of
-from ada.evaluation.run import Cases, Record, Survey, measure
+from ada.evaluation.frechet import too_few_images
+from ada.evaluation.methods import Method, full_method
+from ada.evaluation.metrics import VIDEO_COLUMNS
+from ada.evaluation.outputs import Pictures, write_reports
+from ada.evaluation.peers import peer_methods
+from ada.evaluation.progress import Bar, default_console
+from ada.evaluation.report import terminal_table
+from ada.evaluation.request import Request
+from ada.evaluation.results import Results, all_columns
+from ada.evaluation.run import Cases, Plan, measure
+from ada.evaluation.search import default_kinds, offering_policy, run_schedules, sample_schedules, static_methods
 from ada.evaluation.sources import public_name
+from ada.evaluation.store import Store, fingerprint_of
+from ada.evaluation.subject import Subject
+from ada.evaluation.survey import Survey
 from ada.policy import AdaPolicy
-from ada.rollout import prompt_seed
+from ada.rollout import Denoiser
+from blockdance import ReuseSchedule
 
 GRID_PROMPTS = 8
-LOG_WIDTH = 160
+STATIC_LEVELS = (0.15, 0.25, 0.35, 0.45)
 
 
 class EvaluationError(ValueError):
     """An evaluation that was asked for and makes no sense."""
 
 
-def evaluate(
-    *,
-    backbone: Backbone,
-    policy: AdaPolicy,
-    prompts: Sequence[str],
-    indices: Sequence[int],
-    metrics: Mapping[str, Metric],
-    output: Path,
-    quality_weights: Sequence[float] | None = None,
-    batch_size: int = 8,
-    seed: int = 0,
-    extra_methods: Sequence[Method] = (),
-    sources: Mapping[str, str] | None = None,
-    settings: Mapping[str, Any] | None = None,
-    console: Console | None = None,
-) -> Results:
-    """Measures full compute, fewer steps, BlockDance-N in both orders, random schedules and Ada through the stock pipeline.
+def evaluate(backbone: Backbone, policy: AdaPolicy, request: Request, console: Console | None = None) -> Results:
+    """Measures a policy against everything that a user might pick instead, through the stock pipeline.
 
-    Prints a table and writes `results.json`, `table.md`, `pareto.png` (over latency), `pareto-compute.png` and `grid.png`.
+    Prints a table and writes `results.json`, `table.md`, figures, an image grid, `index.html` and TensorBoard events.
 
     Args:
         backbone: the pipeline and its settings, on the device to measure on.
         policy: the policy.
-        prompts: held-out prompts.
-        indices: each prompt's index in its split, which its noise depends on.
-        metrics: by name, with `quality` first and `perceptual_distance` among them; see `default_metrics`.
-        output: folder to write to; made if it is not there.
-        quality_weights: λ at which the policy runs; by default three, log-spaced over the range that it was trained on.
-        batch_size: images per call of the pipeline.
-        seed: seed of the noise and of the random schedules.
-        extra_methods: further methods to compare.
-        sources: folders and Hub ids to name in `results.json`, such as the policy's; of a folder, only its last part is kept.
-        settings: what else to record there.
+        request: prompts, metrics and settings.
         console: where to print.
 
     Returns:
@@ -69,60 +54,78 @@ def evaluate(
 
     Raises:
         IncompatiblePolicyError: the policy was trained on another architecture.
-        EvaluationError: no prompts, or a number of steps of which the policy decides none.
+        EvaluationError: no prompts, a number of steps of which the policy decides none, or an unknown row to compare with.
     """
-    _check(backbone, policy, prompts)
+    policy.check(backbone.transformer)
+    if not policy.decided_steps(backbone.num_inference_steps):
+        raise EvaluationError(
+            f"With {backbone.num_inference_steps} steps this policy decides none: it computes the first {policy.prefix:.0%} "
+            f"and the last {policy.forced_tail:.0%} of them. Take more steps."
+        )
+    weights = list(request.quality_weights or default_quality_weights(policy))
+    subject = Subject.of(backbone)
+
+    def methods(store: Store, cases: Cases, bar: Bar) -> list[Method]:
+        return _with_policy(backbone, policy, weights, subject, request, store, cases, bar)
+
+    settings = {"quality_weights": weights, "budgets": list(request.budgets), "policy_weights": fingerprint_of(policy)}
+    return evaluate_methods(subject, methods, request, console, settings)
+
+
+def evaluate_methods(
+    subject: Subject,
+    methods: Callable[[Store, Cases, Bar], Sequence[Method]],
+    request: Request,
+    console: Console | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Results:
+    """Measures the given methods on any pipeline, images or videos; `evaluate` without a policy.
+
+    Args:
+        subject: the pipeline.
+        methods: makes them, the reference first; it is called once, with the store, the cases and a progress bar.
+        request: as in `evaluate`.
+        console: as in `evaluate`.
+        settings: what the measurements depend on besides the request.
+    """
+    if not request.prompts:
+        raise EvaluationError("There are no prompts to evaluate on.")
     console = console or default_console()
-    weights = list(quality_weights or default_quality_weights(policy))
-    cases = Cases(prompts, [prompt_seed(seed, index) for index in indices], batch_size)
-    records = _run(backbone, policy, weights, cases, metrics, seed, extra_methods, console)
+    cases = Cases.of(request.prompts, request.indices, request.batch_size, request.seed, request.num_seeds)
+    recorded = _settings(subject, request, settings or {})
+    store = Store(request.output, recorded | {"prompts": list(request.prompts), "indices": list(request.indices)})
+    with Bar.shown(console) as bar:
+        chosen = list(methods(store, cases, bar))
+        names = [method.name for method in chosen]
+        if request.compare_with not in names:
+            raise EvaluationError(f"No row is named {request.compare_with!r}. There are: {', '.join(names)}.")
+        kept = range(len(cases.prompts)) if request.keep_images else grid_places(len(request.prompts))
+        plan = Plan(subject, chosen, cases, request.metrics, request.embed, store, frozenset(kept))
+        advance = bar.task("Measuring", len(chosen) * (len(cases.batches()) + 1))
+        warm_ups = measure(plan, advance)
+    measured = collect_results(store, chosen, warm_ups, cases)
+    frames = store.read("frames")
+    pictures = Pictures(store, {method.name: method for method in chosen}, sorted(grid_places(len(request.prompts))), frames)
+    columns = {name: metric.column for name, metric in request.metrics.items()} | (VIDEO_COLUMNS if frames else {})
+    width = store.features(chosen[0], 0).shape[1]
+    warning = too_few_images(len(cases.prompts), width)
     results = Results(
-        settings={
-            **{name: public_name(source) for name, source in (sources or {"base_model": backbone.model}).items()},
-            **(settings or {}),
-            "num_prompts": len(prompts),
-            "num_inference_steps": backbone.num_inference_steps,
-            "guidance_scale": backbone.guidance_scale,
-            "max_sequence_length": backbone.max_sequence_length,
-            "batch_size": batch_size,
-            "seed": seed,
-            "quality_weights": weights,
-        },
-        environment=describe_environment(backbone.device),
-        columns=all_columns({name: metric.column for name, metric in metrics.items()}),
-        prompts=list(prompts),
-        methods=[record.result(records[0]) for record in records],
-    )
-    write_reports(results, records, output)
+        settings=recorded,
+        environment=describe_environment(subject.device),
+        columns=all_columns(columns),
+        prompts=list(request.prompts),
+        methods=measured,
+        complexity=read_complexity(store, chosen[0], cases),
+        warnings=[warning] if warning else [],
+    ).compared_with(request.compare_with)
+    write_reports(results, pictures, request.output)
     console.print(terminal_table(results))
-    console.print(f"Wrote results.json, table.md, pareto.png, pareto-compute.png and grid.png to {output}.")
+    for line in results.warnings:
+        console.print(f"Warning: {line}")
+    console.print(
+        f"Wrote results.json, table.md, figures, the grid and the page {request.output / 'index.html'}.", soft_wrap=True
+    )
     return results
-
-
-def default_console() -> Console:
-    """The terminal; where there is none, as in a log file, lines are long enough for the table."""
-    console = Console()
-    return console if console.is_terminal else Console(width=LOG_WIDTH)
-
-
-def write_reports(results: Results, records: Sequence[Record], output: Path) -> None:
-    """Writes every file; `output` is made if it is not there."""
-    output.mkdir(parents=True, exist_ok=True)
-    results.save(output / "results.json")
-    save_markdown(results, output / "table.md")
-    for file, across in (("pareto.png", SECONDS), ("pareto-compute.png", COMPUTE_SAVED)):
-        draw_pareto(results, across, (difference_of(QUALITY), DISTANCE)).savefig(output / file)
-    save_grid(fastest_of_families(records), results.prompts, output / "grid.png")
-
-
-def fastest_of_families(records: Sequence[Record]) -> list[Record]:
-    """The reference and, of each family of methods, the one that saves most: a grid of all of them is too tall to look at."""
-    saved = {record.method.name: float(np.mean(record.per_prompt[COMPUTE_SAVED])) for record in records}
-    families = dict.fromkeys(record.method.family for record in records)
-    return [
-        max((record for record in records if record.method.family == family), key=lambda record: saved[record.method.name])
-        for family in families
-    ]
 
 
 def default_quality_weights(policy: AdaPolicy, count: int = 3) -> list[float]:
@@ -133,48 +136,93 @@ def default_quality_weights(policy: AdaPolicy, count: int = 3) -> list[float]:
     return [low * (high / low) ** (place / (count - 1)) for place in range(count)]
 
 
-def _check(backbone: Backbone, policy: AdaPolicy, prompts: Sequence[str]) -> None:
-    policy.check(backbone.transformer)
-    if not prompts:
-        raise EvaluationError("There are no prompts to evaluate on.")
-    if not policy.decided_steps(backbone.num_inference_steps):
-        raise EvaluationError(
-            f"With {backbone.num_inference_steps} steps this policy decides none: it computes the first {policy.prefix:.0%} "
-            f"and the last {policy.forced_tail:.0%} of them. Take more steps."
-        )
+def grid_places(num_prompts: int) -> frozenset[int]:
+    """The prompts that the grid shows, spread evenly."""
+    return frozenset(place * num_prompts // GRID_PROMPTS for place in range(GRID_PROMPTS))
 
 
-def _run(
+def _with_policy(
     backbone: Backbone,
     policy: AdaPolicy,
     weights: Sequence[float],
+    subject: Subject,
+    request: Request,
+    store: Store,
     cases: Cases,
-    metrics: Mapping[str, Metric],
-    seed: int,
-    extra_methods: Sequence[Method],
-    console: Console,
-) -> list[Record]:
-    """Surveys what the policy decides, then measures every method, with a bar and an estimate of the time left."""
-    survey, batches = Survey(policy, weights), len(cases.batches())
-    bar = Progress(
-        TextColumn("{task.description:<36}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-        console=console,
-    )  # fmt: skip
-    with bar:
-        task = bar.add_task("What the policy decides", total=batches)
-        for done in survey.run(backbone, cases):
-            bar.update(task, completed=done)
-        steps = backbone.num_inference_steps
-        methods = [*default_methods(policy, survey.decisions(), backbone.cost(), steps, seed), *extra_methods]
-        task = bar.add_task("Measuring", total=len(methods) * (batches + 1))
-        started = -1
+    bar: Bar,
+) -> list[Method]:
+    """Every method of the default matrix."""
+    steps = backbone.num_inference_steps
+    decisions = _decisions(policy, weights, subject, store, cases, bar)
+    favourite = matrix.most_used_kind(list(decisions.values())) or policy.kinds[0]
+    methods = [
+        full_method(steps),
+        *matrix.fewer_steps(steps),
+        *matrix.blockdance(len(backbone.cost().blocks), steps, favourite.boundary),
+        *_static(backbone, policy, request, store, bar),
+        *matrix.random_schedules(policy, decisions, steps, request.seed),
+        *matrix.ada(policy, weights, request.budgets, steps),
+    ]
+    if request.search_prompts:
+        some = slice(0, request.batch_size)
+        seeds = Cases.of(request.search_prompts, request.search_indices, 1, request.seed).seeds[some]
+        methods += calibrated_methods(subject, request.search_prompts[some], seeds)
+        methods += peer_methods(subject, request.search_prompts[some], seeds) if request.peers else []
+    return [*methods, *request.extra_methods]
 
-        def advance(name: str) -> None:
-            nonlocal started
-            started += 1
-            bar.update(task, description=name, completed=started)
 
-        kept = sorted({place * len(cases.prompts) // GRID_PROMPTS for place in range(GRID_PROMPTS)})
-        records = measure(backbone, methods, cases, metrics, kept=kept, advance=advance)
-        bar.update(task, description="Measured", completed=len(methods) * (batches + 1))
-    return records
+def _decisions(
+    policy: AdaPolicy, weights: Sequence[float], subject: Subject, store: Store, cases: Cases, bar: Bar
+) -> dict[float, ReuseSchedule]:
+    """What the policy decides for every case at every λ."""
+    known = store.read("decisions")
+    if known is None:
+        survey = Survey(policy, weights)
+        advance = bar.task("What the policy decides", len(cases.batches()))
+        for _ in survey.run(subject, cases):
+            advance("")
+        known = [schedule.actions.tolist() for schedule in survey.decisions().values()]
+        store.write("decisions", known)
+    return {weight: ReuseSchedule(torch.tensor(rows), policy.kinds) for weight, rows in zip(weights, known, strict=True)}
+
+
+def _static(backbone: Backbone, policy: AdaPolicy, request: Request, store: Store, bar: Bar) -> list[Method]:
+    """The best static schedules, searched on prompts that are not evaluated."""
+    if not request.search_prompts:
+        return []
+    steps, cost = backbone.num_inference_steps, backbone.cost()
+    kinds = tuple(dict.fromkeys((*policy.kinds, *default_kinds(len(cost.blocks)))))
+    generator = torch.Generator().manual_seed(request.seed)
+    offer = sample_schedules(kinds, policy.decided_steps(steps), steps, request.search_schedules, cost, generator)
+    errors = store.read("static-search")
+    if errors is None:
+        denoiser = Denoiser(backbone, offering_policy(backbone, kinds, policy), request.seed)
+        advance = bar.task("Searching static schedules", len(request.search_prompts))
+        found = run_schedules(
+            denoiser, request.search_prompts, request.search_indices, offer.actions, {}, advance=lambda done: advance("")
+        )
+        errors = found["latent_distance"].tolist()
+        store.write("static-search", errors)
+    searched_on = f"{len(request.search_prompts)} other prompts"
+    return static_methods(offer, torch.tensor(errors), STATIC_LEVELS, searched_on)
+
+
+def _settings(subject: Subject, request: Request, others: Mapping[str, Any]) -> dict[str, Any]:
+    """What is recorded, and what stored measurements must agree with."""
+    sources = request.sources or {"base_model": subject.model}
+    return {
+        **{name: public_name(source) for name, source in sources.items()},
+        **request.settings,
+        **others,
+        "base_weights": fingerprint_of(subject.pipeline.transformer),
+        "num_prompts": len(request.prompts),
+        "num_inference_steps": subject.num_inference_steps,
+        "arguments": dict(subject.arguments),
+        "scheduler": type(subject.pipeline.scheduler).__name__,
+        "dtype": str(subject.pipeline.transformer.dtype).removeprefix("torch."),
+        "batch_size": request.batch_size,
+        "seed": request.seed,
+        "num_seeds": request.num_seeds,
+        "search_prompts": list(request.search_prompts),
+        "search_schedules": request.search_schedules,
+    }

@@ -6,11 +6,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ada.evaluation.results import Column
-from ada.rewards import PSNR, SSIM, ClipScore, PerceptualDistance, Reward
+from ada.evaluation.results import LATENT, Column
+from ada.evaluation.subject import Generated
+from ada.rewards import PSNR, SSIM, ClipScore, PerceptualDistance, Reward, load_features
 
 QUALITY = "quality"
 DISTANCE = "perceptual_distance"
+WORST_FRAME = "worst_frame_distance"
+FLICKER = "flicker"
+VIDEO_COLUMNS = {
+    WORST_FRAME: Column("Worst frame's perceptual distance", higher_is_better=False, decimals=4),
+    FLICKER: Column("Flicker beside reference", higher_is_better=False, decimals=3),
+}
 
 
 @dataclass(frozen=True)
@@ -33,28 +40,82 @@ def default_metrics(scorer: str, device: torch.device | str = "cpu") -> dict[str
     """
     metrics = {
         QUALITY: Metric(ClipScore(scorer), Column("Quality", decimals=2)),
+        "psnr": Metric(PSNR(), Column("PSNR", unit="dB", decimals=1)),
         "ssim": Metric(SSIM(), Column("SSIM", decimals=4)),
         DISTANCE: Metric(
             PerceptualDistance(scorer, scale=-1.0), Column("Perceptual distance", higher_is_better=False, decimals=4)
         ),
-        "psnr": Metric(PSNR(), Column("PSNR", unit="dB", decimals=1, in_table=False)),
     }
     for metric in metrics.values():
         metric.reward.to(device)
     return metrics
 
 
+class Embedding:
+    """Features of images for the Fréchet distance, from a CLIP's vision tower; of a video, their mean over its frames.
+
+    Args:
+        scorer: folder or Hub id of a CLIP.
+    """
+
+    def __init__(self, scorer: str) -> None:
+        self._features = load_features(scorer)
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Tensor:
+        """`(images, width)` of images `(images, 3, height, width)` or videos `(videos, frames, 3, height, width)` in [0, 1]."""
+        features = self._features.embed_images(images.flatten(0, -4))
+        return features.reshape(len(images), -1, features.shape[-1]).mean(1)
+
+
 @torch.inference_mode()
-def score(metrics: Mapping[str, Metric], images: Tensor, prompts: Sequence[str], reference: Tensor) -> dict[str, list[float]]:
-    """Measures a batch.
+def measure_batch(
+    metrics: Mapping[str, Metric], generated: Generated, prompts: Sequence[str], reference: Generated
+) -> dict[str, list[float]]:
+    """Measures a batch of images, or of videos frame by frame.
 
     Args:
         metrics: by name.
-        images: `(images, 3, height, width)` in [0, 1].
-        prompts: one per image.
-        reference: the same prompts and noise with every step computed, same shape.
+        generated: what a method made.
+        prompts: one per image or video.
+        reference: the same prompts and noise with every step computed.
 
     Returns:
-        By metric, a value per image.
+        By metric, a value per image or video; a video's is the mean over its frames. Beside the metrics, the distance of the
+        latents, and for videos the worst frame and the flicker.
     """
-    return {name: metric.reward(images, prompts, reference).tolist() for name, metric in metrics.items()}
+    images, others = generated.images, reference.images
+    frames = images.shape[1] if images.ndim == 5 else 1
+    flat, other_flat = images.flatten(0, -4), others.flatten(0, -4)
+    repeated = [prompt for prompt in prompts for _ in range(frames)]
+    per_frame = {name: metric.reward(flat, repeated, other_flat).reshape(-1, frames) for name, metric in metrics.items()}
+    values = {name: part.mean(1).tolist() for name, part in per_frame.items()}
+    values[LATENT] = latent_distance(generated.latents, reference.latents).tolist()
+    if images.ndim == 5:
+        if DISTANCE in per_frame:
+            values[WORST_FRAME] = per_frame[DISTANCE].amax(1).tolist()
+        values[FLICKER] = flicker(images, others).tolist()
+    return values
+
+
+def latent_distance(latents: Tensor, reference: Tensor) -> Tensor:
+    """Relative distance ‖z − z₀‖ / ‖z₀‖ of latents `(images, values)`: `(images,)`."""
+    distance: Tensor = (latents - reference).norm(dim=1) / reference.norm(dim=1).clamp(min=1e-12)
+    return distance
+
+
+def flicker(videos: Tensor, reference: Tensor) -> Tensor:
+    """How much more neighbouring frames differ than in the reference: their mean absolute change over the reference's, minus 1.
+
+    Args:
+        videos: `(videos, frames, 3, height, width)`, two frames or more.
+        reference: same shape.
+
+    Returns:
+        `(videos,)`; 0 for a video that moves as much as its reference.
+    """
+
+    def motion(frames: Tensor) -> Tensor:
+        return frames.diff(dim=1).abs().flatten(1).mean(1)
+
+    return motion(videos) / motion(reference).clamp(min=1e-8) - 1

@@ -10,13 +10,25 @@ from matplotlib.patheffects import withStroke
 from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
-from ada.evaluation.methods import ADA, FEWER_STEPS, FULL_COMPUTE, RANDOM
+from ada.evaluation.methods import ADA, ADA_BUDGET, FEWER_STEPS, FULL_COMPUTE, PAPER_PEERS, PEERS, RANDOM, STATIC
 from ada.evaluation.results import MethodResult, Results
 from ada.evaluation.statistics import Estimate
 
 # Colours that colour-blind readers can tell apart (after Okabe and Ito); markers repeat the distinction
-FIXED_STYLES = {FULL_COMPUTE: ("#000000", "*"), FEWER_STEPS: ("#7f7f7f", "s"), RANDOM: ("#CC79A7", "X"), ADA: ("#D55E00", "o")}
-STYLES = list(zip(("#56B4E9", "#0072B2", "#7FCDBB", "#00785A", "#E69F00", "#8C564B"), "v^<>DP", strict=True))
+FIXED_STYLES = {
+    FULL_COMPUTE: ("#000000", "*"),
+    FEWER_STEPS: ("#7f7f7f", "s"),
+    STATIC: ("#117733", "D"),
+    RANDOM: ("#CC79A7", "X"),
+    ADA: ("#D55E00", "o"),
+    ADA_BUDGET: ("#F0A35E", "o"),
+    PEERS: ("#6A3D9A", "p"),
+    PAPER_PEERS: ("#B15928", "h"),
+}
+STYLES = list(zip(("#56B4E9", "#0072B2", "#7FCDBB", "#00785A", "#E6B800", "#8C564B"), "v^<>dP", strict=True))
+POINTS_ONLY = (PEERS, PAPER_PEERS)
+"""Families whose members are different methods, not one method at several settings: no line joins them."""
+LABELLED_FIRST = (ADA, FEWER_STEPS, STATIC)
 
 
 def draw_pareto(results: Results, across: str, upwards: Sequence[str]) -> Figure:
@@ -25,16 +37,16 @@ def draw_pareto(results: Results, across: str, upwards: Sequence[str]) -> Figure
     Args:
         results: what was measured.
         across: the column on the horizontal axis.
-        upwards: the columns on the vertical axes.
+        upwards: the columns on the vertical axes, which are logarithmic away from zero: distances span orders of magnitude.
     """
-    figure = Figure(figsize=(7.2 * len(upwards), 5.6), layout="constrained", dpi=150)
+    figure = Figure(figsize=(7.4 * len(upwards), 6.4), layout="constrained", dpi=150)
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(upwards), squeeze=False)[0]
-    styles = _styles(results)
+    styles = styles_of(results)
     for panel, name in zip(panels, upwards, strict=True):
         _draw(panel, results, across, name, styles)
     handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    figure.legend(handles, names, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
     # labels are placed around the points as they lie after layout
     figure.draw_without_rendering()
     for panel, name in zip(panels, upwards, strict=True):
@@ -42,8 +54,9 @@ def draw_pareto(results: Results, across: str, upwards: Sequence[str]) -> Figure
     return figure
 
 
-def _styles(results: Results) -> dict[str, tuple[str, str]]:
-    families = list(dict.fromkeys(method.family for method in results.methods))
+def styles_of(results: Results) -> dict[str, tuple[str, str]]:
+    """Colour and marker of every family."""
+    families = list(dict.fromkeys(method.family for method in results.measured))
     others = [family for family in families if family not in FIXED_STYLES]
     chosen = {family: STYLES[place % len(STYLES)] for place, family in enumerate(others)}
     return chosen | {family: FIXED_STYLES[family] for family in families if family in FIXED_STYLES}
@@ -51,7 +64,7 @@ def _styles(results: Results) -> dict[str, tuple[str, str]]:
 
 def _draw(panel: Axes, results: Results, across: str, upwards: str, styles: dict[str, tuple[str, str]]) -> None:
     columns = results.columns
-    for family, group in groupby(results.methods, key=lambda method: method.family):
+    for family, group in groupby(results.measured, key=lambda method: method.family):
         points = sorted((_point(method, results, across), _point(method, results, upwards)) for method in group)
         colour, marker = styles[family]
         emphasis = family == ADA
@@ -64,11 +77,13 @@ def _draw(panel: Axes, results: Results, across: str, upwards: str, styles: dict
             color=colour,
             marker=marker,
             markersize=12 if family == FULL_COMPUTE else 7 if emphasis else 6,
+            linestyle="none" if family in POINTS_ONLY else "-",
             linewidth=2.4 if emphasis else 1.2,
             elinewidth=0.8,
             alpha=0.95,
             zorder=4 if emphasis else 3,
         )
+    panel.set_yscale("symlog", linthresh=_smallest(results, upwards))
     panel.set_xlabel(_axis_label(results, across))
     panel.set_ylabel(_axis_label(results, upwards))
     panel.grid(color="#e5e5e5", linewidth=0.8)
@@ -79,6 +94,17 @@ def _draw(panel: Axes, results: Results, across: str, upwards: str, styles: dict
         panel.invert_yaxis()
     if columns[across].higher_is_better:
         panel.invert_xaxis()
+
+
+def _smallest(results: Results, name: str) -> float:
+    """Where the axis turns from linear to logarithmic: the first tenth of the sizes that occur."""
+    sizes = sorted(abs(_point(method, results, name)[0]) for method in results.measured)
+    sizes = [size for size in sizes if size > 0]
+    return sizes[len(sizes) // 10] if sizes else 1.0
+
+
+def _label_order(method: MethodResult) -> int:
+    return LABELLED_FIRST.index(method.family) if method.family in LABELLED_FIRST else len(LABELLED_FIRST)
 
 
 def _axis_label(results: Results, name: str) -> str:
@@ -100,8 +126,8 @@ def _ends(estimate: Estimate) -> tuple[float, float]:
 
 
 def _label(panel: Axes, results: Results, across: str, upwards: str, styles: dict[str, tuple[str, str]]) -> None:
-    """Writes each point's label near it; Ada's first, so that they get the best places."""
-    methods = sorted(results.methods, key=lambda method: method.family != ADA)
+    """Writes each point's label near it, those that matter most first, so that they get the best places."""
+    methods = sorted(results.measured, key=_label_order)
     points = [(_point(method, results, across)[0], _point(method, results, upwards)[0]) for method in methods]
     radius = 5 * _pixels(panel)
     taken = [Bbox.from_extents(x - radius, y - radius, x + radius, y + radius) for x, y in panel.transData.transform(points)]

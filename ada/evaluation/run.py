@@ -1,150 +1,192 @@
 """Runs methods through the stock pipeline, so that what is measured is what users run."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ada.backbone import Backbone
-from ada.evaluation.methods import BatchReport, Method, Planned
-from ada.evaluation.metrics import Metric, score
-from ada.evaluation.results import COMPUTE_SAVED, MethodResult, estimate_all
-from ada.policy import AdaPolicy
-from ada.types import PolicyState
-from blockdance import Reuse, ReuseSchedule
+from ada.evaluation.complexity import edge_density
+from ada.evaluation.counting import Count, counted_macs, counted_memory
+from ada.evaluation.methods import BatchReport, Method, NotApplicableError, whole_batch
+from ada.evaluation.metrics import Metric, measure_batch
+from ada.evaluation.store import Store
+from ada.evaluation.subject import Generated, Subject, generate
+from ada.rollout import prompt_seed
+
+LEAST_SAVED = 0.001
 
 
 @dataclass(frozen=True)
 class Cases:
-    """What every method is run on, `batch_size` at a time.
+    """What every method is run on, `batch_size` at a time: every prompt once per sampler seed, all prompts of a seed in a row.
 
     Args:
-        prompts: the prompts.
-        seeds: seed of each prompt's noise.
-        batch_size: images per call of the pipeline.
+        prompts: one per case.
+        seeds: of each case's noise.
+        batch_size: cases per call of the pipeline.
+        num_seeds: how often each prompt occurs.
     """
 
     prompts: Sequence[str]
     seeds: Sequence[int]
     batch_size: int
+    num_seeds: int = 1
+
+    @classmethod
+    def of(cls, prompts: Sequence[str], indices: Sequence[int], batch_size: int, seed: int = 0, num_seeds: int = 1) -> "Cases":
+        """Cases of prompts, whose noise depends on their index in the data set and on the sampler seeds `seed`, `seed + 1`, …"""
+        seeds = [prompt_seed(seed + offset, index) for offset in range(num_seeds) for index in indices]
+        return cls(list(prompts) * num_seeds, seeds, batch_size, num_seeds)
 
     def batches(self) -> list[slice]:
-        """Places of the batches among the prompts; the last may be smaller."""
+        """Places of the batches among the cases; the last may be smaller."""
         count = len(self.prompts)
         return [slice(start, min(start + self.batch_size, count)) for start in range(0, count, self.batch_size)]
 
 
-@dataclass
-class Record:
-    """Measurements of one method, batch by batch.
+@dataclass(frozen=True)
+class WarmUp:
+    """What a method's first run told.
 
     Args:
-        method: the method.
-        per_prompt: by metric, and for the compute saved relative to the reference, one value per prompt.
-        actions: per prompt, the action of every step.
-        seconds_per_image: one per timed batch.
-        images: by place among the prompts, `(3, height, width)` in [0, 1], of those that are kept.
+        macs_per_image: of the denoising, counted from outside.
+        peak_bytes: most memory held at once beside the weights.
+        reason: why the method does not apply; None where it does.
     """
 
-    method: Method
-    per_prompt: dict[str, list[float]] = field(default_factory=dict)
-    actions: list[list[int]] = field(default_factory=list)
-    seconds_per_image: list[float] = field(default_factory=list)
-    images: dict[int, Tensor] = field(default_factory=dict)
-
-    def add(self, values: Mapping[str, list[float]], report: BatchReport, reference_steps: int) -> None:
-        """Adds a batch; compute saved becomes relative to `reference_steps` full steps."""
-        share = self.method.num_inference_steps / reference_steps
-        saved = (1 - share * (1 - report.compute_saved)).tolist()
-        for name, part in {**values, COMPUTE_SAVED: saved}.items():
-            self.per_prompt.setdefault(name, []).extend(part)
-        if report.actions is not None:
-            self.actions.extend(report.actions.tolist())
-
-    def result(self, reference: "Record") -> MethodResult:
-        """The measurements with their estimates, beside the reference's."""
-        return MethodResult(
-            name=self.method.name,
-            family=self.method.family,
-            label=self.method.label,
-            note=self.method.note,
-            num_inference_steps=self.method.num_inference_steps,
-            estimates=estimate_all(self.per_prompt, reference.per_prompt, self.seconds_per_image, reference.seconds_per_image),
-            per_prompt=self.per_prompt,
-            seconds_per_image=self.seconds_per_image,
-            actions=self.actions or None,
-        )
+    macs_per_image: float = 0.0
+    peak_bytes: int | None = None
+    reason: str | None = None
 
 
-def generate(backbone: Backbone, cases: Cases, batch: slice, num_inference_steps: int) -> Tensor:
-    """Images `(images, 3, height, width)` in [0, 1] of a batch, from the stock pipeline as it is now."""
-    output = backbone.pipeline(
-        list(cases.prompts[batch]),
-        num_inference_steps=num_inference_steps,
-        guidance_scale=backbone.guidance_scale,
-        generator=[torch.Generator().manual_seed(seed) for seed in cases.seeds[batch]],
-        max_sequence_length=backbone.max_sequence_length,
-        output_type="pt",
-        use_resolution_binning=False,
-        clean_caption=False,
-    )
-    images: Tensor = output.images
-    return images.float()
-
-
-def measure(
-    backbone: Backbone,
-    methods: Sequence[Method],
-    cases: Cases,
-    metrics: Mapping[str, Metric],
-    *,
-    kept: Sequence[int] = (),
-    advance: Callable[[str], None] = lambda name: None,
-) -> list[Record]:
-    """Runs every method on every prompt.
-
-    Each method runs the first batch once to warm up. Then the methods take turns batch by batch, so that a change of the
-    machine's pace meets all alike. Batches smaller than the first are not timed.
+@dataclass(frozen=True)
+class Plan:
+    """An evaluation's ingredients.
 
     Args:
-        backbone: the pipeline and its settings.
+        subject: the pipeline.
         methods: the first is the reference.
         cases: prompts and seeds.
         metrics: by name.
-        kept: places of the prompts whose images are kept.
-        advance: called with a method's name before each of its `len(cases.batches()) + 1` batches.
+        embed: features `(images, width)` of images, for the Fréchet distance.
+        store: where measurements are kept.
+        kept: places of the cases whose images are kept.
     """
-    records = [Record(method) for method in methods]
-    batches = cases.batches()
+
+    subject: Subject
+    methods: Sequence[Method]
+    cases: Cases
+    metrics: Mapping[str, Metric]
+    embed: Callable[[Tensor], Tensor]
+    store: Store
+    kept: frozenset[int] = frozenset()
+
+
+def measure(plan: Plan, advance: Callable[[str], None] = lambda name: None) -> dict[str, WarmUp]:
+    """Runs every method on every case and stores what it measures; what is stored already is not run again.
+
+    Each method first runs one batch, in which its MACs and memory are counted. Then the methods take turns batch by batch, so
+    that a change of the machine's pace meets all alike.
+
+    Args:
+        plan: what to run.
+        advance: called with a method's name before each of its `len(cases.batches()) + 1` turns.
+
+    Returns:
+        By method, what its first run told, with the reason where the method does not apply.
+    """
+    warm_ups = {method.name: _warm_up(plan, method, advance) for method in plan.methods}
+    full = warm_ups[plan.methods[0].name].macs_per_image
+    for method in plan.methods:
+        found = warm_ups[method.name]
+        if method.must_save and found.reason is None and found.macs_per_image > (1 - LEAST_SAVED) * full:
+            warm_ups[method.name] = WarmUp(
+                reason="It attached without an error and skipped nothing: as many MACs as full compute."
+            )
+    applicable = [method for method in plan.methods if warm_ups[method.name].reason is None]
+    for number, batch in enumerate(plan.cases.batches()):
+        for method in plan.methods:
+            if method not in applicable:
+                advance(method.name)
+        _measure_batch(plan, applicable, number, batch, advance)
+    return warm_ups
+
+
+def _warm_up(plan: Plan, method: Method, advance: Callable[[str], None]) -> WarmUp:
+    advance(method.name)
+    name = f"warm-up/{method.name}".replace(" ", "-")
+    known = plan.store.read(name)
+    if known is not None:
+        return WarmUp(**known)
+    batch = plan.cases.batches()[0]
+    count = Count()
+    try:
+        run_batch(plan.subject, method, plan.cases, batch, count)
+        result = WarmUp(count.macs / (batch.stop - batch.start), count.peak_bytes)
+    except NotApplicableError as error:
+        result = WarmUp(reason=str(error))
+    plan.store.write(name, asdict(result))
+    return result
+
+
+def _measure_batch(plan: Plan, methods: Sequence[Method], number: int, batch: slice, advance: Callable[[str], None]) -> None:
+    """All methods on one batch."""
+    store, subject, cases = plan.store, plan.subject, plan.cases
+    missing = [method for method in methods if store.batch(method, number) is None]
+    reference = store.reference(number)
+    if missing and reference is None and missing[0] is not methods[0]:
+        reference = run_batch(subject, methods[0], cases, batch)[0]
     for method in methods:
         advance(method.name)
-        _run(backbone, method, cases, batches[0])
-    for batch in batches:
-        prompts = cases.prompts[batch]
-        reference: Tensor | None = None
-        for record in records:
-            advance(record.method.name)
-            images, report, seconds = _run(backbone, record.method, cases, batch)
-            reference = images if reference is None else reference
-            record.add(score(metrics, images, prompts, reference), report, methods[0].num_inference_steps)
-            if len(prompts) == len(cases.prompts[batches[0]]):
-                record.seconds_per_image.append(seconds / len(prompts))
-            here = [place for place in kept if batch.start <= place < batch.stop]
-            record.images.update({place: images[place - batch.start].cpu() for place in here})
-    return records
+        if method not in missing:
+            continue
+        count = Count()
+        if method.data_dependent:
+            run_batch(subject, method, cases, batch, count)
+        generated, report, seconds = run_batch(subject, method, cases, batch)
+        if reference is None:
+            reference = generated
+            store.add_reference(number, reference)
+            store.write("frames", reference.images.shape[1] if reference.images.ndim == 5 else None)
+        images = batch.stop - batch.start
+        macs = report.macs if report.macs is not None else whole_batch(count.macs, images) if method.data_dependent else None
+        reference = _to(reference, generated.images.device)
+        measurements = {
+            "values": measure_batch(plan.metrics, generated, cases.prompts[batch], reference),
+            "edge_density": edge_density(generated.images).tolist(),
+            "macs": None if macs is None else macs.tolist(),
+            "actions": None if report.actions is None else report.actions.tolist(),
+            "cache_bytes": report.cache_bytes,
+            "seconds_per_image": seconds / images if images == min(cases.batch_size, len(cases.prompts)) else None,
+        }
+        everything = method is methods[0]  # thumbnails of any prompt may be asked for
+        kept = [place for place in range(batch.start, batch.stop) if everything or place in plan.kept]
+        store.add_images(method, kept, generated.images[[place - batch.start for place in kept]])
+        store.add_batch(method, number, measurements, plan.embed(generated.images))
+    store.drop_reference(number)
 
 
-def _run(backbone: Backbone, method: Method, cases: Cases, batch: slice) -> tuple[Tensor, BatchReport, float]:
-    """Images, report and seconds of one call of the pipeline."""
-    with method.accelerate(backbone.pipeline, batch) as report:
-        _synchronize(backbone.device)
+def run_batch(
+    subject: Subject, method: Method, cases: Cases, batch: slice, count: Count | None = None
+) -> tuple[Generated, BatchReport, float]:
+    """Images, report and seconds of one call of the pipeline; with `count`, its work is counted, which makes it slow."""
+    with ExitStack() as stack:
+        run = stack.enter_context(method.accelerate(subject.pipeline, batch))
+        _synchronize(subject.device)
         start = time.perf_counter()
-        images = generate(backbone, cases, batch, method.num_inference_steps)
-        _synchronize(backbone.device)
+        with ExitStack() as counters:
+            if count is not None:
+                counters.enter_context(counted_memory(subject.device, count))
+                counters.enter_context(counted_macs(subject.pipeline.transformer, count))
+            generated = generate(subject, cases.prompts[batch], cases.seeds[batch], method.num_inference_steps, run.call)
+        _synchronize(subject.device)
         seconds = time.perf_counter() - start
-        return images, report(), seconds
+        return generated, run.report(), seconds
+    raise AssertionError("a method must not swallow errors")
 
 
 def _synchronize(device: torch.device) -> None:
@@ -152,40 +194,5 @@ def _synchronize(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
-class Survey:
-    """A decider that asks the policy at several quality weights at once, and goes on with the decision of the first.
-
-    What the policy sees does not depend on λ, so one pass over the prompts tells what it decides at each.
-    """
-
-    def __init__(self, policy: AdaPolicy, quality_weights: Sequence[float]) -> None:
-        self._policies = {weight: policy.with_options(quality_weight=weight) for weight in quality_weights}
-        self._policy = policy
-        self._decided: dict[float, list[Tensor]] = {weight: [] for weight in quality_weights}
-
-    @property
-    def kinds(self) -> tuple[Reuse, ...]:
-        return self._policy.kinds
-
-    def decision_step(self, num_steps: int) -> int:
-        return self._policy.decision_step(num_steps)
-
-    def check(self, transformer: nn.Module) -> None:
-        self._policy.check(transformer)
-
-    def decide(self, state: PolicyState) -> ReuseSchedule:
-        schedules = {weight: policy.decide(state) for weight, policy in self._policies.items()}
-        for weight, schedule in schedules.items():
-            self._decided[weight].append(schedule.actions.cpu())
-        return next(iter(schedules.values()))
-
-    def run(self, backbone: Backbone, cases: Cases) -> Iterator[int]:
-        """Passes over all prompts; yields the number of batches done."""
-        for done, batch in enumerate(cases.batches(), 1):
-            with Planned(self)(backbone.pipeline, batch):
-                generate(backbone, cases, batch, backbone.num_inference_steps)
-            yield done
-
-    def decisions(self) -> dict[float, ReuseSchedule]:
-        """By quality weight, one row of actions per prompt."""
-        return {weight: ReuseSchedule(torch.cat(parts), self.kinds) for weight, parts in self._decided.items()}
+def _to(generated: Generated, device: Any) -> Generated:
+    return Generated(generated.images.to(device), generated.latents.to(device))

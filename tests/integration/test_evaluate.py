@@ -4,16 +4,30 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import build_clip_folder, build_pixart_pipeline
 from PIL import Image
 from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ada.backbone import Backbone
-from ada.evaluation import EvaluationError, Method, Results, default_metrics, evaluate
-from ada.evaluation.methods import unchanged
+from ada.evaluation import (
+    Embedding,
+    Estimate,
+    EvaluationError,
+    Method,
+    Request,
+    Results,
+    Subject,
+    default_metrics,
+    evaluate,
+    evaluate_methods,
+    full_method,
+    unchanged,
+)
 from ada.policy import AdaPolicy
 from blockdance import Reuse
 
@@ -45,27 +59,33 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def request(folder: Path, **options: Any) -> Request:
+    scorer = str(folder / "scorer")
+    return Request(
+        **({"prompts": PROMPTS, "indices": range(len(PROMPTS)), "metrics": default_metrics(scorer), "embed": Embedding(scorer)}
+        | {"output": folder / "out", "batch_size": 2} | options)
+    )  # fmt: skip
+
+
 def test_evaluate(folder: Path) -> None:
-    console = Console(record=True, width=160)
+    console = Console(record=True, width=180)
     extra = Method(
         name="Peer", family="Peers", label="peer", num_inference_steps=5, accelerate=unchanged, note="Somebody's method."
     )
     results = evaluate(
-        backbone=Backbone(str(folder / "pipeline"), num_inference_steps=10, max_sequence_length=8),
-        policy=AdaPolicy.from_pretrained(folder / "policy"),
-        prompts=PROMPTS,
-        indices=range(len(PROMPTS)),
-        metrics=default_metrics(str(folder / "scorer")),
-        output=folder / "out",
-        batch_size=2,
-        extra_methods=[extra],
-        sources={"policy": str(folder / "policy"), "scorer": "openai/some-clip"},
-        console=console,
-    )
+        Backbone(str(folder / "pipeline"), num_inference_steps=10, max_sequence_length=8),
+        AdaPolicy.from_pretrained(folder / "policy"),
+        request(
+            folder, extra_methods=[extra], search_prompts=["x", "y"], search_indices=[0, 1], search_schedules=24,
+            compare_with="Fewer steps (5)", budgets=[0.8], sources={"policy": str(folder / "policy"), "scorer": "openai/some-clip"},
+        ),
+        console,
+    )  # fmt: skip
     names = [method.name for method in results.methods]
     assert names[0] == "Full compute"
-    assert names[-4:] == ["Ada λ=0.5", "Ada λ=2", "Ada λ=8", "Peer"]
-    assert {"BlockDance-2, block 3, order 0", "BlockDance-4, block 3, order 1"} <= set(names)
+    assert names[-1] == "Peer"
+    assert {"Ada λ=0.5", "Ada λ=2", "Ada λ=8", "Ada budget 80%", "BlockDance-2, block 3, order 0"} <= set(names)
+    assert any(name.startswith("Best static schedule") for name in names)
     assert len(set(names)) == len(names)
     printed = console.export_text()
     assert all(name in printed for name in names)
@@ -73,19 +93,27 @@ def test_evaluate(folder: Path) -> None:
     assert Results.load(folder / "out" / "results.json") == results
     text = (folder / "out" / "results.json").read_text(encoding="utf-8")
     assert str(folder) not in text
+    assert str(folder) not in (folder / "out" / "index.html").read_text(encoding="utf-8")
     assert results.settings["policy"] == "policy"
     assert results.settings["scorer"] == "openai/some-clip"
-    for picture in ("pareto.png", "pareto-compute.png", "grid.png"):
+    for picture in ("pareto.png", "pareto-compute.png", "schedules.png", "grid.png"):
         with Image.open(folder / "out" / picture) as image:
             assert min(image.size) > 300
     assert "| Peer |" in (folder / "out" / "table.md").read_text(encoding="utf-8")
 
-    reference, peer = results.methods[0], results.methods[-1]
+    reference, peer, defaults = results.methods[0], results.methods[-1], results.methods[names.index("TaylorSeer, defaults")]
     assert reference.per_prompt["perceptual_distance"] == [0.0] * len(PROMPTS)
     assert peer.per_prompt["compute_saved"] == pytest.approx([0.5] * len(PROMPTS))
-    ada = results.methods[-4]
+    assert "attaches no hook" in str(defaults.reason)
+    # the extra method is five plain steps, and so is the row that all are compared with
+    assert peer.estimates["perceptual_distance_difference"] == Estimate(0.0, 0.0, 0.0)
+    ada = results.method("Ada λ=0.5")
     assert ada.actions is not None
     assert ada.per_prompt["compute_saved"] == pytest.approx([saved_by(row, folder) for row in ada.actions])
+    events = EventAccumulator(str(folder / "out" / "tensorboard"))
+    events.Reload()
+    assert {f"evaluation/{name}" for name in ("pareto", "pareto-compute", "schedules")} <= set(events.Tags()["images"])
+    assert events.Scalars("compute_saved/Peer")[0].value == pytest.approx(0.5)
 
 
 def saved_by(actions: list[int], folder: Path) -> float:
@@ -96,15 +124,15 @@ def saved_by(actions: list[int], folder: Path) -> float:
 
 def test_nothing_to_decide(folder: Path) -> None:
     """Of two steps the policy decides none: it computes the first two at least."""
+    backbone = Backbone(str(folder / "pipeline"), num_inference_steps=2, max_sequence_length=8)
     with pytest.raises(EvaluationError, match="With 2 steps this policy decides none"):
-        evaluate(
-            backbone=Backbone(str(folder / "pipeline"), num_inference_steps=2, max_sequence_length=8),
-            policy=AdaPolicy.from_pretrained(folder / "policy"),
-            prompts=PROMPTS,
-            indices=range(len(PROMPTS)),
-            metrics={},
-            output=folder / "out",
-        )
+        evaluate(backbone, AdaPolicy.from_pretrained(folder / "policy"), request(folder))
+
+
+def test_an_unknown_row_to_compare_with_lists_the_rows(folder: Path) -> None:
+    subject = Subject.of(Backbone(str(folder / "pipeline"), num_inference_steps=2, max_sequence_length=8))
+    with pytest.raises(EvaluationError, match=r"No row is named 'Nothing'. There are: Full compute"):
+        evaluate_methods(subject, lambda *_: [full_method(2)], request(folder, compare_with="Nothing"))
 
 
 def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -112,7 +140,18 @@ def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     sources = {"policy": "policy", "base-model": "pipeline", "scorer": "scorer", "prompts": "test.jsonl"}
     options = [word for option, name in sources.items() for word in (f"--{option}", str(folder / name))]
     words = [sys.executable, str(root / "evaluate.py"), *options, "--limit", "2", "--num-inference-steps=6"]
-    words += ["--max-sequence-length", "8", "--quality-weights", "[2.0]", "--device", "cpu", "--output", str(folder / "out")]
+    words += [
+        "--max-sequence-length",
+        "8",
+        "--quality-weights",
+        "[2.0]",
+        "--device",
+        "cpu",
+        "--search-prompts",
+        "null",
+        "--output",
+        str(folder / "out"),
+    ]
     return subprocess.run([*words, *arguments], capture_output=True, text=True, cwd=folder)
 
 

@@ -1,13 +1,22 @@
 """Metrics against cases worked out by hand."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import build_clip_folder
 
-from ada.evaluation.metrics import default_metrics, score
+from ada.evaluation.metrics import Embedding, Metric, default_metrics, flicker, latent_distance, measure_batch
+from ada.evaluation.subject import Generated
 from ada.rewards import load_features
+
+
+def score(
+    metrics: Mapping[str, Metric], images: torch.Tensor, prompts: Sequence[str], reference: torch.Tensor
+) -> dict[str, list[float]]:
+    """Measures images whose latents are their pixels."""
+    return measure_batch(metrics, Generated(images, images.flatten(1)), prompts, Generated(reference, reference.flatten(1)))
 
 
 @pytest.fixture
@@ -45,3 +54,37 @@ def test_quality_is_the_clip_score_of_the_prompt(scorer: str) -> None:
     values = score(default_metrics(scorer), images, prompts, images)
     assert values["quality"] == pytest.approx((100 * cosine.clamp(min=0)).tolist(), rel=1e-5)
     assert max(values["quality"]) > 0
+
+
+def test_latent_distance_by_hand() -> None:
+    """(3, 4) has the length 5; (3, 5) is 1 away, (0, 0) all of it."""
+    reference = torch.tensor([[3.0, 4.0], [3.0, 4.0]])
+    latents = torch.tensor([[3.0, 5.0], [0.0, 0.0]])
+    assert latent_distance(latents, reference).tolist() == pytest.approx([0.2, 1.0])
+
+
+def test_a_video_is_measured_frame_by_frame(scorer: str) -> None:
+    """The first frame is the reference's, the second one is off by 0.1: 60 dB (the most) and 20 dB."""
+    reference = torch.full((1, 2, 3, 16, 16), 0.5)
+    reference[:, :, :, ::2] = 0.25
+    video = reference.clone()
+    video[:, 1] += 0.1
+    values = score(default_metrics(scorer), video, ["a"], reference)
+    assert values["psnr"] == pytest.approx([40.0], abs=1e-3)
+    assert values["worst_frame_distance"] == pytest.approx([2 * values["perceptual_distance"][0]])
+    assert len(values["flicker"]) == 1
+
+
+def test_flicker_by_hand() -> None:
+    """The reference changes by 0.1 a frame, the video by 0.1 and 0.3: twice as much on average."""
+    reference = torch.stack([torch.full((3, 4, 4), level) for level in (0.1, 0.2, 0.3)])[None]
+    video = torch.stack([torch.full((3, 4, 4), level) for level in (0.1, 0.2, 0.5)])[None]
+    assert flicker(video, reference).tolist() == pytest.approx([1.0])
+    assert flicker(reference, reference).tolist() == pytest.approx([0.0])
+
+
+def test_features_of_a_video_are_the_mean_of_its_frames(scorer: str) -> None:
+    embed, frames = Embedding(scorer), torch.rand(2, 3, 3, 16, 16)
+    whole = embed(frames)
+    expected = torch.stack([embed(video).mean(0) for video in frames])
+    torch.testing.assert_close(whole, expected)

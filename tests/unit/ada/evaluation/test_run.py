@@ -1,7 +1,8 @@
-"""Measuring through the stock pipeline: a reference in disguise, a method planted to be worse, fewer steps."""
+"""Measuring through the stock pipeline: a reference in disguise, a method planted to be worse, resuming after a kill."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,23 @@ import torch
 from conftest import NUM_BLOCKS, build_clip_folder, build_pixart_pipeline
 
 from ada.backbone import Backbone
-from ada.evaluation.methods import BatchReport, Method, Planned, unchanged
-from ada.evaluation.metrics import default_metrics
-from ada.evaluation.run import Cases, Record, Survey, measure
+from ada.evaluation.collect import collect_results, read_complexity
+from ada.evaluation.complexity import edge_density
+from ada.evaluation.methods import Method, NotApplicableError, Planned, Run, full_method, planned_method, unchanged
+from ada.evaluation.metrics import Embedding, default_metrics
+from ada.evaluation.results import MethodResult
+from ada.evaluation.run import Cases, Plan, measure
+from ada.evaluation.store import Store
+from ada.evaluation.subject import Subject, generate
+from ada.evaluation.survey import Survey
 from ada.policy import AdaPolicy
+from ada.rollout import prompt_seed
 from blockdance import Reuse, ReuseSchedule, full_compute
 
 STEPS = 6
 CASES = Cases(["a", "b c", "d", "e f", "g"], [11, 12, 13, 14, 15], 2)
+WORSE = ReuseSchedule(torch.tensor([[0] + [1] * (STEPS - 1)]), (Reuse(boundary=NUM_BLOCKS - 1),))
+"""Everything from the second step on reuses the first step's last block."""
 
 
 @pytest.fixture
@@ -26,35 +36,56 @@ def backbone(tmp_path: Path) -> Backbone:
     return Backbone(str(tmp_path / "pipeline"), num_inference_steps=STEPS, guidance_scale=2.0, max_sequence_length=8)
 
 
-def method(name: str, accelerate: Any, steps: int = STEPS) -> Method:
-    return Method(name=name, family=name, label=name, num_inference_steps=steps, accelerate=accelerate, note="")
+def method(name: str, accelerate: Any, steps: int = STEPS, **options: Any) -> Method:
+    return Method(name=name, family=name, label=name, num_inference_steps=steps, accelerate=accelerate, note="", **options)
 
 
-def run(backbone: Backbone, tmp_path: Path, *methods: Method, kept: tuple[int, ...] = ()) -> list[Record]:
-    metrics = default_metrics(str(build_clip_folder(tmp_path / "scorer")))
-    return measure(backbone, [method("full", unchanged), *methods], CASES, metrics, kept=kept)
+def plan_of(
+    backbone: Backbone, folder: Path, methods: Sequence[Method], cases: Cases = CASES, kept: Sequence[int] = ()
+) -> Plan:
+    scorer = str(build_clip_folder(folder / "scorer"))
+    store = Store(folder / "out", {"cases": len(cases.prompts)})
+    return Plan(
+        Subject.of(backbone),
+        [full_method(STEPS), *methods],
+        cases,
+        default_metrics(scorer),
+        Embedding(scorer),
+        store,
+        frozenset(kept),
+    )
+
+
+def run(backbone: Backbone, folder: Path, *methods: Method, cases: Cases = CASES) -> list[MethodResult]:
+    plan = plan_of(backbone, folder, methods, cases)
+    return collect_results(plan.store, plan.methods, measure(plan), cases)
 
 
 def test_the_reference_in_disguise_is_equal(backbone: Backbone, tmp_path: Path) -> None:
-    reference, disguised = run(backbone, tmp_path, method("disguised", Planned(full_compute(1, STEPS))), kept=(0, 3, 4))
-    assert disguised.per_prompt["perceptual_distance"] == [0.0] * 5
-    assert disguised.per_prompt["ssim"] == pytest.approx([1.0] * 5)
-    assert disguised.per_prompt["quality"] == reference.per_prompt["quality"]
-    assert disguised.per_prompt["compute_saved"] == [0.0] * 5
-    assert all(torch.equal(disguised.images[place], reference.images[place]) for place in (0, 3, 4))
-    difference = disguised.result(reference).estimates["quality_difference"]
+    disguised = planned_method("disguised", "", "", STEPS, full_compute(1, STEPS), "")
+    plan = plan_of(backbone, tmp_path, [disguised], kept=(0, 3, 4))
+    reference, equal = collect_results(plan.store, plan.methods, measure(plan), CASES)
+    assert equal.per_prompt["perceptual_distance"] == [0.0] * 5
+    assert equal.per_prompt["latent_distance"] == [0.0] * 5
+    assert equal.per_prompt["ssim"] == pytest.approx([1.0] * 5)
+    assert equal.per_prompt["quality"] == reference.per_prompt["quality"]
+    assert equal.per_prompt["compute_saved"] == [0.0] * 5
+    assert equal.estimates["frechet_distance"].value == pytest.approx(0.0, abs=1e-9)
+    for place in (0, 3, 4):
+        assert torch.equal(plan.store.image(disguised, place), plan.store.image(plan.methods[0], place))
+    difference = equal.estimates["quality_difference"]
     assert (difference.value, difference.low, difference.high) == (0.0, 0.0, 0.0)
 
 
 def test_a_planted_worse_method_is_worse(backbone: Backbone, tmp_path: Path) -> None:
-    """Everything from the second step on reuses the first step's last block."""
-    worse = ReuseSchedule(torch.tensor([[0] + [1] * (STEPS - 1)]), (Reuse(boundary=NUM_BLOCKS - 1),))
-    reference, planted = run(backbone, tmp_path, method("worse", Planned(worse)))
-    estimates = planted.result(reference).estimates
+    _, planted = run(backbone, tmp_path, method("worse", Planned(WORSE)))
+    estimates = planted.estimates
     assert estimates["ssim_difference"].high is not None
     assert estimates["ssim_difference"].high < 0
     assert min(planted.per_prompt["perceptual_distance"]) > 0
     assert min(planted.per_prompt["compute_saved"]) > 0.5
+    assert estimates["frechet_distance"].value > 1e-6
+    assert estimates["cache_bytes"].value > 0
 
 
 def test_fewer_steps_save_exactly_their_share(backbone: Backbone, tmp_path: Path) -> None:
@@ -73,36 +104,115 @@ def test_every_prompt_takes_its_own_row_of_a_schedule(backbone: Backbone, tmp_pa
     assert max(scheduled.per_prompt["ssim"][2:]) < 1
 
 
+def noting(name: str, calls: list[tuple[str, int]], stop_at: int | None = None) -> Method:
+    """A method that notes its calls, and is killed at one of them."""
+
+    @contextmanager
+    def accelerate(pipeline: Any, images: slice) -> Iterator[Run]:
+        calls.append((name, images.start))
+        if len(calls) == stop_at:
+            raise KeyboardInterrupt
+        with unchanged(pipeline, images) as started:
+            yield started
+
+    return method(name, accelerate)
+
+
 def test_batches_are_timed_in_turns_after_a_warm_up(backbone: Backbone, tmp_path: Path) -> None:
     """Two full batches are timed, the smaller last one is not; methods alternate."""
     calls: list[tuple[str, int]] = []
-
-    def noted(name: str) -> Any:
-        @contextmanager
-        def accelerate(pipeline: Any, images: slice) -> Iterator[Callable[[], BatchReport]]:
-            calls.append((name, images.start))
-            with unchanged(pipeline, images) as report:
-                yield report
-
-        return accelerate
-
-    records = run(backbone, tmp_path, method("one", noted("one")), method("two", noted("two")))
+    results = run(backbone, tmp_path, noting("one", calls), noting("two", calls))
     assert calls == [(name, start) for start in (0, 0, 2, 4) for name in ("one", "two")]
-    assert [len(record.seconds_per_image) for record in records] == [2, 2, 2]
-    assert [len(record.per_prompt["ssim"]) for record in records] == [5, 5, 5]
+    assert [len(result.seconds_per_image) for result in results] == [2, 2, 2]
+    assert [len(result.per_prompt["ssim"]) for result in results] == [5, 5, 5]
 
 
-def test_images_do_not_depend_on_the_batch_size(backbone: Backbone, tmp_path: Path) -> None:
-    metrics = default_metrics(str(build_clip_folder(tmp_path / "scorer")))
-    whole, single = (
-        measure(backbone, [method("full", unchanged)], Cases(CASES.prompts, CASES.seeds, size), metrics, kept=range(5))[0]
-        for size in (5, 1)
-    )
+def test_a_killed_run_goes_on_without_measuring_anything_again(backbone: Backbone, tmp_path: Path) -> None:
+    """Killed in the second batch, after the first method: what was there keeps its timings, and all values equal one whole run."""
+    calls: list[tuple[str, int]] = []
+    with pytest.raises(KeyboardInterrupt):
+        run(backbone, tmp_path, method("worse", Planned(WORSE)), noting("two", calls, stop_at=3))
+    assert calls == [("two", 0), ("two", 0), ("two", 2)]
+    store = Store(tmp_path / "out", {"cases": 5})
+    before = store.batch(method("worse", Planned(WORSE)), 1)
+    resumed = run(backbone, tmp_path, method("worse", Planned(WORSE)), noting("two", calls))
+    assert calls[3:] == [("two", 2), ("two", 4)]
+    assert store.batch(method("worse", Planned(WORSE)), 1) == before
+    whole = run(backbone, tmp_path / "other", method("worse", Planned(WORSE)), noting("two", []))
+    assert [result.per_prompt for result in resumed] == [result.per_prompt for result in whole]
+    assert not list(store.parts.glob("reference-*"))
+
+
+def test_other_settings_take_nothing_from_an_earlier_run(tmp_path: Path) -> None:
+    first = Store(tmp_path, {"seed": 0})
+    first.write("decisions", [1])
+    assert Store(tmp_path, {"seed": 0}).read("decisions") == [1]
+    assert Store(tmp_path, {"seed": 1}).read("decisions") is None
+
+
+def test_a_method_that_does_not_apply_or_skips_nothing_says_so(backbone: Backbone, tmp_path: Path) -> None:
+    @contextmanager
+    def refuses(pipeline: Any, images: slice) -> Iterator[Run]:
+        raise NotApplicableError("No such blocks.")
+        yield Run()
+
+    idle = method("idle", unchanged, must_save=True)
+    busy = method("busy", Planned(WORSE), must_save=True)
+    _, refused, skipped_nothing, worked = run(backbone, tmp_path, method("refuses", refuses), idle, busy)
+    assert refused.reason == "No such blocks."
+    assert refused.estimates == {}
+    assert "skipped nothing" in str(skipped_nothing.reason)
+    assert worked.reason is None
+
+
+def test_seeds_of_a_prompt_are_averaged(backbone: Backbone, tmp_path: Path) -> None:
+    """Two prompts with two seeds: the value of a prompt is the mean of its two images', which the seeds make different."""
+    cases = Cases.of(["a", "b c"], [3, 9], 2, seed=5, num_seeds=2)
+    assert list(cases.prompts) == ["a", "b c", "a", "b c"]
+    assert list(cases.seeds) == [prompt_seed(5, 3), prompt_seed(5, 9), prompt_seed(6, 3), prompt_seed(6, 9)]
+    both = run(backbone, tmp_path, method("worse", Planned(WORSE)), cases=cases)[1]
+    singles = [
+        run(
+            backbone, tmp_path / str(seed), method("worse", Planned(WORSE)), cases=Cases.of(["a", "b c"], [3, 9], 2, seed=seed)
+        )[1]
+        for seed in (5, 6)
+    ]
+    values = [single.per_prompt["perceptual_distance"] for single in singles]
+    assert values[0] != values[1]
+    assert both.per_prompt["perceptual_distance"] == pytest.approx([(one + two) / 2 for one, two in zip(*values, strict=True)])
+
+
+def test_images_do_not_depend_on_the_batch_size(backbone: Backbone) -> None:
+    subject = Subject.of(backbone)
+    whole = generate(subject, CASES.prompts, CASES.seeds, STEPS)
     for place in range(5):
-        torch.testing.assert_close(whole.images[place], single.images[place], atol=1e-4, rtol=0)
+        single = generate(subject, [CASES.prompts[place]], [CASES.seeds[place]], STEPS)
+        torch.testing.assert_close(whole.images[place], single.images[0], atol=1e-4, rtol=0)
+        torch.testing.assert_close(whole.latents[place], single.latents[0], atol=1e-3, rtol=1e-3)
 
 
-def test_the_survey_foretells_what_ada_does_at_every_weight(backbone: Backbone, tmp_path: Path) -> None:
+def test_latents_are_what_the_pipeline_returns_as_such(backbone: Backbone) -> None:
+    subject = Subject.of(backbone)
+    generated = generate(subject, ["a"], [3], STEPS)
+    generator = torch.Generator().manual_seed(3)
+    latents = backbone.pipeline("a", num_inference_steps=STEPS, generator=generator, output_type="latent", **subject.arguments)[
+        0
+    ]
+    torch.testing.assert_close(generated.latents, latents.flatten(1) / backbone.pipeline.vae.config.scaling_factor)
+    assert "decode" not in vars(backbone.pipeline.vae)
+
+
+def test_complexity_is_that_of_the_reference_images(backbone: Backbone, tmp_path: Path) -> None:
+    plan = plan_of(backbone, tmp_path, [method("worse", Planned(WORSE))])
+    measure(plan)
+    found = read_complexity(plan.store, plan.methods[0], CASES)
+    images = generate(plan.subject, CASES.prompts, CASES.seeds, STEPS).images
+    assert found["prompt_length"] == [1, 2, 1, 2, 1]
+    assert found["edge_density"] == pytest.approx(edge_density(images).tolist(), abs=0.02)
+
+
+@pytest.fixture
+def policy(backbone: Backbone) -> AdaPolicy:
     kinds = (Reuse(boundary=3, order=1), Reuse(boundary=1, order=0))
     policy = AdaPolicy.for_transformer(
         backbone.transformer, backbone.feature_width(), kinds, backbone.action_costs(kinds),
@@ -112,10 +222,14 @@ def test_the_survey_foretells_what_ada_does_at_every_weight(backbone: Backbone, 
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter.normal_(std=0.5)
+    return policy
+
+
+def test_the_survey_foretells_what_ada_does_at_every_weight(backbone: Backbone, tmp_path: Path, policy: AdaPolicy) -> None:
     survey = Survey(policy, (0.1, 100.0))
-    assert list(survey.run(backbone, CASES)) == [1, 2, 3]
+    assert list(survey.run(Subject.of(backbone), CASES)) == [1, 2, 3]
     decisions = survey.decisions()
     assert not torch.equal(decisions[0.1].actions, decisions[100.0].actions)
     for weight, schedule in decisions.items():
-        _, record = run(backbone, tmp_path, method("ada", Planned(policy.with_options(quality_weight=weight))))
-        assert record.actions == schedule.actions.tolist()
+        ada = replace(method("ada", Planned(policy.with_options(quality_weight=weight))), note=str(weight))
+        assert run(backbone, tmp_path, ada)[1].actions == schedule.actions.tolist()

@@ -1,0 +1,117 @@
+"""The options of `python evaluate.py`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from ada.backbone import Backbone, Dtype
+from ada.evaluation.compare import evaluate
+from ada.evaluation.methods import FULL_COMPUTE
+from ada.evaluation.metrics import Embedding, default_metrics
+from ada.evaluation.prompt_sets import find_prompts
+from ada.evaluation.request import DEFAULT_BUDGETS, Request
+from ada.evaluation.results import Results
+from ada.hub import load_policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions:
+    """Compares a trained policy with everything that one might pick instead.
+
+    Prints a table over held-out prompts and writes results.json, table.md, Pareto plots, schedules, an image grid, TensorBoard
+    events and the page index.html. A run that was killed goes on where it was when the same command is given again.
+    """
+
+    policy: str
+    """Folder or Hub id of the policy."""
+    base_model: str = "checkpoints/emoji-dit"
+    """Folder or Hub id of the diffusers pipeline that it was trained on."""
+    scorer: str = "checkpoints/emoji-scorer"
+    """Folder or Hub id of the CLIP that measures quality and perceptual distance."""
+    prompts: str = "emoji"
+    """A known set (emoji, parti, drawbench, coco), or a folder, file or Hub id of prompts."""
+    split: str | None = None
+    """Their split; by default that of the known set, else test."""
+    column: str | None = None
+    """The column that holds the prompt, where it has an unusual name."""
+    limit: int = 40
+    """Number of prompts, spread evenly over the split."""
+    search_prompts: str | None = "checkpoints/emoji-prompts"
+    """Other prompts, to search static schedules and calibrate peers on; none leaves both out."""
+    search_split: str = "validation"
+    """Their split."""
+    search_limit: int = 12
+    """Number of them."""
+    search_schedules: int = 64
+    """Static schedules to try."""
+    peers: bool = True
+    """Whether to compare other people's caches."""
+    num_inference_steps: int = 20
+    """Denoising steps of full compute."""
+    guidance_scale: float = 4.0
+    """Scale of classifier-free guidance."""
+    max_sequence_length: int = 24
+    """Tokens that prompts are padded to."""
+    dtype: Dtype = "float32"
+    """Precision of the pipeline."""
+    batch_size: int = 8
+    """Images per call of the pipeline."""
+    seed: int = 0
+    """First seed of the noise, and seed of the random schedules."""
+    num_seeds: int = 1
+    """Sampler seeds per prompt."""
+    quality_weights: list[float] | None = None
+    """λ at which the policy runs; by default three, log-spaced over its range."""
+    budgets: list[float] = field(default_factory=lambda: list(DEFAULT_BUDGETS))
+    """Shares of the compute at which the policy runs."""
+    compare_with: str = FULL_COMPUTE
+    """The row that paired differences are taken to."""
+    keep_images: bool = False
+    """Keep every generated image as PNG."""
+    output: Path = Path("outputs/evaluation")
+    """Folder to write to."""
+    device: str = "auto"
+    """Such as cpu or cuda; auto takes the accelerator where there is one."""
+
+
+def run_options(options: EvaluationOptions) -> Results:
+    """Loads everything that the options name, and evaluates.
+
+    Raises:
+        FileNotFoundError: a folder that is not there.
+        EvaluationError, BlockDanceError: a policy or settings that do not fit the model.
+        ValueError: prompts without the column.
+    """
+    device = str(torch.accelerator.current_accelerator() or "cpu") if options.device == "auto" else options.device
+    policy = load_policy(options.policy)
+    prompts = find_prompts(options.prompts, options.split, options.column, options.limit)
+    others = (
+        find_prompts(options.search_prompts, options.search_split, None, options.search_limit)
+        if options.search_prompts
+        else None
+    )
+    backbone = Backbone(
+        options.base_model, options.num_inference_steps, options.guidance_scale, options.max_sequence_length, options.dtype
+    ).to(device)
+    request = Request(
+        prompts=list(prompts["prompt"]),
+        indices=list(prompts["index"]),
+        metrics=default_metrics(options.scorer, device),
+        embed=Embedding(options.scorer),
+        output=options.output,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        num_seeds=options.num_seeds,
+        compare_with=options.compare_with,
+        keep_images=options.keep_images,
+        search_prompts=list(others["prompt"]) if others is not None else (),
+        search_indices=list(others["index"]) if others is not None else (),
+        search_schedules=options.search_schedules,
+        peers=options.peers,
+        quality_weights=options.quality_weights,
+        budgets=options.budgets,
+        sources={name: getattr(options, name) for name in ("policy", "base_model", "scorer", "prompts")},
+        settings={"split": options.split},
+    )
+    return evaluate(backbone, policy, request)

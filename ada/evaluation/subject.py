@@ -1,0 +1,102 @@
+"""What is evaluated: a stock pipeline and how it is called. Images and videos alike."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ada.backbone import Backbone
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A diffusers pipeline with a `transformer` and a `vae`.
+
+    Args:
+        pipeline: the pipeline, on the device to measure on.
+        num_inference_steps: denoising steps of full compute.
+        model: folder or Hub id it came from, for the records.
+        arguments: further arguments of the pipeline's call, such as its guidance scale, size or number of frames.
+    """
+
+    pipeline: Any
+    num_inference_steps: int
+    model: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, backbone: Backbone) -> "Subject":
+        """The pipeline of a backbone, called as the backbone drives it."""
+        arguments = {
+            "guidance_scale": backbone.guidance_scale,
+            "max_sequence_length": backbone.max_sequence_length,
+            "use_resolution_binning": False,
+            "clean_caption": False,
+        }
+        return cls(backbone.pipeline, backbone.num_inference_steps, backbone.model, arguments)
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.pipeline.transformer.device)
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What a pipeline made of a batch.
+
+    Args:
+        images: `(images, 3, height, width)`, for videos `(videos, frames, 3, height, width)`, float32 in [0, 1].
+        latents: what its VAE was given, `(images, …)`, float32.
+    """
+
+    images: Tensor
+    latents: Tensor
+
+
+def generate(
+    subject: Subject,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    num_inference_steps: int,
+    call: Callable[..., Any] | None = None,
+) -> Generated:
+    """Runs the pipeline as a user would.
+
+    Args:
+        subject: the pipeline.
+        prompts: one per image.
+        seeds: of each image's noise.
+        num_inference_steps: denoising steps.
+        call: called in place of the pipeline; see `Run`.
+    """
+    with recorded_latents(subject.pipeline.vae) as latents:
+        output = (call or subject.pipeline)(
+            list(prompts),
+            num_inference_steps=num_inference_steps,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            output_type="pt",
+            return_dict=False,
+            **subject.arguments,
+        )
+    images: Tensor = output[0]
+    # a VAE that decodes frames in chunks is called several times
+    return Generated(images.float(), torch.cat(latents).float().reshape(len(prompts), -1))
+
+
+@contextmanager
+def recorded_latents(vae: Any) -> Iterator[list[Tensor]]:
+    """Collects what the VAE decodes, which is the end of denoising in every family of pipelines."""
+    decode, seen = vae.decode, list[Tensor]()
+
+    def record(latents: Tensor, *args: Any, **kwargs: Any) -> Any:
+        seen.append(latents.detach().clone())
+        return decode(latents, *args, **kwargs)
+
+    vae.decode = record
+    try:
+        yield seen
+    finally:
+        del vae.decode

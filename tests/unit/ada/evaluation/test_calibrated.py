@@ -1,0 +1,46 @@
+"""Calibrated and Block Caching schedules become methods, or rows that say why not."""
+
+from pathlib import Path
+
+import pytest
+from conftest import build_pixart_pipeline
+
+from ada.backbone import Backbone
+from ada.evaluation import calibrated
+from ada.evaluation.methods import NotApplicableError, Planned, full_method
+from ada.evaluation.run import Cases, run_batch
+from ada.evaluation.subject import Subject
+from blockdance import BlockDanceConfig, ReuseSchedule
+
+CASES = Cases(["a", "b c"], [1, 2], 2)
+
+
+@pytest.fixture
+def subject(tmp_path: Path) -> Subject:
+    build_pixart_pipeline().save_pretrained(tmp_path / "pipeline")
+    return Subject.of(Backbone(str(tmp_path / "pipeline"), num_inference_steps=10, guidance_scale=2.0, max_sequence_length=8))
+
+
+def test_they_run_and_save(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tolerances so wide that something is always reused."""
+    monkeypatch.setattr(calibrated, "TOLERANCES", (9.0,))
+    monkeypatch.setattr(calibrated, "THRESHOLDS", (9.0,))
+    proposed, cached = calibrated.calibrated_methods(subject, ["d"], [5])
+    assert isinstance(proposed.accelerate, Planned)
+    assert isinstance(proposed.accelerate.plan, BlockDanceConfig)
+    assert isinstance(cached.accelerate, Planned)
+    assert isinstance(cached.accelerate.plan, ReuseSchedule)
+    full = run_batch(subject, full_method(10), CASES, slice(0, 2))[0]
+    for method in (proposed, cached):
+        generated, report, _ = run_batch(subject, method, CASES, slice(0, 2))
+        assert report.actions is not None
+        assert (report.actions > 0).any()
+        assert not generated.images.equal(full.images)
+
+
+def test_a_tolerance_that_nothing_meets_is_a_row_with_the_reason(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrated, "TOLERANCES", (1e-9,))
+    monkeypatch.setattr(calibrated, "THRESHOLDS", (1e-9,))
+    for method in calibrated.calibrated_methods(subject, ["d"], [5]):
+        with pytest.raises(NotApplicableError, match="the smallest"):
+            run_batch(subject, method, CASES, slice(0, 2))

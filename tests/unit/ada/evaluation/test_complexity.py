@@ -1,0 +1,56 @@
+"""Complexity of images, and how compute follows it."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+
+from ada.evaluation.complexity import edge_density, rank_correlation, spending
+
+
+def test_edges_by_hand() -> None:
+    """A step from black to white between columns 3 and 4 of 8: of the 6 × 6 inner pixels, the two columns beside it are edges."""
+    images = torch.zeros(2, 3, 8, 8)
+    images[1, :, :, 4:] = 1
+    assert edge_density(images).tolist() == pytest.approx([0.0, 2 / 6])
+
+
+def test_a_slope_below_the_threshold_is_no_edge() -> None:
+    """Brightness rises by 1/7 a pixel: the Sobel gradient is that slope."""
+    ramp = torch.linspace(0, 1, 8).expand(1, 3, 8, 8)
+    assert edge_density(ramp, threshold=0.15).tolist() == [0.0]
+    assert edge_density(ramp, threshold=0.14).tolist() == [1.0]
+
+
+def test_of_a_video_the_first_frame_counts() -> None:
+    video = torch.zeros(1, 2, 3, 8, 8)
+    video[:, 1, :, :, 4:] = 1
+    assert edge_density(video).tolist() == [0.0]
+    assert edge_density(video.flip(1)).tolist() == pytest.approx([2 / 6])
+
+
+def test_rank_correlation_against_scipy_with_ties() -> None:
+    generator = np.random.default_rng(0)
+    first = generator.integers(0, 5, size=40).astype(float)
+    second = first + generator.integers(0, 6, size=40)
+    found = rank_correlation(first, second)
+    assert found is not None
+    assert found.value == pytest.approx(spearmanr(first, second).statistic)
+    assert found.low is not None
+    assert found.high is not None
+    assert -1 <= found.low < found.value < found.high <= 1
+
+
+def test_equal_compute_has_no_correlation() -> None:
+    """Rounding noise is no spread."""
+    assert rank_correlation([0.75, 0.75 + 1e-13, 0.75], [1.0, 2.0, 3.0]) is None
+
+
+def test_easiest_and_hardest() -> None:
+    """Prompts 3 and 1 save most; 0 and 2 save alike, and 2 is further from its reference."""
+    found = spending("Ada", [0.1, 0.4, 0.1, 0.5], [0.0, 0.3, 0.2, 0.1], {"words": [4.0, 2.0, 3.0, 1.0]}, count=2)
+    assert found.easiest == [3, 1]
+    assert found.hardest == [2, 0]
+    correlation = found.correlations["words"]
+    assert correlation is not None
+    assert correlation.value == pytest.approx(spearmanr([0.9, 0.6, 0.9, 0.5], [4, 2, 3, 1]).statistic)

@@ -1,0 +1,85 @@
+"""MACs and memory counted from outside, against cases by hand and the package's own count."""
+
+import pytest
+import torch
+from conftest import build_pixart_pipeline
+from torch import nn
+
+from ada.evaluation.counting import Count, counted_macs, counted_memory, num_bytes
+from ada.evaluation.methods import full_method, planned_method
+from ada.evaluation.run import Cases, run_batch
+from ada.evaluation.subject import Subject
+from blockdance import Reuse, ReuseSchedule
+
+
+class Twice(nn.Module):
+    """A linear layer called twice, and attention of one query."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        tokens = self.layer(self.layer(tokens))
+        return nn.functional.scaled_dot_product_attention(tokens, tokens, tokens)
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_macs_by_hand(context: type[torch.no_grad]) -> None:
+    """5 tokens × 6 × 6 twice, and 5 × 5 × 6 for the scores and as many for the values; called two times."""
+    model, count = Twice(), Count()
+    with context(), counted_macs(model, count):
+        for _ in range(2):
+            model(torch.rand(1, 5, 6))
+    assert count.macs == 2 * (2 * 5 * 6 * 6 + 2 * 5 * 5 * 6)
+
+
+def test_what_runs_outside_the_model_is_not_counted() -> None:
+    model, count = Twice(), Count()
+    with torch.no_grad(), counted_macs(model, count):
+        torch.rand(50, 50) @ torch.rand(50, 50)
+    model(torch.rand(1, 5, 6))
+    assert count.macs == 0
+
+
+def test_a_model_that_contains_itself_is_counted() -> None:
+    """cache-dit's blocks do; `FlopCounterMode` never returns from them."""
+    model, count = Twice(), Count()
+    model.itself = model  # type: ignore[assignment]
+    with torch.no_grad(), counted_macs(model, count):
+        model(torch.rand(1, 5, 6))
+    assert count.macs > 0
+
+
+def test_blockdance_reports_what_was_counted() -> None:
+    """Mixed schedules in a batch: the report and the count from outside agree to the last MAC."""
+    subject = Subject(build_pixart_pipeline(), 4, "tiny", {"use_resolution_binning": False, "clean_caption": False})
+    schedule = ReuseSchedule(torch.tensor([[0, 0, 1, 0], [0, 0, 2, 1]]), (Reuse(boundary=1), Reuse(boundary=3, order=1)))
+    cases = Cases(["a", "b"], [1, 2], 2)
+    for method in (full_method(4), planned_method("mixed", "", "", 4, schedule, "")):
+        count = Count()
+        _, report, _ = run_batch(subject, method, cases, slice(0, 2), count)
+        if report.macs is not None:
+            assert float(report.macs.sum()) == count.macs
+    assert report.macs is not None
+
+
+def test_peak_memory_is_what_lives_at_once() -> None:
+    """Two tensors of 4 MB, one after the other, then both of them together."""
+    count = Count()
+    megabytes = 4 * 2**20
+    with counted_memory(torch.device("cpu"), count):
+        for _ in range(2):
+            held = torch.zeros(2**20)
+            del held
+    assert count.peak_bytes == pytest.approx(megabytes, rel=0.01)
+    with counted_memory(torch.device("cpu"), count):
+        both = [torch.zeros(2**20) for _ in range(2)]
+        del both
+    assert count.peak_bytes == pytest.approx(2 * megabytes, rel=0.01)
+
+
+def test_bytes_of_a_tree_count_shared_storage_once() -> None:
+    tensor = torch.zeros(10)
+    assert num_bytes({"a": [tensor, tensor[:5]], "b": {"c": torch.zeros(3)}}) == 4 * 13
+    assert num_bytes(nn.Linear(3, 3)) == 0

@@ -1,0 +1,107 @@
+"""The page holds everything and needs nothing else."""
+
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from ada.evaluation.methods import ADA, FULL_COMPUTE
+from ada.evaluation.metrics import Column
+from ada.evaluation.page import data_uri, save_page
+from ada.evaluation.results import MethodResult, Results, all_columns, estimate_all
+
+PROMPTS = ["</script><b>a prompt that would break a careless page</b>", "b", "c"]
+
+
+def method(name: str, family: str, saved: list[float]) -> MethodResult:
+    per_prompt = {"quality": [1 / 3, 2.0, 3.0], "perceptual_distance": [0.1, 0.2, 0.3], "compute_saved": saved}
+    estimates = estimate_all(per_prompt, per_prompt, [0.1, 0.2], [0.2, 0.4])
+    return MethodResult(
+        name=name, family=family, label=name, note="0: compute; 1: after block 3, order 0.", num_inference_steps=3,
+        estimates=estimates, per_prompt=per_prompt, seconds_per_image=[0.1, 0.2], actions=[[0, 1, 0]] * 3,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> str:
+    columns = all_columns({"quality": Column("Quality"), "perceptual_distance": Column("Distance", higher_is_better=False)})
+    methods = [method("Full compute", FULL_COMPUTE, [0.0] * 3), method("Ada", ADA, [0.1, 0.3, 0.2])]
+    gone = MethodResult(name="Gone", family="Peers", label="", note="", num_inference_steps=3, reason="It has no blocks.")
+    results = Results(
+        settings={"compared_with": "Full compute", "batch_size": 2}, environment={"torch": "2"}, columns=columns, prompts=PROMPTS,
+        methods=[*methods, gone], complexity={"edge_density": [0.1, 0.2, 0.3], "prompt_length": [1.0, 2.0, 2.0]},
+        warnings=["Few images."],
+    )  # fmt: skip
+    images = {each.name: [torch.rand(3, 8, 8)] for each in methods}
+    save_page(results, images, [1], {place: torch.rand(3, 8, 8) for place in range(3)}, tmp_path / "index.html")
+    return (tmp_path / "index.html").read_text(encoding="utf-8")
+
+
+class Scripts(HTMLParser):
+    """Collects scripts, and every address that the page asks for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = False
+        self.scripts: list[str] = []
+        self.addresses: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.inside = tag == "script"
+        self.scripts += [""] if self.inside else []
+        self.addresses += [value or "" for name, value in attributes if name in ("src", "href")]
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = False
+
+    def handle_data(self, data: str) -> None:
+        if self.inside:
+            self.scripts[-1] += data
+
+
+def test_the_data_survive_a_browsers_parsing(page: str) -> None:
+    parser = Scripts()
+    parser.feed(page)
+    assert len(parser.scripts) == 2
+    data = json.loads(parser.scripts[0])
+    assert data["prompts"] == PROMPTS
+    assert data["methods"][2]["reason"] == "It has no blocks."
+    assert data["methods"][0]["per_prompt"]["quality"][0] == 0.333333
+    assert data["scheduled"] == ["Ada"]
+    assert data["spending"][0]["easiest"] == [1, 2, 0]
+    assert set(data["thumbnails"]) == {"0", "1", "2"}
+    assert "Few images." in data["notes"]
+
+
+def test_nothing_is_loaded_from_elsewhere(page: str) -> None:
+    parser = Scripts()
+    parser.feed(page)
+    assert all(address.startswith(("#", "data:")) for address in parser.addresses)
+    assert not re.search(r"https?://", page)
+
+
+def test_every_element_that_the_script_looks_for_is_there(page: str) -> None:
+    wanted = set(re.findall(r'byId\("([^"]+)"\)', page))
+    assert len(wanted) > 15
+    assert wanted <= set(re.findall(r'id="([^"]+)"', page))
+
+
+def test_pictures_keep_their_pixels_and_videos_their_frames() -> None:
+    image = torch.rand(3, 8, 6)
+    frames = [
+        Image.open(io.BytesIO(base64.b64decode(data_uri(one).partition(",")[2]))) for one in (image, torch.rand(4, 3, 8, 6))
+    ]
+    pixels = torch.tensor(list(frames[0].convert("RGB").tobytes())).reshape(8, 6, 3).permute(2, 0, 1)
+    assert torch.equal(pixels, (image * 255).round().long())
+    assert frames[1].n_frames == 4
+
+
+def test_large_pictures_are_shrunk() -> None:
+    picture = Image.open(io.BytesIO(base64.b64decode(data_uri(torch.rand(3, 300, 600)).partition(",")[2])))
+    assert picture.size == (256, 128)

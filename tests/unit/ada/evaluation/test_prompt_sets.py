@@ -1,0 +1,51 @@
+"""Prompt sets by name, and columns that are found by their usual names."""
+
+import json
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+
+from ada.evaluation import prompt_sets
+from ada.evaluation.prompt_sets import PROMPT_SETS, find_prompts
+
+
+def test_the_embedded_set_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[4])
+    dataset = find_prompts("emoji", limit=4)
+    assert dataset["index"] == [0, 32, 64, 96]
+    assert dataset["prompt"][0] == "grinning face with sweat"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("parti", ("nateraw/parti-prompts", "train", "Prompt", 5)),
+        ("drawbench", ("sayakpaul/drawbench", "train", "Prompts", 5)),
+        ("coco", ("sayakpaul/coco-30-val-2014", "train", "caption", 5)),
+    ],
+)
+def test_known_sets_know_their_columns(monkeypatch: pytest.MonkeyPatch, name: str, expected: tuple[object, ...]) -> None:
+    """What is asked of the Hub; the Hub itself is not asked."""
+    asked: list[tuple[object, ...]] = []
+
+    def load(*arguments: object) -> Dataset:
+        asked.append(arguments)
+        return Dataset.from_dict({"prompt": ["a"], "index": [0]})
+
+    monkeypatch.setattr(prompt_sets, "load_prompts", load)
+    find_prompts(name, limit=5)
+    assert asked == [expected]
+
+
+@pytest.mark.parametrize("column", sorted({known.column for known in PROMPT_SETS.values()}))
+def test_a_local_copy_needs_no_column(tmp_path: Path, column: str) -> None:
+    (tmp_path / "test.jsonl").write_text("\n".join(json.dumps({"id": 1, column: text}) for text in "xyz"), encoding="utf-8")
+    assert find_prompts(str(tmp_path))["prompt"] == ["x", "y", "z"]
+
+
+def test_an_unusual_column_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "test.jsonl").write_text(json.dumps({"description": "x"}), encoding="utf-8")
+    with pytest.raises(ValueError, match="has no column"):
+        find_prompts(str(tmp_path))
+    assert find_prompts(str(tmp_path), column="description")["prompt"] == ["x"]
