@@ -70,7 +70,7 @@ def apply_blockdance(
         ScheduleError: a boundary that the model does not have, or something that is no plan.
         BlockDanceError: BlockDance is on already.
     """
-    transformer, scheduler = pipeline_parts(target, component)
+    transformer, pipeline = pipeline_parts(target, component)
     if hasattr(transformer, _ATTRIBUTE):
         raise BlockDanceError(
             f"BlockDance is already on for this {type(transformer).__name__}. Turn it off first: `remove_blockdance(pipe)`, or "
@@ -78,7 +78,7 @@ def apply_blockdance(
         )
     if isinstance(plan, str | Path):
         plan = load_plan(plan, transformer)
-    controller = Controller(transformer, find_layout(transformer), plan, scheduler, num_inference_steps, guidance_branches)
+    controller = Controller(transformer, find_layout(transformer), plan, pipeline, num_inference_steps, guidance_branches)
     transformer.__class__ = _controlled(type(transformer))
     object.__setattr__(transformer, _ATTRIBUTE, controller)
     return BlockDanceHandle(transformer, controller)

@@ -110,6 +110,8 @@ class ReuseExecutor:
             views.learn_shapes(len(rows))
             outputs, changes = views.take_captured()
             for boundary, kept in outputs.items():
+                if any(output is None for output in kept):
+                    continue  # the call left this block out, as skip-layer guidance does: nothing new to keep
                 state.caches[boundary].store(kept, sigma, rows)
         else:
             kind = self.kinds[action - 1]

@@ -178,7 +178,7 @@ _LAYOUTS: dict[str, BlockLayout] = {
         _BLOCKS,
         is_step=_reads_cache("extract"),
         one_image=True,
-        note="One video per call. Unconditional calls leave block 9 out, so that it cannot be the boundary.",
+        note="One video per call. Unconditional calls leave block 9 out; with that boundary they all compute.",
     ),
     "WanAnimateTransformer3DModel": replace(_BLOCKS, note="The face adapters between blocks always run."),
     "WanTransformer3DModel": _BLOCKS,
@@ -194,6 +194,43 @@ _LAYOUTS: dict[str, BlockLayout] = {
         note=_REFINERS,
     ),
 }
+
+_SEPARATE_GUIDANCE = (
+    "BriaFibo2Transformer2DModel",
+    "ChromaTransformer2DModel",
+    "ChronoEditTransformer3DModel",
+    "CosmosTransformer3DModel",
+    "Flux2Transformer2DModel",
+    "Flux3Transformer2DModel",
+    "FluxTransformer2DModel",
+    "GlmImageTransformer2DModel",
+    "HeliosTransformer3DModel",
+    "HunyuanImageTransformer2DModel",
+    "HunyuanVideo15Transformer3DModel",
+    "HunyuanVideoFramepackTransformer3DModel",
+    "HunyuanVideoTransformer3DModel",
+    "Ideogram4Transformer2DModel",
+    "JoyImageEditTransformer3DModel",
+    "Kandinsky5Transformer3DModel",
+    "Kandinsky6SRTransformer3DModel",
+    "Kandinsky6Transformer3DModel",
+    "Krea2Transformer2DModel",
+    "LongCatAudioDiTTransformer",
+    "LongCatImageTransformer2DModel",
+    "Lumina2Transformer2DModel",
+    "MiniMaxMusic3Transformer1DModel",
+    "MotifVideoTransformer3DModel",
+    "NucleusMoEImageTransformer2DModel",
+    "OvisImageTransformer2DModel",
+    "QwenImage21Transformer2DModel",
+    "QwenImageTransformer2DModel",
+    "SkyReelsV2Transformer3DModel",
+    "WanAnimateTransformer3DModel",
+    "WanTransformer3DModel",
+    "WanVACETransformer3DModel",
+)
+"""Classes whose pipelines call them apart for each guidance branch, or without guidance."""
+_LAYOUTS |= {name: replace(_LAYOUTS[name], separate_guidance=True) for name in _SEPARATE_GUIDANCE}
 
 _LAYER_OF_UNET = "it is a layer of UNets, which run it several times per denoising step"
 UNSUPPORTED: dict[str, str] = {
@@ -236,8 +273,7 @@ def find_layout(transformer: nn.Module) -> BlockLayout:
 
 
 def pipeline_parts(target: Any, component: str = "transformer") -> tuple[nn.Module, Any]:
-    """The transformer of a pipeline, or one alone, and a function that returns the scheduler in use (None where there is no
-    pipeline).
+    """The transformer of a pipeline with the pipeline, or one alone with None.
 
     Raises:
         UnsupportedModelError: there is no transformer.
@@ -250,4 +286,4 @@ def pipeline_parts(target: Any, component: str = "transformer") -> tuple[nn.Modu
             f"{type(target).__name__} is neither a transformer nor a pipeline with one. BlockDance works on diffusion "
             "transformers; UNet pipelines have none."
         )
-    return transformer, None if isinstance(target, nn.Module) else lambda: target.scheduler
+    return transformer, None if isinstance(target, nn.Module) else target

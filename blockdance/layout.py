@@ -61,6 +61,7 @@ class BlockLayout:
         timestep: name of the argument that carries the timestep.
         timestep_rises: whether the model counts time from noise to image, against the scheduler.
         cond_last: whether fused classifier-free guidance orders rows `[uncond, cond]`; False for `[cond, uncond]`.
+        separate_guidance: whether its pipelines call it apart for the conditional and the unconditional branch, or without guidance.
         shared_arguments: arguments of the forward call that have no batch dimension, though their first size may happen to equal
             the batch size, beside `SHARED_ARGUMENTS`. Every other tensor whose first size is the batch size is split when images
             take different actions.
@@ -87,6 +88,7 @@ class BlockLayout:
     timestep: str = "timestep"
     timestep_rises: bool = False
     cond_last: bool = True
+    separate_guidance: bool = False
     shared_arguments: frozenset[str] = frozenset()
     batch_dims: Mapping[str, int] = field(default_factory=dict)
     image_lists: frozenset[str] = frozenset()

@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from blockdance.cache import take_rows
 from blockdance.cost import CallShape, ForwardCost, count_macs
@@ -19,6 +20,9 @@ from blockdance.report import BlockDanceReport
 from blockdance.schedule import COMPUTE, BlockDanceConfig, Reuse, ReuseSchedule
 from blockdance.state import ReuseState
 from blockdance.steps import Location, StepTracker
+
+FUSED_GUIDANCE = "cond_uncond"
+"""The `cache_context` in which diffusers' pipelines call the model for both guidance branches at once."""
 
 
 @dataclass
@@ -55,7 +59,7 @@ class Controller:
         transformer: the model.
         layout: where its blocks are.
         plan: a training-free config, a schedule, or a decider.
-        scheduler: returns the pipeline's scheduler, or None when the transformer is used alone.
+        pipeline: the pipeline whose scheduler drives the loop, or None when the transformer is used alone.
         num_inference_steps: number of denoising steps, where there is no pipeline.
         guidance_branches: copies of each image in one call; by default seen from the latents, which the copies share.
     """
@@ -65,7 +69,7 @@ class Controller:
         transformer: nn.Module,
         layout: BlockLayout,
         plan: Plan,
-        scheduler: Callable[[], Any] | None = None,
+        pipeline: Any = None,
         num_inference_steps: int | None = None,
         guidance_branches: int | None = None,
     ) -> None:
@@ -73,7 +77,8 @@ class Controller:
         self._layout = layout
         self._plan = plan
         self._guidance_branches = guidance_branches
-        self._steps = StepTracker(scheduler, num_inference_steps, layout.timestep_rises)
+        self._pipeline = pipeline
+        self._steps = StepTracker(pipeline, num_inference_steps, layout.timestep_rises)
         self._signature = inspect.signature(type(transformer).forward)
         if isinstance(plan, Decider):
             plan.check(transformer)
@@ -81,6 +86,7 @@ class Controller:
         observed = [plan.kinds[0].boundary] if isinstance(plan, Decider) else []
         self._executor = ReuseExecutor(transformer, layout, self.kinds, observed)
         self._generation: _Generation | None = None
+        self._device = torch.device("cpu")
         self.context: Any = None
 
     def call(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -106,13 +112,15 @@ class Controller:
         generation = self._generation
         if generation is None or place.is_new_generation or num_rows % generation.num_images:
             generation = self._begin(inputs[self._layout.latents], num_rows)
+            self._device = next(leaf.device for leaf in tree_leaves(inputs[self._layout.latents]))
         state = self._state(generation, place.branch, inputs, num_rows)
         self._decide(generation, place.step)
         actions = self._actions(generation, state, place.step, self._layout.splits_rows(inputs))
+        # before the call: some models take the items off a list that they are given
+        shape = CallShape.of(args, kwargs, known=[call.shape for call in generation.calls[-2:]])
         output = self._executor.run(forward, args, kwargs, state, actions, self._steps.sigmas[place.step])
         self._observe(generation, state, place, inputs)
-        known = [call.shape for call in generation.calls[-2:]]
-        generation.calls.append(_Call(CallShape.of(args, kwargs, known), actions))
+        generation.calls.append(_Call(shape, actions))
         generation.peak_cache_bytes = max(generation.peak_cache_bytes, generation.cache_bytes)
         generation.last_step[place.branch] = place.step
         if place.step == self._steps.num_steps - 1:
@@ -138,17 +146,21 @@ class Controller:
         return self._generation
 
     def _count_branches(self, latents: Any, num_rows: int) -> int:
-        """Fused classifier-free guidance repeats the latents, so equal halves are branches of the same images."""
+        """Fused classifier-free guidance repeats the latents, so equal halves are branches of the same images, unless the pipeline
+        calls the model for each branch or does without guidance."""
         if self._guidance_branches is not None:
             return self._guidance_branches
-        if num_rows % 2:
+        is_one_branch = self.context is not None and self.context.name != FUSED_GUIDANCE
+        without_guidance = getattr(self._pipeline, "do_classifier_free_guidance", True) is False
+        if num_rows % 2 or is_one_branch or without_guidance or self._layout.separate_guidance:
             return 1
         half = num_rows // 2
         return 2 if all(torch.equal(one, other) for one, other in zip(latents[:half], latents[half:], strict=True)) else 1
 
     def _state(self, generation: _Generation, branch: str, inputs: dict[str, Any], num_rows: int) -> ReuseState:
         """The state of a branch; where guidance starts or stops half-way, the conditional rows keep theirs."""
-        num_branches, size = num_rows // generation.num_images, _size(inputs[self._layout.latents])
+        num_branches = num_rows // generation.num_images
+        size = _size(inputs[self._layout.latents], generation.num_images)
         state = generation.states.get(branch)
         if state is None or generation.sizes[branch] != size:
             state = self._executor.new_state(generation.num_images, num_branches)
@@ -218,7 +230,8 @@ class Controller:
         if not splits_rows and len(set(planned)) > 1:
             planned = [COMPUTE] * generation.num_images
         for image, action in enumerate(planned):
-            generation.taken[image][step] = action
+            # where a step has several calls, one that reuses makes it a step that reuses
+            generation.taken[image][step] = max(generation.taken[image][step], action)
         return planned
 
     def _finish(self, generation: _Generation, place: Location) -> None:
@@ -262,14 +275,14 @@ class Controller:
     def _cost(self, shape: CallShape) -> ForwardCost:
         costs = _COSTS.setdefault(self._transformer, {})
         if shape not in costs:
-            device = next(self._transformer.parameters()).device
-            costs[shape] = count_macs(self._transformer, self._layout, *shape.inputs(device), shared=(self,))
+            inputs = shape.inputs(self._device)
+            costs[shape] = count_macs(self._transformer, self._layout, *inputs, shared=(self,))
         return costs[shape]
 
 
-def _size(latents: Any) -> Any:
-    """Shape of the latents without the batch."""
-    return tuple(latents.shape[1:]) if isinstance(latents, Tensor) else [tuple(image.shape) for image in latents]
+def _size(latents: Any, num_images: int) -> Any:
+    """Shape of the latents without batch and guidance branches."""
+    return tuple(latents.shape[1:]) if isinstance(latents, Tensor) else [image.shape for image in latents[:num_images]]
 
 
 # MACs depend on the model and the shapes of its inputs alone, so they outlive the controllers of one model

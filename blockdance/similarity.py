@@ -113,10 +113,10 @@ class FeatureRecorder:
     """
 
     def __init__(self, pipeline: Any, num_images: int) -> None:
-        self._transformer, scheduler = pipeline_parts(pipeline)
+        self._transformer, _ = pipeline_parts(pipeline)
         self._layout: BlockLayout = find_layout(self._transformer)
         self._blocks = blocks_of(self._transformer, self._layout)
-        self._tracker = StepTracker(scheduler, None, self._layout.timestep_rises)
+        self._tracker = StepTracker(pipeline, None, self._layout.timestep_rises)
         self._signature = inspect.signature(type(self._transformer).forward)
         self._num_images = num_images
         self._previous: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}

@@ -1,6 +1,5 @@
 """Which denoising step is a call? From the pipeline's cache context, else the scheduler's position, else the timestep."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,15 +30,13 @@ class StepTracker:
     """Follows one pipeline's denoising loop.
 
     Args:
-        scheduler: returns the scheduler in use, or None when there is no pipeline.
+        pipeline: the pipeline, whose `scheduler` may be exchanged at any time, or None when there is no pipeline.
         num_inference_steps: number of steps, for a transformer used without a pipeline.
         timestep_rises: whether the model counts time against the scheduler: 1 − t, or 1000 − t.
     """
 
-    def __init__(
-        self, scheduler: Callable[[], Any] | None, num_inference_steps: int | None, timestep_rises: bool = False
-    ) -> None:
-        self._scheduler = scheduler
+    def __init__(self, pipeline: Any, num_inference_steps: int | None, timestep_rises: bool = False) -> None:
+        self._pipeline = pipeline
         self._given_steps = num_inference_steps
         self._timestep_rises = timestep_rises
         self._timesteps: Tensor | None = None
@@ -93,7 +90,7 @@ class StepTracker:
 
     def _read_scheduler(self, context: Any) -> bool:
         """Reads timesteps and noise levels where they changed; returns whether they did."""
-        scheduler = self._scheduler() if self._scheduler is not None else None
+        scheduler = getattr(self._pipeline, "scheduler", None)
         timesteps = getattr(scheduler, "timesteps", None)
         if timesteps is None:
             count = getattr(context, "num_inference_steps", None) or self._given_steps
@@ -117,7 +114,7 @@ class StepTracker:
     def _find(self, name: str, timestep: Tensor | float | None, context: Any) -> int:
         if context is not None and context.step_index is not None:
             return int(context.step_index)
-        scheduler = self._scheduler() if self._scheduler is not None else None
+        scheduler = getattr(self._pipeline, "scheduler", None)
         # most schedulers count their own steps; asking them spares reading the timestep back from the GPU
         position = getattr(scheduler, "step_index", None)
         position = getattr(scheduler, "begin_index", None) if position is None else position

@@ -14,7 +14,7 @@ from blockdance.steps import StepTracker, noise_levels
 
 def tracker_on(timesteps: list[float]) -> tuple[StepTracker, Any]:
     scheduler = SimpleNamespace(timesteps=torch.tensor(timesteps))
-    return StepTracker(lambda: scheduler, None), scheduler
+    return StepTracker(SimpleNamespace(scheduler=scheduler), None), scheduler
 
 
 def steps(tracker: StepTracker, *timesteps: float | torch.Tensor) -> list[int]:
@@ -36,7 +36,8 @@ def test_position_in_the_schedulers_timesteps() -> None:
 def test_timesteps_scaled_or_turned_round_are_found() -> None:
     tracker, _ = tracker_on([1000.0, 600.0, 400.0])
     assert steps(tracker, torch.tensor([1.0]), torch.tensor([0.6]), torch.tensor([0.4])) == [0, 1, 2]
-    turned = StepTracker(lambda: SimpleNamespace(timesteps=torch.tensor([1000.0, 600.0])), None, timestep_rises=True)
+    turning = SimpleNamespace(timesteps=torch.tensor([1000.0, 600.0]))
+    turned = StepTracker(SimpleNamespace(scheduler=turning), None, timestep_rises=True)
     assert steps(turned, torch.tensor([0.0]), torch.tensor([0.4])) == [0, 1]
 
 
