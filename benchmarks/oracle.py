@@ -141,8 +141,9 @@ def explain(num_prompts: int, offer: Offer) -> str:
     return (
         f"Means over {num_prompts} held-out prompts, {len(offer.actions)} schedules of {len(offer.kinds)} kinds; lower is better. "
         "BlockDance-N and static: the best one that saves as much. Held out: chosen on one half of the prompts, measured on the "
-        "other. Mixed: two static schedules for random parts of the prompts, the same mean compute. Per image, steps: each image's best schedule that saves as much. Oracle: the same mean compute, shared among the "
-        "images as serves them best. Gap: held out minus oracle, ± half its 95 % bootstrap interval."
+        "other. Mixed: two static schedules for random parts of the prompts, the same mean compute. Per image, steps: each image's "
+        "best schedule that saves as much. Oracle: the same mean compute, shared among the images as serves them best. Gap: held "
+        "out minus oracle, ± half its 95 % bootstrap interval."
     )
 
 

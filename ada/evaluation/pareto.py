@@ -5,6 +5,7 @@ from itertools import groupby
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Annotation
@@ -80,10 +81,10 @@ def _draw(panel: Axes, results: Results, across: str, upwards: str, styles: dict
             linestyle="none" if family in POINTS_ONLY else "-",
             linewidth=2.4 if emphasis else 1.2,
             elinewidth=0.8,
-            alpha=0.95,
+            ecolor=to_rgba(colour, 0.4),
             zorder=4 if emphasis else 3,
         )
-    panel.set_yscale("symlog", linthresh=_smallest(results, upwards))
+    panel.set_yscale("symlog", linthresh=_knee(results, upwards))
     panel.set_xlabel(_axis_label(results, across))
     panel.set_ylabel(_axis_label(results, upwards))
     panel.grid(color="#e5e5e5", linewidth=0.8)
@@ -96,11 +97,12 @@ def _draw(panel: Axes, results: Results, across: str, upwards: str, styles: dict
         panel.invert_xaxis()
 
 
-def _smallest(results: Results, name: str) -> float:
-    """Where the axis turns from linear to logarithmic: the first tenth of the sizes that occur."""
-    sizes = sorted(abs(_point(method, results, name)[0]) for method in results.measured)
-    sizes = [size for size in sizes if size > 0]
-    return sizes[len(sizes) // 10] if sizes else 1.0
+def _knee(results: Results, name: str) -> float:
+    """Where the axis turns from linear to logarithmic: near zero for distances, far out for differences of either sign."""
+    values = [_point(method, results, name)[0] for method in results.measured]
+    sizes = sorted(abs(value) for value in values if value)
+    signed = min(values) < 0 < max(values)
+    return sizes[len(sizes) * (3 if signed else 1) // (4 if signed else 10)] if sizes else 1.0
 
 
 def _label_order(method: MethodResult) -> int:

@@ -70,8 +70,9 @@ function plot() {
   const at = (method, name, column) => { const estimate = method.estimates[name]; return ["value", "low", "high"].map((part) => (estimate[part] ?? estimate.value) * column.scale); };
   const points = shown.map((method) => ({ method, x: at(method, across, columns[0]), y: at(method, upwards, columns[1]) }));
   const sizes = points.map((point) => Math.abs(point.y[0])).filter((size) => size > 0).sort((a, b) => a - b);
-  const knee = sizes[Math.floor(sizes.length / 10)] || 1;
-  const curved = sizes.length && sizes[sizes.length - 1] / knee > 100;
+  const signed = points.some((point) => point.y[0] < 0) && points.some((point) => point.y[0] > 0);
+  const knee = sizes[Math.floor(sizes.length * (signed ? 0.75 : 0.1))] || 1;
+  const curved = sizes.length && sizes[sizes.length - 1] / knee > (signed ? 3 : 100);
   const bend = (value) => (curved ? Math.sign(value) * Math.log1p(Math.abs(value) / knee) : value);
   const range = (values) => { const low = Math.min(...values), high = Math.max(...values), pad = (high - low || 1) * 0.06; return [low - pad, high + pad]; };
   const spanX = range(points.map((point) => point.x[0])), spanY = range(points.map((point) => bend(point.y[0])));
