@@ -1,5 +1,6 @@
 """The last one or two computed outputs at one boundary, kept per image row."""
 
+import math
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any, Literal
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from blockdance.block_views import fit_tokens
+from blockdance.errors import StepUnknownError
 from blockdance.schedule import Kind, Reuse
 
 
@@ -51,10 +53,18 @@ class BoundaryCache:
         """What a reuse step at noise level `sigma` injects for `rows`.
 
         Order 0 is the newest output o₁ (BlockDance). Order 1 is o₁ + w·(σ − σ₁)/(σ₁ − σ₀)·(o₁ − o₀).
+
+        Raises:
+            StepUnknownError: for order 1 where the noise level is not known.
         """
         newest = self._take(self._newest, rows)
         if not isinstance(kind, Reuse) or kind.order == 0:
             return newest
+        if math.isnan(sigma):
+            raise StepUnknownError(
+                "Extrapolation (order 1) needs the noise levels, which neither scheduler, context nor timestep tells here. Apply "
+                "BlockDance to the pipeline, or use order 0."
+            )
         steps = [
             kind.weight * (sigma - self._newest_sigma[row]) / (self._newest_sigma[row] - self._previous_sigma[row])
             for row in rows

@@ -59,7 +59,7 @@ _KEY_VALUES = (
     "Calls that fill a key-value cache run whole; with such a cache, images of a batch that take different actions all compute."
 )
 
-_LAYOUTS: dict[str, BlockLayout] = {
+LAYOUTS: dict[str, BlockLayout] = {
     "AceStepTransformer1DModel": replace(_LAYERS, cond_last=False),
     "AllegroTransformer3DModel": _ONE_LIST,
     "AnyFlowFARTransformer3DModel": replace(_BLOCKS, is_step=_far_step, splits_rows=_without("kv_cache"), note=_KEY_VALUES),
@@ -230,7 +230,7 @@ _SEPARATE_GUIDANCE = (
     "WanVACETransformer3DModel",
 )
 """Classes whose pipelines call them apart for each guidance branch, or without guidance."""
-_LAYOUTS |= {name: replace(_LAYOUTS[name], separate_guidance=True) for name in _SEPARATE_GUIDANCE}
+LAYOUTS |= {name: replace(LAYOUTS[name], separate_guidance=True) for name in _SEPARATE_GUIDANCE}
 
 _LAYER_OF_UNET = "it is a layer of UNets, which run it several times per denoising step"
 UNSUPPORTED: dict[str, str] = {
@@ -244,7 +244,7 @@ UNSUPPORTED: dict[str, str] = {
 
 def register_layout(model_class: type[nn.Module], layout: BlockLayout) -> None:
     """Tells BlockDance where a model class from outside diffusers keeps its blocks."""
-    _LAYOUTS[model_class.__name__] = layout
+    LAYOUTS[model_class.__name__] = layout
 
 
 def find_layout(transformer: nn.Module) -> BlockLayout:
@@ -255,8 +255,8 @@ def find_layout(transformer: nn.Module) -> BlockLayout:
     """
     name = type(transformer).__name__
     for model_class in type(transformer).__mro__:
-        if model_class.__name__ in _LAYOUTS:
-            layout = _LAYOUTS[model_class.__name__]
+        if model_class.__name__ in LAYOUTS:
+            layout = LAYOUTS[model_class.__name__]
             break
         if model_class.__name__ in UNSUPPORTED:
             raise UnsupportedModelError(f"BlockDance cannot work on {name}: {UNSUPPORTED[model_class.__name__]}.")
@@ -265,7 +265,7 @@ def find_layout(transformer: nn.Module) -> BlockLayout:
         raise UnsupportedModelError(
             f"BlockDance knows no block layout of {name} (its module lists: {', '.join(found) or 'none'}). Tell it: "
             f"`register_layout({name}, BlockLayout(lists=(...)))` with the lists that hold its blocks, in execution order. "
-            f"Known classes: {', '.join(sorted(_LAYOUTS))}."
+            f"Known classes: {', '.join(sorted(LAYOUTS))}."
         )
     for path in layout.lists:
         block_list(transformer, path)

@@ -1,5 +1,6 @@
 """Which denoising step is a call? From the pipeline's cache context, else the scheduler's position, else the timestep."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +75,8 @@ class StepTracker:
                 f"The model was called for step {step + 1} of {self.num_steps}. Pass the number of denoising steps that this "
                 "loop really takes."
             )
+        if self._pipeline is None and context is not None:
+            self._note_level(step, getattr(context, "sigma", None), timestep)
         is_new_generation = changed or not self._last_step or step < self._last_step.get(name, -1)
         if is_new_generation:
             self._last_step.clear()
@@ -110,6 +113,13 @@ class StepTracker:
         self._values = torch.as_tensor(timesteps).float().tolist()
         self._sigmas = noise_levels(scheduler, self._values)
         return True
+
+    def _note_level(self, step: int, sigma: float | None, timestep: Tensor | float | None) -> None:
+        """Without a scheduler: the noise level that the context tells, else the timestep."""
+        if sigma is not None:
+            self._sigmas[step] = float(sigma)
+        elif timestep is not None and math.isnan(self._sigmas[step]):
+            self._sigmas[step] = float(torch.as_tensor(timestep).max())
 
     def _find(self, name: str, timestep: Tensor | float | None, context: Any) -> int:
         if context is not None and context.step_index is not None:

@@ -10,6 +10,7 @@ import torch
 from diffusers.models import ModelMixin, transformers
 from families import FAMILIES
 from families.base import BATCH, Family, call
+from models_table import PAGE, page_with_table
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -46,6 +47,10 @@ def test_every_class_is_supported_or_refused_with_a_reason() -> None:
     assert set(BY_NAME).isdisjoint(UNSUPPORTED)
     assert set(BY_NAME) | set(UNSUPPORTED) == set(CLASSES)
     assert len(BY_NAME) >= 50
+
+
+def test_the_table_in_the_docs_is_of_today() -> None:
+    assert PAGE.read_text() == page_with_table(), "write it anew: python tests/models_table.py"
 
 
 @pytest.mark.parametrize("name", sorted(UNSUPPORTED))
