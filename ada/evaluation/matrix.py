@@ -4,9 +4,11 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from ada.evaluation.methods import ADA, ADA_BUDGET, FEWER_STEPS, RANDOM, Method, planned_method, unchanged
+from ada.evaluation.methods import ADA, ADA_BUDGET, FEWER_STEPS, RANDOM, Method, full_method, planned_method, unchanged
+from ada.evaluation.subject import Subject
 from ada.policy import AdaPolicy
-from blockdance import BlockDanceConfig, Reuse, ReuseSchedule, random_schedule
+from blockdance import BlockDanceConfig, Reuse, ReuseSchedule, find_layout, random_schedule
+from blockdance.layout import block_stack
 
 MOST_STEP_COUNTS = 10
 PAPER_RANGES = ((0.25, 0.95), (0.6, 0.95))
@@ -85,6 +87,14 @@ def _dance(name: str, family: str, label: str, num_inference_steps: int, config:
         f"{config.boundary} from {source}."
     )
     return planned_method(name, family, label, num_inference_steps, config, note)
+
+
+def training_free(subject: Subject) -> list[Method]:
+    """Full compute, fewer steps and BlockDance of any pipeline, images or videos, in default settings."""
+    layout = find_layout(subject.pipeline.transformer)
+    num_blocks = len(block_stack(subject.pipeline.transformer, layout))
+    steps = subject.num_inference_steps
+    return [full_method(steps), *fewer_steps(steps), *blockdance(num_blocks, steps)]
 
 
 def random_schedules(

@@ -35,7 +35,7 @@ class EvaluationOptions:
     """Their split; by default that of the known set, else test."""
     column: str | None = None
     """The column that holds the prompt, where it has an unusual name."""
-    limit: int = 40
+    limit: int = 32
     """Number of prompts, spread evenly over the split."""
     search_prompts: str | None = "checkpoints/emoji-prompts"
     """Other prompts, to search static schedules and calibrate peers on; none leaves both out."""

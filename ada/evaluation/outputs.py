@@ -13,7 +13,7 @@ from ada.evaluation.methods import Method
 from ada.evaluation.metrics import DISTANCE, QUALITY
 from ada.evaluation.page import save_page
 from ada.evaluation.pareto import draw_pareto
-from ada.evaluation.report import save_markdown
+from ada.evaluation.report import save_markdown, short_table
 from ada.evaluation.results import COMPUTE_SAVED, MACS, SECONDS, MethodResult, Results, difference_of
 from ada.evaluation.store import Store
 from ada.evaluation.tensorboard import log_results
@@ -48,7 +48,7 @@ class Pictures:
 
 
 def write_reports(results: Results, pictures: Pictures, output: Path) -> None:
-    """Writes `results.json`, `table.md`, the figures, the grid, `index.html` and TensorBoard events.
+    """Writes `results.json`, `table.md`, `summary.md` (a method of each family), the figures, the grid, `index.html` and TensorBoard's.
 
     Args:
         results: what was measured.
@@ -58,6 +58,7 @@ def write_reports(results: Results, pictures: Pictures, output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
     results.save(output / "results.json")
     save_markdown(results, output / "table.md")
+    (output / "summary.md").write_text(short_table(results, comparable(results.measured)), encoding="utf-8")
     figures = draw_figures(results)
     for name, figure in figures.items():
         figure.savefig(output / f"{name}.png")

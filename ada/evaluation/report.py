@@ -1,6 +1,6 @@
 """The table: in the terminal and in Markdown."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -40,16 +40,26 @@ def terminal_table(results: Results) -> Table:
 
 def markdown_table(results: Results) -> str:
     """The same table in Markdown."""
-    columns = _shown(results)
-    lines = [
-        "| Method | " + " | ".join(column.heading_with_arrow for column in columns.values()) + " |",
-        "| :--- |" + " ---: |" * len(columns),
-        *(f"| {method.name} | " + " | ".join(_cells(columns, method)) + " |" for method in results.measured),
-    ]
+    lines = _rows(_shown(results), results.measured)
     left_out = [f"- {method.name}: {method.reason}" for method in results.methods if method.reason]
     notes = ["Not applicable here:", "", *left_out, ""] if left_out else []
     warnings = [f"Warning: {warning}" for warning in results.warnings]
     return "\n".join([*lines, "", _caption(results), "", *warnings, "", *notes, *_latency_table(results)])
+
+
+def short_table(results: Results, methods: Sequence[MethodResult]) -> str:
+    """A few methods and the columns of the terminal, in Markdown."""
+    columns = {name: column for name, column in _shown(results).items() if column.in_terminal}
+    lines = _rows(columns, methods)
+    return "\n".join([*lines, "", _caption(results), ""])
+
+
+def _rows(columns: Mapping[str, Column], methods: Sequence[MethodResult]) -> list[str]:
+    return [
+        "| Method | " + " | ".join(column.heading_with_arrow for column in columns.values()) + " |",
+        "| :--- |" + " ---: |" * len(columns),
+        *(f"| {method.name} | " + " | ".join(_cells(columns, method)) + " |" for method in methods),
+    ]
 
 
 def _latency_table(results: Results) -> list[str]:

@@ -101,6 +101,10 @@ def test_evaluate(folder: Path) -> None:
             assert min(image.size) > 300
     assert "| Peer |" in (folder / "out" / "table.md").read_text(encoding="utf-8")
 
+    summary = (folder / "out" / "summary.md").read_text(encoding="utf-8").splitlines()
+    rows = [line for line in summary if line.startswith("| ")][2:]
+    assert len(rows) == len({method.family for method in results.measured})
+
     reference, peer, defaults = results.methods[0], results.methods[-1], results.methods[names.index("TaylorSeer, defaults")]
     assert reference.per_prompt["perceptual_distance"] == [0.0] * len(PROMPTS)
     assert peer.per_prompt["compute_saved"] == pytest.approx([0.5] * len(PROMPTS))
