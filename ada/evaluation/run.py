@@ -13,7 +13,7 @@ from ada.evaluation.complexity import edge_density
 from ada.evaluation.counting import Count, counted_macs, counted_memory
 from ada.evaluation.methods import BatchReport, Method, NotApplicableError, whole_batch
 from ada.evaluation.metrics import Metric, measure_batch
-from ada.evaluation.store import Store
+from ada.evaluation.store import Store, key_of
 from ada.evaluation.subject import Generated, Subject, generate
 from ada.rollout import prompt_seed
 
@@ -99,7 +99,10 @@ def measure(plan: Plan, advance: Callable[[str], None] = lambda name: None) -> d
     Returns:
         By method, what its first run told, with the reason where the method does not apply.
     """
+    goes_on = plan.store.read(_warm_up_name(plan.methods[0])) is not None
     warm_ups = {method.name: _warm_up(plan, method, advance) for method in plan.methods}
+    if goes_on:  # the process is new, even where all warm-ups are known
+        run_batch(plan.subject, plan.methods[0], plan.cases, plan.cases.batches()[0])
     full = warm_ups[plan.methods[0].name].macs_per_image
     for method in plan.methods:
         found = warm_ups[method.name]
@@ -118,7 +121,7 @@ def measure(plan: Plan, advance: Callable[[str], None] = lambda name: None) -> d
 
 def _warm_up(plan: Plan, method: Method, advance: Callable[[str], None]) -> WarmUp:
     advance(method.name)
-    name = f"warm-up/{method.name}".replace(" ", "-")
+    name = _warm_up_name(method)
     known = plan.store.read(name)
     if known is not None:
         return WarmUp(**known)
@@ -131,6 +134,10 @@ def _warm_up(plan: Plan, method: Method, advance: Callable[[str], None]) -> Warm
         result = WarmUp(reason=str(error))
     plan.store.write(name, asdict(result))
     return result
+
+
+def _warm_up_name(method: Method) -> str:
+    return f"{key_of(method)}/warm-up"
 
 
 def _measure_batch(plan: Plan, methods: Sequence[Method], number: int, batch: slice, advance: Callable[[str], None]) -> None:
