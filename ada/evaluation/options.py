@@ -8,11 +8,12 @@ import torch
 from ada.backbone import Backbone, Dtype
 from ada.evaluation.compare import evaluate
 from ada.evaluation.methods import FULL_COMPUTE
-from ada.evaluation.metrics import Embedding, default_metrics
+from ada.evaluation.metrics import Embedding, Metric, default_metrics
 from ada.evaluation.prompt_sets import find_prompts
 from ada.evaluation.request import DEFAULT_BUDGETS, Request
-from ada.evaluation.results import Results
+from ada.evaluation.results import Column, Results
 from ada.hub import load_policy
+from ada.rewards import Reward
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,8 @@ class EvaluationOptions:
     """Folder or Hub id of the diffusers pipeline that it was trained on."""
     scorer: str = "checkpoints/emoji-scorer"
     """Folder or Hub id of the CLIP that measures quality and perceptual distance."""
+    rewards: dict[str, Reward] | None = None
+    """Further rewards to measure quality by: names, each with a class_path, as in a training configuration."""
     prompts: str = "emoji"
     """A known set (emoji, parti, drawbench, coco), or a folder, file or Hub id of prompts."""
     split: str | None = None
@@ -94,10 +97,13 @@ def run_options(options: EvaluationOptions) -> Results:
     backbone = Backbone(
         options.base_model, options.num_inference_steps, options.guidance_scale, options.max_sequence_length, options.dtype
     ).to(device)
+    metrics = default_metrics(options.scorer, device)
+    for name, reward in (options.rewards or {}).items():
+        metrics[name] = Metric(reward.to(device), Column(name.replace("_", " ").capitalize()))
     request = Request(
         prompts=list(prompts["prompt"]),
         indices=list(prompts["index"]),
-        metrics=default_metrics(options.scorer, device),
+        metrics=metrics,
         embed=Embedding(options.scorer),
         output=options.output,
         batch_size=options.batch_size,

@@ -160,12 +160,16 @@ def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_command(folder: Path) -> None:
-    done = command(folder)
+    """With a further reward, named as in a training configuration."""
+    reward = {"agreement": {"class_path": "ada.rewards.ClipScore", "init_args": {"model": str(folder / "scorer")}}}
+    done = command(folder, "--rewards", json.dumps(reward))
     assert done.returncode == 0, done.stderr
     assert "Ada λ=2" in done.stdout
     results = Results.load(folder / "out" / "results.json")
     assert results.prompts == ["a b", "d e f"]
     assert results.settings["num_inference_steps"] == 6
+    assert results.columns["agreement"].heading == "Agreement"
+    assert results.methods[1].per_prompt["agreement"] == pytest.approx(results.methods[1].per_prompt["quality"])
 
 
 def test_a_missing_policy_is_a_line_that_says_what_to_do(folder: Path) -> None:
