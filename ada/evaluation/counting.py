@@ -1,5 +1,6 @@
 """Counts what a pipeline really did, from outside: MACs of its transformer, and the most memory it took at once."""
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -102,6 +103,9 @@ def counted_memory(device: torch.device, count: Count) -> Iterator[None]:
             held += event.nbytes()
             peak = max(peak, held)
     count.peak_bytes = peak
+    # the profiler is part of a cycle and holds hundreds of megabytes of events
+    del profiler, event
+    gc.collect()
 
 
 def num_bytes(tree: object, limit: int = 12) -> int:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -128,7 +128,7 @@ def _warm_up(plan: Plan, method: Method, advance: Callable[[str], None]) -> Warm
     batch = plan.cases.batches()[0]
     count = Count()
     try:
-        run_batch(plan.subject, method, plan.cases, batch, count)
+        run_batch(plan.subject, method, plan.cases, batch, count, weigh=True)
         result = WarmUp(count.macs / (batch.stop - batch.start), count.peak_bytes)
     except NotApplicableError as error:
         result = WarmUp(reason=str(error))
@@ -178,16 +178,16 @@ def _measure_batch(plan: Plan, methods: Sequence[Method], number: int, batch: sl
 
 
 def run_batch(
-    subject: Subject, method: Method, cases: Cases, batch: slice, count: Count | None = None
+    subject: Subject, method: Method, cases: Cases, batch: slice, count: Count | None = None, weigh: bool = False
 ) -> tuple[Generated, BatchReport, float]:
-    """Images, report and seconds of one call of the pipeline; with `count`, its work is counted, which makes it slow."""
+    """Images, report and seconds of one call of the pipeline; with `count`, its work is counted, with `weigh` its memory, too; both slow it down."""
     with ExitStack() as stack:
         run = stack.enter_context(method.accelerate(subject.pipeline, batch))
         _synchronize(subject.device)
         start = time.perf_counter()
         with ExitStack() as counters:
             if count is not None:
-                counters.enter_context(counted_memory(subject.device, count))
+                counters.enter_context(counted_memory(subject.device, count) if weigh else nullcontext())
                 counters.enter_context(counted_macs(subject.pipeline.transformer, count))
             generated = generate(subject, cases.prompts[batch], cases.seeds[batch], method.num_inference_steps, run.call)
         _synchronize(subject.device)

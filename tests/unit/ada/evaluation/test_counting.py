@@ -1,9 +1,12 @@
 """MACs and memory counted from outside, against cases by hand and the package's own count."""
 
+import gc
+
 import pytest
 import torch
 from conftest import build_pixart_pipeline
 from torch import nn
+from torch.profiler import profile
 
 from ada.evaluation.counting import Count, counted_macs, counted_memory, num_bytes
 from ada.evaluation.methods import full_method, planned_method
@@ -83,3 +86,9 @@ def test_bytes_of_a_tree_count_shared_storage_once() -> None:
     tensor = torch.zeros(10)
     assert num_bytes({"a": [tensor, tensor[:5]], "b": {"c": torch.zeros(3)}}) == 4 * 13
     assert num_bytes(nn.Linear(3, 3)) == 0
+
+
+def test_the_profilers_events_do_not_pile_up() -> None:
+    with counted_memory(torch.device("cpu"), Count()):
+        torch.zeros(10)
+    assert not [found for found in gc.get_objects() if isinstance(found, profile)]
