@@ -180,7 +180,10 @@ def _measure_batch(plan: Plan, methods: Sequence[Method], number: int, batch: sl
 def run_batch(
     subject: Subject, method: Method, cases: Cases, batch: slice, count: Count | None = None, weigh: bool = False
 ) -> tuple[Generated, BatchReport, float]:
-    """Images, report and seconds of one call of the pipeline; with `count`, its work is counted, with `weigh` its memory, too; both slow it down."""
+    """Images, report and seconds of one call of the pipeline.
+
+    With `count` its MACs are counted, with `weigh` its memory, too; both slow it down.
+    """
     with ExitStack() as stack:
         run = stack.enter_context(method.accelerate(subject.pipeline, batch))
         _synchronize(subject.device)
