@@ -1,6 +1,6 @@
 """One call turns BlockDance on, one turns it off."""
 
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -99,8 +99,9 @@ def _detach(transformer: nn.Module) -> None:
     transformer.__class__ = type(transformer).__bases__[0]
 
 
-def _controlled(model_class: type[nn.Module]) -> type[nn.Module]:
-    """A subclass of the same name whose calls go through the controller.
+@cache
+def _controlled(model_class: Any) -> type[nn.Module]:
+    """A subclass of the same name whose calls go through the controller; one per class, on which compiled code may rely.
 
     A subclass, rather than a hook or a patched `forward`, keeps the controller outside a compiled region in every order of
     compiling and enabling, and leaves `forward`'s signature, `state_dict` and `save_pretrained` alone.

@@ -13,7 +13,7 @@ from blockdance.errors import ScheduleError
 from blockdance.layout import SHARED_ARGUMENTS, BlockLayout, block_stack
 from blockdance.schedule import COMPUTE, BlockReuse, Kind, Reuse
 from blockdance.state import ReuseState
-from blockdance.views import BlockViews
+from blockdance.views import views_of
 
 Forward = Callable[..., Any]
 
@@ -48,7 +48,7 @@ class ReuseExecutor:
         self._blocks = {block for kind in kinds if isinstance(kind, BlockReuse) for block in kind.blocks}
         self._layout = layout
         self._parameters = list(inspect.signature(type(transformer).forward).parameters)[1:]
-        self._views = BlockViews(transformer, layout, kinds)
+        self._views = views_of(transformer, layout, kinds)
 
     def new_state(self, num_images: int, num_branches: int) -> ReuseState:
         """An empty state for a new generation."""
@@ -107,7 +107,7 @@ class ReuseExecutor:
         if action == COMPUTE:
             with views.computing():
                 output = forward(*args, **kwargs)
-            views.learn_shapes(len(rows))
+            state.shapes = views.take_shapes(len(rows))
             outputs, changes = views.take_captured()
             for boundary, kept in outputs.items():
                 if any(output is None for output in kept):
@@ -118,7 +118,7 @@ class ReuseExecutor:
             if isinstance(kind, BlockReuse):
                 views.add({block: state.changes[block].read(kind, sigma, rows) for block in kind.blocks})
             else:
-                views.inject(kind.boundary, state.caches[kind.boundary].read(kind, sigma, rows), len(rows))
+                views.inject(kind.boundary, state.caches[kind.boundary].read(kind, sigma, rows), len(rows), state.shapes)
             with views.reusing(kind):
                 output = forward(*args, **kwargs)
             views.let_go()

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -92,7 +93,8 @@ class Controller:
     def call(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs one forward call as the plan says; any exception drops the state."""
         try:
-            return self._call(forward, args, kwargs)
+            with self._room_for_graphs():
+                return self._call(forward, args, kwargs)
         except BaseException:
             self.reset()
             raise
@@ -102,6 +104,16 @@ class Controller:
         self._generation = None
         self._steps.forget()
         self._executor.clear()
+
+    def _room_for_graphs(self) -> AbstractContextManager[Any]:
+        """Compiled code needs up to four graphs for each action (one row, two, any number, all), and torch stops at eight."""
+        if len(self.kinds) < 2:
+            return nullcontext()
+        needed = 4 * (1 + len(self.kinds))
+        limit: AbstractContextManager[Any] = torch._dynamo.config.patch(
+            recompile_limit=max(torch._dynamo.config.recompile_limit, needed)
+        )
+        return limit
 
     def _call(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         inputs = self._signature.bind(self._transformer, *args, **kwargs).arguments

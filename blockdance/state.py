@@ -1,8 +1,8 @@
 """What a batch carries from step to step."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from blockdance.cache import BoundaryCache
 from blockdance.schedule import BlockReuse, Kind
@@ -16,6 +16,8 @@ class ReuseState:
     num_branches: int
     caches: dict[int, BoundaryCache]
     changes: dict[int, BoundaryCache]
+    shapes: dict[int, Any] = field(default_factory=dict)
+    """Shapes that the views' placeholders take; guidance branches differ in the length of their prompts."""
 
     @staticmethod
     def empty(
@@ -74,7 +76,7 @@ class ReuseState:
     def _take_rows(self, rows: list[int], num_images: int, num_branches: int) -> "ReuseState":
         caches = {boundary: cache.take(rows) for boundary, cache in self.caches.items()}
         changes = {block: cache.take(rows) for block, cache in self.changes.items()}
-        return ReuseState(num_images, num_branches, caches, changes)
+        return ReuseState(num_images, num_branches, caches, changes, self.shapes)
 
     @staticmethod
     def cat(states: Sequence["ReuseState"]) -> "ReuseState":
@@ -92,4 +94,5 @@ class ReuseState:
             branches,
             {name: BoundaryCache.gather([state.caches[name] for state in states], rows) for name in first.caches},
             {name: BoundaryCache.gather([state.changes[name] for state in states], rows) for name in first.changes},
+            first.shapes,
         )

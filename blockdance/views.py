@@ -8,16 +8,21 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from blockdance.block_views import AddChange, Capture, CaptureChange, FittingReplay, Replay, Slot
-from blockdance.layout import BlockLayout, block_list, block_stack, holder
+from blockdance.layout import BlockLayout, block_list, block_stack, blocks_of, holder
 from blockdance.schedule import BlockReuse, Kind, Reuse
 
 _Wrap = Callable[[int, nn.Module], nn.Module]
+
+
+Shapes = dict[int, tuple[int, Any]]
+"""By block: the number of rows and a tree of shapes."""
 
 
 class BlockViews:
@@ -30,7 +35,7 @@ class BlockViews:
     """
 
     def __init__(self, transformer: nn.Module, layout: BlockLayout, kinds: Sequence[Kind]) -> None:
-        self._transformer = transformer
+        self._transformer = ref(transformer)
         self._layout = layout
         self.stack = block_stack(transformer, layout)
         boundaries = sorted({kind.boundary for kind in kinds if isinstance(kind, Reuse)})
@@ -43,7 +48,6 @@ class BlockViews:
         samples = {position for boundary in boundaries for position in self._placeholder_positions(boundary).values()}
         self._sampled = {position: Slot() for position in samples}
         self._placeholders = {position: Slot() for position in samples}
-        self._shapes: dict[int, tuple[int, Any]] = {}
         self._installs: dict[Any, dict[str, nn.ModuleList]] = {None: self._build(self._computing)}
         for kind in kinds:
             if isinstance(kind, BlockReuse):
@@ -51,11 +55,17 @@ class BlockViews:
             else:
                 self._installs[kind.boundary] = self._build(self._replaying(kind.boundary))
 
+    @property
+    def _model(self) -> nn.Module:
+        transformer = self._transformer()
+        assert transformer is not None, "a call is under way, so the model lives"
+        return transformer
+
     def _long_skip_sources(self, boundary: int) -> tuple[int, ...]:
         """Blocks before the boundary whose outputs are read after it."""
         if self._layout.long_skips is None:
             return ()
-        readers = self._layout.long_skips(self._transformer)
+        readers = self._layout.long_skips(self._model)
         return tuple(
             sorted(
                 {source for reader, sources in readers.items() if reader > boundary for source in sources if source < boundary}
@@ -112,7 +122,7 @@ class BlockViews:
         positions = {place: position for position, place in enumerate(self.stack)}
         return {
             path: nn.ModuleList(
-                wrap(positions[path, index], block) for index, block in enumerate(block_list(self._transformer, path))
+                wrap(positions[path, index], block) for index, block in enumerate(block_list(self._model, path))
             )
             for path in self._layout.lists
         }
@@ -131,7 +141,7 @@ class BlockViews:
 
     @contextmanager
     def _installed(self, key: Any) -> Iterator[None]:
-        views = {holder(self._transformer, path): blocks for path, blocks in self._installs[key].items()}
+        views = {holder(self._model, path): blocks for path, blocks in self._installs[key].items()}
         originals = {(parent, name): parent._modules[name] for parent, name in views}
         for (parent, name), blocks in views.items():
             parent._modules[name] = blocks
@@ -160,12 +170,12 @@ class BlockViews:
             slot.value = None
         return changes
 
-    def inject(self, boundary: int, outputs: tuple[Any, ...], num_rows: int) -> None:
-        """Before a reuse step of `num_rows` rows: what the boundary and the sources of long skips give."""
+    def inject(self, boundary: int, outputs: tuple[Any, ...], num_rows: int, shapes: Shapes) -> None:
+        """Before a reuse step of `num_rows` rows: what the boundary and the sources of long skips give, and shapes for the rest."""
         for position, output in zip(self.kept[boundary], outputs, strict=True):
             self._injected[position].value = output
-        for position, (rows, shapes) in self._shapes.items():
-            self._placeholders[position].value = tree_map(lambda leaf, rows=rows: _blank(leaf, rows, num_rows), shapes)
+        for position, (rows, shape) in shapes.items():
+            self._placeholders[position].value = tree_map(lambda leaf, rows=rows: _blank(leaf, rows, num_rows), shape)
 
     def add(self, changes: dict[int, Any]) -> None:
         """Before a step that reuses blocks individually: their changes."""
@@ -177,17 +187,32 @@ class BlockViews:
         for slot in (*self._injected.values(), *self._added.values()):
             slot.value = None
 
-    def learn_shapes(self, num_rows: int) -> None:
-        """After a compute step of `num_rows` rows, notes what the blocks of other lists put out."""
-        self._shapes = {position: (num_rows, tree_map(_shape, slot.value)) for position, slot in self._sampled.items()}
+    def take_shapes(self, num_rows: int) -> Shapes:
+        """After a compute step of `num_rows` rows: what the blocks of other lists than a boundary's put out."""
+        shapes = {position: (num_rows, tree_map(_shape, slot.value)) for position, slot in self._sampled.items()}
         for slot in self._sampled.values():
             slot.value = None
+        return shapes
 
     def clear(self) -> None:
         """Lets go of every tensor."""
         groups = (self._captured, self._injected, self._changes, self._added, self._sampled, self._placeholders)
         for slot in (slot for group in groups for slot in group.values()):
             slot.value = None
+
+
+_VIEWS: WeakKeyDictionary[nn.Module, dict[Any, BlockViews]] = WeakKeyDictionary()
+
+
+def views_of(transformer: nn.Module, layout: BlockLayout, kinds: Sequence[Kind]) -> BlockViews:
+    """The views of a model for these kinds of reuse: the same ones each time, so that what was compiled for them stays valid."""
+    skips = frozenset(kind.skipped_blocks if isinstance(kind, BlockReuse) else kind.boundary for kind in kinds)
+    blocks = tuple(id(block) for block in blocks_of(transformer, layout))
+    known = _VIEWS.setdefault(transformer, {})
+    key = (id(layout), skips, blocks)
+    if key not in known:
+        known[key] = BlockViews(transformer, layout, kinds)
+    return known[key]
 
 
 @dataclass(frozen=True)

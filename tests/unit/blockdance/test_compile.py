@@ -1,6 +1,8 @@
 """BlockDance and `torch.compile`: graphs are counted, and none is made again."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import cycle
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ from families import FAMILIES
 from families.base import Family, call
 from torch import Tensor, nn
 
-from blockdance import BlockDanceConfig, Reuse, ReuseSchedule, apply_blockdance, find_layout
+from blockdance import BlockDanceConfig, PolicyState, Reuse, ReuseSchedule, apply_blockdance, find_layout
 from blockdance.layout import blocks_of
 
 ROWS = 2
@@ -24,8 +26,8 @@ def _without_earlier_graphs() -> None:
     torch._dynamo.reset()
 
 
-def generate(model: nn.Module, family: Family, inputs: dict[str, Any]) -> list[Tensor]:
-    return [call(model, family, inputs, value, ROWS)[0] for value in TIMESTEPS]
+def generate(model: nn.Module, family: Family, inputs: dict[str, Any], rows: int = ROWS) -> list[Tensor]:
+    return [call(model, family, inputs, value, rows)[0] for value in TIMESTEPS]
 
 
 # test_runtime.py has PixArt, SD3 and Flux in both orders
@@ -99,20 +101,69 @@ def test_compiled_blocks_take_as_many_graphs_as_without_blockdance(name: str, co
         assert counter.frame_count == plain.frame_count
 
 
-def test_images_with_actions_of_their_own_take_no_graph_per_schedule() -> None:
-    """A batch of four split in groups of one to three rows: a graph for each size at most, then none."""
-    family = _FAMILIES["PixArtTransformer2DModel"]
+def _small(name: str, **changes: Any) -> Family:
+    return replace(_FAMILIES[name], config=dict(_FAMILIES[name].config) | changes)
+
+
+class ChangingPolicy:
+    """Decides as it is told: other actions in every generation."""
+
+    def __init__(self, kinds: tuple[Reuse, ...], decisions: list[list[list[int]]]) -> None:
+        self.kinds = kinds
+        self._decisions = cycle(decisions)
+
+    def decision_step(self, num_steps: int) -> int:
+        return 1
+
+    def check(self, transformer: nn.Module) -> None:
+        assert isinstance(transformer, nn.Module)
+
+    def decide(self, state: PolicyState) -> ReuseSchedule:
+        return ReuseSchedule(torch.tensor(next(self._decisions)), self.kinds).expand(len(state.latents))
+
+
+def count_graphs(policy: ChangingPolicy, generations: int) -> list[int]:
+    """Graphs after each generation of four images on a compiled PixArt."""
+    family = _small("PixArtTransformer2DModel", num_layers=3)
     model, inputs = family.build(), family.make_inputs(4)
     counter = torch._dynamo.testing.CompileCounter()
     model.compile(fullgraph=True, backend=counter)
+    apply_blockdance(model, policy, num_inference_steps=len(TIMESTEPS), guidance_branches=1)
     counts = []
-    for rows in (
-        [[0, 0, 1, 1], [0, 1, 0, 1], [0, 0, 0, 0], [0, 1, 1, 1]],
-        [[0, 1, 1, 0], [0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]],
-    ) * 2:
-        plan = ReuseSchedule(torch.tensor(rows), (Reuse(boundary=1),))
-        with apply_blockdance(model, plan, num_inference_steps=len(TIMESTEPS), guidance_branches=1):
-            for value in TIMESTEPS:
-                call(model, family, inputs, value, 4)
+    for _ in range(generations):
+        generate(model, family, inputs, rows=4)
         counts.append(counter.frame_count)
-    print(counts)
+    return counts
+
+
+def test_a_policy_that_changes_the_schedule_makes_no_new_graph() -> None:
+    decisions = [[[0, 0, 1, 0]], [[0, 0, 0, 1]], [[0, 0, 1, 1]], [[0, 0, 0, 0]]]
+    assert count_graphs(ChangingPolicy((Reuse(boundary=1),), decisions), 4) == [2] * 4
+
+
+MIXED = [
+    [[0, 0, 1, 1], [0, 0, 0, 1], [0, 0, 0, 0], [0, 0, 1, 1]],
+    [[0, 0, 1, 0], [0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]],
+    [[0, 0, 1, 0], [0, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0]],
+]
+
+
+def test_groups_of_images_take_three_graphs_an_action_at_most() -> None:
+    """One row, the whole batch, and any other size; dynamo's own limit of eight graphs must not stop it."""
+    kinds = tuple(Reuse(boundary=boundary) for boundary in range(3))
+    decisions = [[[action and kind for action in row] for row in rows] for kind in (1, 2, 3) for rows in MIXED]
+    counts = count_graphs(ChangingPolicy(kinds, decisions), 11)
+    assert counts[8] <= 3 * 4
+    assert counts[8:] == [counts[8]] * 3
+
+
+def test_turning_on_again_makes_no_new_graph() -> None:
+    family = _small("PixArtTransformer2DModel", num_layers=2)
+    model, inputs = family.build(), family.make_inputs(ROWS)
+    counter = torch._dynamo.testing.CompileCounter()
+    model.compile(fullgraph=True, backend=counter)
+    for interval in (2, 3, 4, 2, 3):
+        config = BlockDanceConfig(reuse_range=(0, 1), boundary=0, interval=interval)
+        with apply_blockdance(model, config, num_inference_steps=len(TIMESTEPS), guidance_branches=1):
+            generate(model, family, inputs)
+    assert counter.frame_count == 2
