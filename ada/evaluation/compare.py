@@ -103,6 +103,7 @@ def evaluate_methods(
         plan = Plan(subject, chosen, cases, request.metrics, request.embed, store, frozenset(kept))
         advance = bar.task("Measuring", len(chosen) * (len(cases.batches()) + 1))
         warm_ups = measure(plan, advance)
+        advance("")
     measured = collect_results(store, chosen, warm_ups, cases)
     frames = store.read("frames")
     pictures = Pictures(store, {method.name: method for method in chosen}, sorted(grid_places(len(request.prompts))), frames)
