@@ -1,6 +1,6 @@
 """One call turns BlockDance on, one turns it off."""
 
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -79,7 +79,9 @@ def apply_blockdance(
     if isinstance(plan, str | Path):
         plan = load_plan(plan, transformer)
     controller = Controller(transformer, find_layout(transformer), plan, pipeline, num_inference_steps, guidance_branches)
-    transformer.__class__ = _controlled(type(transformer))
+    if type(transformer) not in _CONTROLLED:
+        _CONTROLLED[type(transformer)] = _controlled(type(transformer))
+    transformer.__class__ = _CONTROLLED[type(transformer)]
     object.__setattr__(transformer, _ATTRIBUTE, controller)
     return BlockDanceHandle(transformer, controller)
 
@@ -99,9 +101,12 @@ def _detach(transformer: nn.Module) -> None:
     transformer.__class__ = type(transformer).__bases__[0]
 
 
-@cache
-def _controlled(model_class: Any) -> type[nn.Module]:
-    """A subclass of the same name whose calls go through the controller; one per class, on which compiled code may rely.
+_CONTROLLED: dict[type[nn.Module], type[nn.Module]] = {}
+"""One subclass per model class: code that was compiled for it stays valid when BlockDance is turned on again."""
+
+
+def _controlled(model_class: type[nn.Module]) -> type[nn.Module]:
+    """A subclass of the same name whose calls go through the controller.
 
     A subclass, rather than a hook or a patched `forward`, keeps the controller outside a compiled region in every order of
     compiling and enabling, and leaves `forward`'s signature, `state_dict` and `save_pretrained` alone.
