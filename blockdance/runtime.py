@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -15,6 +14,7 @@ from blockdance.cache import take_rows
 from blockdance.cost import CallShape, ForwardCost, count_macs
 from blockdance.errors import ScheduleError
 from blockdance.executor import ReuseExecutor
+from blockdance.generation import Call, Generation
 from blockdance.layout import BlockLayout, block_stack
 from blockdance.plan import Decider, Plan, PolicyState, plan_kinds
 from blockdance.report import BlockDanceReport
@@ -24,33 +24,6 @@ from blockdance.steps import Location, StepTracker
 
 FUSED_GUIDANCE = "cond_uncond"
 """The `cache_context` in which diffusers' pipelines call the model for both guidance branches at once."""
-
-
-@dataclass
-class _Call:
-    """One forward call as the report needs it."""
-
-    shape: CallShape
-    actions: list[int]
-
-
-@dataclass
-class _Generation:
-    """One pass through the denoising loop; every guidance branch that has calls of its own has a state of its own."""
-
-    num_images: int
-    schedule: ReuseSchedule | None
-    taken: list[list[int]]
-    states: dict[str, ReuseState] = field(default_factory=dict)
-    sizes: dict[str, Any] = field(default_factory=dict)
-    last_step: dict[str, int] = field(default_factory=dict)
-    calls: list[_Call] = field(default_factory=list)
-    observed: dict[str, Any] | None = None
-    peak_cache_bytes: int = 0
-
-    @property
-    def cache_bytes(self) -> int:
-        return sum(state.num_bytes for state in self.states.values())
 
 
 class Controller:
@@ -86,7 +59,7 @@ class Controller:
         self.kinds = plan_kinds(plan, len(block_stack(transformer, layout)))
         observed = [plan.kinds[0].boundary] if isinstance(plan, Decider) else []
         self._executor = ReuseExecutor(transformer, layout, self.kinds, observed)
-        self._generation: _Generation | None = None
+        self._generation: Generation | None = None
         self._device = torch.device("cpu")
         self.context: Any = None
 
@@ -132,14 +105,14 @@ class Controller:
         shape = CallShape.of(args, kwargs, known=[call.shape for call in generation.calls[-2:]])
         output = self._executor.run(forward, args, kwargs, state, actions, self._steps.sigmas[place.step])
         self._observe(generation, state, place, inputs)
-        generation.calls.append(_Call(shape, actions))
+        generation.calls.append(Call(shape, actions))
         generation.peak_cache_bytes = max(generation.peak_cache_bytes, generation.cache_bytes)
         generation.last_step[place.branch] = place.step
         if place.step == self._steps.num_steps - 1:
             self._finish(generation, place)
         return output
 
-    def _begin(self, latents: Any, num_rows: int) -> _Generation:
+    def _begin(self, latents: Any, num_rows: int) -> Generation:
         self._executor.clear()
         num_steps = self._steps.num_steps
         num_images = num_rows // self._count_branches(latents, num_rows)
@@ -154,7 +127,7 @@ class Controller:
                 )
             schedule = self._plan.expand(num_images)
         taken = [[-1] * num_steps for _ in range(num_images)]
-        self._generation = _Generation(num_images, schedule, taken)
+        self._generation = Generation(num_images, schedule, taken)
         return self._generation
 
     def _count_branches(self, latents: Any, num_rows: int) -> int:
@@ -169,7 +142,7 @@ class Controller:
         half = num_rows // 2
         return 2 if all(torch.equal(one, other) for one, other in zip(latents[:half], latents[half:], strict=True)) else 1
 
-    def _state(self, generation: _Generation, branch: str, inputs: dict[str, Any], num_rows: int) -> ReuseState:
+    def _state(self, generation: Generation, branch: str, inputs: dict[str, Any], num_rows: int) -> ReuseState:
         """The state of a branch; where guidance starts or stops half-way, the conditional rows keep theirs."""
         num_branches = num_rows // generation.num_images
         size = _size(inputs[self._layout.latents], generation.num_images)
@@ -181,7 +154,7 @@ class Controller:
         generation.states[branch], generation.sizes[branch] = state, size
         return state
 
-    def _decide(self, generation: _Generation, step: int) -> None:
+    def _decide(self, generation: Generation, step: int) -> None:
         """Asks a decider once, before the first step after ρ."""
         if generation.schedule is not None or not isinstance(self._plan, Decider) or generation.observed is None:
             return
@@ -196,7 +169,7 @@ class Controller:
         generation.schedule = ReuseSchedule(schedule.actions.cpu(), schedule.kinds).expand(generation.num_images)
         generation.observed = None
 
-    def _observe(self, generation: _Generation, state: ReuseState, place: Location, inputs: dict[str, Any]) -> None:
+    def _observe(self, generation: Generation, state: ReuseState, place: Location, inputs: dict[str, Any]) -> None:
         """Keeps at step ρ what a decider will see, from the conditional rows."""
         if not isinstance(self._plan, Decider) or generation.schedule is not None:
             return
@@ -232,7 +205,7 @@ class Controller:
             "num_steps": self._steps.num_steps,
         }
 
-    def _actions(self, generation: _Generation, state: ReuseState, step: int, splits_rows: bool) -> list[int]:
+    def _actions(self, generation: Generation, state: ReuseState, step: int, splits_rows: bool) -> list[int]:
         """This step's action per image; computes where the cache cannot serve yet, as after a late start (img2img), and where
         actions differ in a batch that cannot be split."""
         planned = [COMPUTE] * generation.num_images
@@ -246,7 +219,7 @@ class Controller:
             generation.taken[image][step] = max(generation.taken[image][step], action)
         return planned
 
-    def _finish(self, generation: _Generation, place: Location) -> None:
+    def _finish(self, generation: Generation, place: Location) -> None:
         """Frees the caches of branches that have no step left to run."""
         done = [branch for branch, step in generation.last_step.items() if branch == place.branch or step < place.step - 1]
         for branch in done:
@@ -279,7 +252,7 @@ class Controller:
         """
         return self._cost(self._last_generation().calls[-1].shape)
 
-    def _last_generation(self) -> _Generation:
+    def _last_generation(self) -> Generation:
         if self._generation is None or not self._generation.calls:
             raise ScheduleError("There is nothing to report yet: run the pipeline first.")
         return self._generation
