@@ -1,18 +1,15 @@
-"""What the cache takes: bytes by the report, by hand and by the process, and that they are freed.
+"""What the cache takes: bytes by hand, by the report and by the allocator, and that they are freed.
 
 python benchmarks/memory.py --model random --size 64
 """
 
 import argparse
-import threading
-import time
-from pathlib import Path
 
-import torch
 from model import Loop, add_model_arguments, pixart_loop
 from rich.console import Console
 from rich.table import Table
 
+from ada.evaluation.counting import Count, counted_memory
 from blockdance import BlockDanceConfig, apply_blockdance
 
 
@@ -46,26 +43,12 @@ def main() -> None:
 
 
 def peak_memory(loop: Loop) -> int:
-    """Most bytes that one generation holds: of the device where there is one, else of the process, seen every millisecond."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+    """Most bytes that one generation holds at once, above what is held before: weights are not in it."""
+    count = Count()
+    with counted_memory(loop.transformer.device, count):
         loop()
-        return torch.cuda.max_memory_allocated()
-    running, peak = True, 0
-
-    def watch() -> None:
-        nonlocal peak
-        while running:
-            pages = int(Path("/proc/self/statm").read_text().split()[1])
-            peak = max(peak, pages * 4096)
-            time.sleep(1e-3)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    loop()
-    running = False
-    watcher.join()
-    return peak
+    assert count.peak_bytes is not None
+    return count.peak_bytes
 
 
 if __name__ == "__main__":
