@@ -13,14 +13,13 @@ from timing import interleave, ratio
 
 from blockdance import BlockDanceConfig, Plan, Reuse, ReuseSchedule, apply_blockdance, random_schedule
 
-MIXED_BATCH = 16
-
 
 def main() -> None:
     """Prints a row per plan and batch size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_arguments(parser)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--mixed-batch", type=int, default=16, help="images of the batch with mixed actions; 0 leaves it out")
     options = parser.parse_args()
     uniform = Table("batch", "plan", "MACs saved", "time saved", "time / MACs saved", title="BlockDance-N, all images alike")
     for batch in options.batches:
@@ -35,18 +34,20 @@ def main() -> None:
             uniform.add_row(str(batch), name, f"{macs:.1%}", f"{1 - middle:.1%}", share)
     console = Console()
     console.print(uniform)
-    console.print(mixed_table(options))
+    if options.mixed_batch:
+        console.print(mixed_table(options))
 
 
 def mixed_table(options: argparse.Namespace) -> Table:
     """A batch whose images all take schedules of their own, against the time that its MACs stand for."""
-    table = Table("schedules", "MACs left", "time left", "time / MACs left", title=f"Mixed actions in a batch of {MIXED_BATCH}")
-    loop = pixart_loop(options, MIXED_BATCH)
+    batch = options.mixed_batch
+    table = Table("schedules", "MACs left", "time left", "time / MACs left", title=f"Mixed actions in a batch of {batch}")
+    loop = pixart_loop(options, batch)
     blocks = len(loop.transformer.transformer_blocks)
     generator = torch.Generator().manual_seed(0)
     shallow, deep = Reuse(boundary=round(blocks * 20 / 28)), Reuse(boundary=blocks - 1, order=1)
-    one = random_schedule(MIXED_BATCH, options.steps, 0.3 * options.steps, shallow, generator)
-    several = random_schedule(MIXED_BATCH, options.steps, 0.3 * options.steps, shallow, generator).actions
+    one = random_schedule(batch, options.steps, 0.3 * options.steps, shallow, generator)
+    several = random_schedule(batch, options.steps, 0.3 * options.steps, shallow, generator).actions
     several = several * torch.randint(1, 3, several.shape, generator=generator)
     plans: dict[str, Plan] = {
         "one kind of reuse": one,
