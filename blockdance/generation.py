@@ -25,6 +25,7 @@ class Generation:
     taken: list[list[int]]
     states: dict[str, ReuseState] = field(default_factory=dict)
     sizes: dict[str, Any] = field(default_factory=dict)
+    shapes: dict[str, tuple[list[Any], CallShape]] = field(default_factory=dict)
     last_step: dict[str, int] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
     observed: dict[str, Any] | None = None

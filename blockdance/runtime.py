@@ -53,7 +53,7 @@ class Controller:
         self._guidance_branches = guidance_branches
         self._pipeline = pipeline
         self._steps = StepTracker(pipeline, num_inference_steps, layout.timestep_rises)
-        self._signature = inspect.signature(type(transformer).forward)
+        self._parameters = list(inspect.signature(type(transformer).forward).parameters)[1:]
         if isinstance(plan, Decider):
             plan.check(transformer)
         self.kinds = plan_kinds(plan, len(block_stack(transformer, layout)))
@@ -89,7 +89,7 @@ class Controller:
         return limit
 
     def _call(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        inputs = self._signature.bind(self._transformer, *args, **kwargs).arguments
+        inputs = dict(zip(self._parameters, args, strict=False)) | kwargs
         if not self._layout.is_step(inputs):
             return forward(*args, **kwargs)
         place = self._steps.locate(inputs.get(self._layout.timestep), self.context)
@@ -102,7 +102,7 @@ class Controller:
         self._decide(generation, place.step)
         actions = self._actions(generation, state, place.step, self._layout.splits_rows(inputs))
         # before the call: some models take the items off a list that they are given
-        shape = CallShape.of(args, kwargs, known=[call.shape for call in generation.calls[-2:]])
+        shape = self._shape(generation, place.branch, inputs, args, kwargs)
         output = self._executor.run(forward, args, kwargs, state, actions, self._steps.sigmas[place.step])
         self._observe(generation, state, place, inputs)
         generation.calls.append(Call(shape, actions))
@@ -218,6 +218,16 @@ class Controller:
             # where a step has several calls, one that reuses makes it a step that reuses
             generation.taken[image][step] = max(generation.taken[image][step], action)
         return planned
+
+    def _shape(
+        self, generation: Generation, branch: str, inputs: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> CallShape:
+        """The call's shapes, looked at again only where those of its tensors are not its branch's last ones."""
+        sizes = [value.shape for value in inputs.values() if isinstance(value, Tensor)]
+        known = generation.shapes.get(branch)
+        if known is None or known[0] != sizes:
+            known = generation.shapes[branch] = (sizes, CallShape.of(args, kwargs))
+        return known[1]
 
     def _finish(self, generation: Generation, place: Location) -> None:
         """Frees the caches of branches that have no step left to run."""

@@ -8,6 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from ada.evaluation.methods import ADA, ADA_BUDGET, RANDOM, STATIC
 from ada.evaluation.results import COMPUTE_SAVED, MethodResult, Results
@@ -45,6 +46,7 @@ def draw_schedules(results: Results, methods: Sequence[MethodResult]) -> Figure:
         saved = method.estimates[COMPUTE_SAVED].value
         panel.set_title(f"{method.name}\n{saved:.1%} of the compute saved", fontsize=9)
         panel.set_xlabel("denoising step", fontsize=8)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.tick_params(labelsize=7)
         panel.set_yticks([])
     for panel in panels[len(methods) :]:
