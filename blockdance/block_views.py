@@ -1,13 +1,12 @@
 """What stands in for a single block during one forward call: capture its output or change, replay it, or add it."""
 
-import inspect
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.utils._pytree import tree_map
 
-from blockdance.layout import BlockLayout
+from blockdance.layout import BlockLayout, parameter_names
 
 
 class Slot:
@@ -75,7 +74,7 @@ class _ChangeView(_View):
 
     def __init__(self, block: nn.Module, slot: Slot, layout: BlockLayout) -> None:
         super().__init__(block, slot, layout)
-        self.names = list(inspect.signature(type(block).forward).parameters)[1:]
+        self.names = parameter_names(block)
         self.streams = tuple(name for name in layout.streams if name in self.names)
 
     def input(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -1,6 +1,5 @@
 """Carries out one forward call: groups the rows by action, skips, captures, injects, and puts the rows together again."""
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -10,7 +9,7 @@ from torch.utils._pytree import tree_map
 
 from blockdance.cache import take_rows
 from blockdance.errors import ScheduleError
-from blockdance.layout import SHARED_ARGUMENTS, BlockLayout, block_stack
+from blockdance.layout import SHARED_ARGUMENTS, BlockLayout, block_stack, parameter_names
 from blockdance.schedule import COMPUTE, BlockReuse, Kind, Reuse
 from blockdance.state import ReuseState
 from blockdance.views import views_of
@@ -47,7 +46,7 @@ class ReuseExecutor:
         self._histories = boundaries | dict.fromkeys((*extrapolated, *observed), 2)
         self._blocks = {block for kind in kinds if isinstance(kind, BlockReuse) for block in kind.blocks}
         self._layout = layout
-        self._parameters = list(inspect.signature(type(transformer).forward).parameters)[1:]
+        self._parameters = parameter_names(transformer)
         self._views = views_of(transformer, layout, kinds)
 
     def new_state(self, num_images: int, num_branches: int) -> ReuseState:

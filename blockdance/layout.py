@@ -1,5 +1,6 @@
 """Where a transformer keeps its blocks and what its forward call looks like."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -145,3 +146,8 @@ def block_stack(transformer: nn.Module, layout: BlockLayout) -> list[tuple[str, 
 def blocks_of(transformer: nn.Module, layout: BlockLayout) -> list[nn.Module]:
     """The blocks themselves in execution order."""
     return [block_list(transformer, path)[index] for path, index in block_stack(transformer, layout)]
+
+
+def parameter_names(module: nn.Module) -> list[str]:
+    """Names of a module's forward arguments in order, also where a hook has replaced the instance's `forward`."""
+    return list(inspect.signature(type(module).forward).parameters)[1:]

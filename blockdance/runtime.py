@@ -1,6 +1,5 @@
 """The controller: which step, which branch, which rows; the cache's lifetime; the report."""
 
-import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -15,7 +14,7 @@ from blockdance.cost import CallShape, ForwardCost, count_macs
 from blockdance.errors import ScheduleError
 from blockdance.executor import ReuseExecutor
 from blockdance.generation import Call, Generation
-from blockdance.layout import BlockLayout, block_stack
+from blockdance.layout import BlockLayout, block_stack, parameter_names
 from blockdance.plan import Decider, Plan, PolicyState, plan_kinds
 from blockdance.report import BlockDanceReport
 from blockdance.schedule import COMPUTE, BlockDanceConfig, Reuse, ReuseSchedule
@@ -53,7 +52,7 @@ class Controller:
         self._guidance_branches = guidance_branches
         self._pipeline = pipeline
         self._steps = StepTracker(pipeline, num_inference_steps, layout.timestep_rises)
-        self._parameters = list(inspect.signature(type(transformer).forward).parameters)[1:]
+        self._parameters = parameter_names(transformer)
         if isinstance(plan, Decider):
             plan.check(transformer)
         self.kinds = plan_kinds(plan, len(block_stack(transformer, layout)))

@@ -1,6 +1,5 @@
 """How much do features change from step to step? Measures it, and chooses boundary, range and N, or a Block Caching schedule."""
 
-import inspect
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from torch.nn.functional import cosine_similarity
 from blockdance.cost import CallShape, ForwardCost, count_macs
 from blockdance.errors import BlockDanceError, ScheduleError
 from blockdance.families import find_layout, pipeline_parts
-from blockdance.layout import BlockLayout, blocks_of
+from blockdance.layout import BlockLayout, blocks_of, parameter_names
 from blockdance.schedule import BlockDanceConfig, ReuseSchedule, block_caching, step_range
 from blockdance.steps import Location, StepTracker
 
@@ -117,7 +116,7 @@ class FeatureRecorder:
         self._layout: BlockLayout = find_layout(self._transformer)
         self._blocks = blocks_of(self._transformer, self._layout)
         self._tracker = StepTracker(pipeline, None, self._layout.timestep_rises)
-        self._signature = inspect.signature(type(self._transformer).forward)
+        self._parameters = parameter_names(self._transformer)
         self._num_images = num_images
         self._previous: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
         self._sums = torch.empty(0)
@@ -131,8 +130,8 @@ class FeatureRecorder:
         located = self._transformer.register_forward_pre_hook(self._locate, with_kwargs=True)
         self._hooks.callback(located.remove)
         for position, block in enumerate(self._blocks):
-            names = list(inspect.signature(type(block).forward).parameters)[1:]
-            observed = block.register_forward_hook(partial(self._observe, position, names), with_kwargs=True)
+            observer = partial(self._observe, position, parameter_names(block))
+            observed = block.register_forward_hook(observer, with_kwargs=True)
             self._hooks.callback(observed.remove)
         return self
 
@@ -157,7 +156,7 @@ class FeatureRecorder:
         return FeatureChange(cosine, output_change, block_change, cost)
 
     def _locate(self, transformer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        inputs = self._signature.bind(transformer, *args, **kwargs).arguments
+        inputs = dict(zip(self._parameters, args, strict=False)) | kwargs
         if not self._layout.is_step(inputs):
             self._place = None
             return

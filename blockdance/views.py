@@ -19,8 +19,6 @@ from blockdance.layout import BlockLayout, block_list, block_stack, blocks_of, h
 from blockdance.schedule import BlockReuse, Kind, Reuse
 
 _Wrap = Callable[[int, nn.Module], nn.Module]
-
-
 Shapes = dict[int, tuple[int, Any]]
 """By block: the number of rows and a tree of shapes."""
 

@@ -85,19 +85,26 @@ def build_tokenizer() -> T5Tokenizer:
     return T5Tokenizer(vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *letters], extra_ids=0)
 
 
+def build_text_encoder(tokenizer: T5Tokenizer) -> T5EncoderModel:
+    """A random T5 encoder of width 12."""
+    config = T5Config(vocab_size=len(tokenizer), d_model=12, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
+    return scramble(T5EncoderModel(config))
+
+
+def build_vae() -> AutoencoderKL:
+    """A random autoencoder that halves 16×16 pixels."""
+    return AutoencoderKL(
+        block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4, layers_per_block=1, norm_num_groups=4, sample_size=16, scaling_factor=1.0,
+    ).eval()  # fmt: skip
+
+
 def build_pixart_pipeline() -> PixArtAlphaPipeline:
     """A random PixArt-α pipeline of 4 blocks and 16×16 pixels."""
     torch.manual_seed(0)
     tokenizer = build_tokenizer()
-    text_encoder = scramble(
-        T5EncoderModel(T5Config(vocab_size=len(tokenizer), d_model=12, d_kv=4, d_ff=16, num_layers=1, num_heads=2))
-    )
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=4, layers_per_block=1, norm_num_groups=4, sample_size=16, scaling_factor=1.0,
-    ).eval()  # fmt: skip
     pipeline = PixArtAlphaPipeline(
-        tokenizer, text_encoder, vae, build_pixart(),
+        tokenizer, build_text_encoder(tokenizer), build_vae(), build_pixart(),
         DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True),
     )  # fmt: skip
     pipeline.set_progress_bar_config(disable=True)

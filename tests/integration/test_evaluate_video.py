@@ -4,11 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import build_clip_folder, build_tokenizer, scramble
-from diffusers import AutoencoderKL, DDIMScheduler, LattePipeline, LatteTransformer3DModel
+from conftest import build_clip_folder, build_text_encoder, build_tokenizer, build_vae, scramble
+from diffusers import DDIMScheduler, LattePipeline, LatteTransformer3DModel
 from PIL import Image
 from rich.console import Console
-from transformers import T5Config, T5EncoderModel
 
 from ada.evaluation import Embedding, Request, Subject, default_metrics, evaluate_methods, peer_methods, training_free
 
@@ -20,13 +19,6 @@ def build_latte_pipeline() -> LattePipeline:
     """A random Latte pipeline of 2 pairs of blocks, 4 frames and 16×16 pixels."""
     torch.manual_seed(0)
     tokenizer = build_tokenizer()
-    text_encoder = scramble(
-        T5EncoderModel(T5Config(vocab_size=len(tokenizer), d_model=12, d_kv=4, d_ff=16, num_layers=1, num_heads=2))
-    )
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=4, layers_per_block=1, norm_num_groups=4, sample_size=16, scaling_factor=1.0,
-    ).eval()  # fmt: skip
     transformer = scramble(
         LatteTransformer3DModel(
             num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=2, cross_attention_dim=16,
@@ -35,7 +27,9 @@ def build_latte_pipeline() -> LattePipeline:
             activation_fn="gelu-approximate",
         )
     )  # fmt: skip
-    pipeline = LattePipeline(tokenizer, text_encoder, vae, transformer, DDIMScheduler(clip_sample=False))
+    pipeline = LattePipeline(
+        tokenizer, build_text_encoder(tokenizer), build_vae(), transformer, DDIMScheduler(clip_sample=False)
+    )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
