@@ -6,7 +6,8 @@ from blockdance.errors import BlockDanceError, ScheduleError, StepUnknownError, 
 from blockdance.executor import ReuseExecutor
 from blockdance.families import find_layout, register_layout
 from blockdance.layout import BlockLayout
-from blockdance.plan import Decider, Plan, PolicyState
+from blockdance.observation import PolicyState
+from blockdance.plan import Decider, Plan
 from blockdance.plan_file import load_plan, save_plan
 from blockdance.report import BlockDanceReport
 from blockdance.schedule import (

@@ -1,5 +1,6 @@
 """One call turns BlockDance on, one turns it off."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -53,6 +54,8 @@ def apply_blockdance(
     component: str = "transformer",
     num_inference_steps: int | None = None,
     guidance_branches: int | None = None,
+    groups: Sequence[int] | None = None,
+    max_rows: int | None = None,
 ) -> BlockDanceHandle:
     """Turns BlockDance on, on a diffusers pipeline or a transformer alone.
 
@@ -64,6 +67,9 @@ def apply_blockdance(
         num_inference_steps: number of denoising steps; needed for a transformer alone.
         guidance_branches: copies of each image in one forward call. By default it is seen from the latents, which the branches
             of fused classifier-free guidance share.
+        groups: a number for each image of the batch; images of one number have the same prompt and noise, so what they share, as
+            long as their actions are equal, is computed once. For trying many schedules on one image.
+        max_rows: most rows that the transformer is given at once; a larger batch runs in parts.
 
     Raises:
         UnsupportedModelError: no block layout is known, or the pipeline has no transformer.
@@ -78,7 +84,9 @@ def apply_blockdance(
         )
     if isinstance(plan, str | Path):
         plan = load_plan(plan, transformer)
-    controller = Controller(transformer, find_layout(transformer), plan, pipeline, num_inference_steps, guidance_branches)
+    controller = Controller(
+        transformer, find_layout(transformer), plan, pipeline, num_inference_steps, guidance_branches, groups, max_rows
+    )
     if type(transformer) not in _CONTROLLED:
         _CONTROLLED[type(transformer)] = _controlled(type(transformer))
     transformer.__class__ = _CONTROLLED[type(transformer)]

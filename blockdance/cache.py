@@ -88,10 +88,18 @@ class BoundaryCache:
             setattr(gathered, name, [getattr(caches[cache], name)[row] for cache, row in rows])
         return gathered
 
-    def newest_and_change(self, index: int, rows: list[int]) -> tuple[Tensor, Tensor]:
-        """The boundary's newest output of `rows` and how much it moved since the one before, of one stream of the output."""
+    def newest_and_rate(self, index: int, rows: list[int]) -> tuple[Tensor, Tensor]:
+        """The boundary's newest output of `rows`, and its change since the one before per change of noise level (zero for rows that
+        computed once only), of one stream of the output."""
         newest = _stream(self._take(self._newest, rows)[0], index)
-        return newest, newest - _stream(self._take(self._previous, rows)[0], index)
+        if self._previous is None:
+            return newest, torch.zeros_like(newest)
+        change = newest - _stream(self._take(self._previous, rows)[0], index)
+        steps = [
+            self._newest_sigma[row] - self._previous_sigma[row] if self._depth[row] > 1 else float("inf") for row in rows
+        ]
+        scale = torch.tensor([1 / step if step else 0.0 for step in steps], dtype=newest.dtype, device=newest.device)
+        return newest, change * scale.view(-1, *[1] * (newest.ndim - 1))
 
     def forget(self, rows: list[int]) -> None:
         """Takes these rows as never computed."""

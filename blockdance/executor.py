@@ -25,13 +25,19 @@ class ReuseExecutor:
         layout: where its blocks are.
         kinds: the kinds of reuse that the actions refer to.
         observed: boundaries whose last two outputs are kept for a policy to see, though no kind extrapolates them.
+        max_rows: most rows that the model is given at once; None for no limit.
 
     Raises:
         ScheduleError: a kind names a block that the model does not have.
     """
 
     def __init__(
-        self, transformer: nn.Module, layout: BlockLayout, kinds: Sequence[Kind], observed: Sequence[int] = ()
+        self,
+        transformer: nn.Module,
+        layout: BlockLayout,
+        kinds: Sequence[Kind],
+        observed: Sequence[int] = (),
+        max_rows: int | None = None,
     ) -> None:
         self.num_blocks = len(block_stack(transformer, layout))
         for kind in kinds:
@@ -41,6 +47,7 @@ class ReuseExecutor:
                     f"{self.num_blocks - 1}."
                 )
         self.kinds = tuple(kinds)
+        self.max_rows = max_rows
         boundaries: dict[int, Literal[1, 2]] = {kind.boundary: 1 for kind in kinds if isinstance(kind, Reuse)}
         extrapolated = (kind.boundary for kind in kinds if isinstance(kind, Reuse) and kind.order == 1)
         self._histories = boundaries | dict.fromkeys((*extrapolated, *observed), 2)
@@ -65,6 +72,7 @@ class ReuseExecutor:
         state: ReuseState,
         actions: Sequence[int],
         sigma: float,
+        twins: Sequence[int] | None = None,
     ) -> Any:
         """Calls `forward` once per distinct action, on the rows that take it; returns the output of the whole batch.
 
@@ -74,36 +82,40 @@ class ReuseExecutor:
             state: updated by computing rows, read by reusing ones.
             actions: one per image.
             sigma: noise level of this step.
+            twins: for each image the first image of the batch that equals it and takes the same action; only those run, and the
+                others are given what they gave. None where all images differ.
         """
+        twins = range(state.num_images) if twins is None else twins
         groups: dict[int, list[int]] = {}
-        for row in range(state.num_rows):
-            groups.setdefault(actions[row % state.num_images], []).append(row)
-        if len(groups) == 1:
-            action, rows = groups.popitem()
-            return self._run_group(forward, args, kwargs, state, action, rows, sigma)
-        outputs = []
-        for action, rows in groups.items():
-            group_args, group_kwargs = self._select(args, kwargs, rows, state.num_rows)
-            outputs.append(self._run_group(forward, group_args, group_kwargs, state, action, rows, sigma))
-        order = torch.tensor([row for rows in groups.values() for row in rows]).argsort().tolist()
-        return tree_map(lambda *parts: _restore_order(parts, order), *outputs, is_leaf=_is_list)
+        for image, first in enumerate(twins):
+            if image == first:
+                groups.setdefault(actions[image], []).append(image)
+        parts = [_Part(action, images, twins, state) for action, some in groups.items() for images in self._chunks(some, state)]
+        if len(parts) == 1 and len(parts[0].rows) == state.num_rows:
+            return self._run_part(forward, args, kwargs, state, parts[0], sigma)
+        outputs, runs = [], []
+        for part in parts:
+            part_args, part_kwargs = self._select(args, kwargs, part.rows, state.num_rows)
+            outputs.append(self._run_part(forward, part_args, part_kwargs, state, part, sigma))
+            runs.extend(part.rows)
+        places = {row: place for place, row in enumerate(runs)}
+        order = [places[state.row_of(row, twins)] for row in range(state.num_rows)]
+        return tree_map(lambda *some: _restore_order(some, order, len(runs)), *outputs, is_leaf=_is_list)
+
+    def _chunks(self, images: list[int], state: ReuseState) -> list[list[int]]:
+        """Images that run together: no more rows than `max_rows`."""
+        size = len(images) if self.max_rows is None else max(1, self.max_rows // state.num_branches)
+        return [images[start : start + size] for start in range(0, len(images), size)]
 
     def clear(self) -> None:
         """Lets go of every tensor that a call left in the views."""
         self._views.clear()
 
-    def _run_group(
-        self,
-        forward: Forward,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        state: ReuseState,
-        action: int,
-        rows: list[int],
-        sigma: float,
+    def _run_part(
+        self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any], state: ReuseState, part: "_Part", sigma: float
     ) -> Any:
-        views = self._views
-        if action == COMPUTE:
+        views, rows = self._views, part.rows
+        if part.action == COMPUTE:
             with views.computing():
                 output = forward(*args, **kwargs)
             state.shapes = views.take_shapes(len(rows))
@@ -111,9 +123,9 @@ class ReuseExecutor:
             for boundary, kept in outputs.items():
                 if any(output is None for output in kept):
                     continue  # the call left this block out, as skip-layer guidance does: nothing new to keep
-                state.caches[boundary].store(kept, sigma, rows)
+                state.caches[boundary].store(part.for_twins(kept), sigma, part.served)
         else:
-            kind = self.kinds[action - 1]
+            kind = self.kinds[part.action - 1]
             if isinstance(kind, BlockReuse):
                 views.add({block: state.changes[block].read(kind, sigma, rows) for block in kind.blocks})
             else:
@@ -123,7 +135,7 @@ class ReuseExecutor:
             views.let_go()
             changes = views.take_changes()
         for block, change in changes.items():
-            state.changes[block].store(change, sigma, rows)
+            state.changes[block].store(part.for_twins(change), sigma, part.served)
         return output
 
     def _select(
@@ -145,6 +157,32 @@ class ReuseExecutor:
         )
 
 
+class _Part:
+    """Rows that go through the model together.
+
+    Args:
+        action: what they do.
+        images: the images that run.
+        twins: for each image of the batch, the one that runs for it.
+        state: tells how rows belong to images.
+    """
+
+    def __init__(self, action: int, images: Sequence[int], twins: Sequence[int], state: ReuseState) -> None:
+        self.action = action
+        self.rows = state.rows_of(images)
+        running = set(images)
+        served = [image for image, first in enumerate(twins) if first in running]
+        self.served = state.rows_of(served)
+        places = {row: place for place, row in enumerate(self.rows)}
+        self._places = [places[state.row_of(row, twins)] for row in self.served]
+
+    def for_twins(self, output: Any) -> Any:
+        """What the rows that ran gave, for all rows that they serve."""
+        if len(self.served) == len(self.rows):
+            return output
+        return tree_map(lambda leaf: take_rows(leaf, self._places, len(self.rows)), output)
+
+
 def _select_rows(leaf: Any, rows: list[int], num_rows: int, dim: int) -> Any:
     if not isinstance(leaf, Tensor) or leaf.ndim <= dim or leaf.shape[dim] != num_rows:
         return leaf
@@ -155,11 +193,11 @@ def _is_list(node: Any) -> bool:
     return isinstance(node, list)
 
 
-def _restore_order(parts: Sequence[Any], order: list[int]) -> Any:
-    """Joins the groups' outputs, tensors or lists with one element per image, and puts the rows in their order."""
+def _restore_order(parts: Sequence[Any], order: list[int], num_rows: int) -> Any:
+    """Joins the parts' outputs, tensors or lists with one element per image, and gives every row its own; rows may repeat."""
     if isinstance(parts[0], list):
         joined = [element for part in parts for element in part]
         return [joined[row] for row in order]
     if not isinstance(parts[0], Tensor):
         return parts[0]
-    return take_rows(torch.cat(list(parts)), order, len(order))
+    return take_rows(torch.cat(list(parts)), order, num_rows)

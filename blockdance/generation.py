@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from blockdance.cost import CallShape
+from blockdance.observation import Observer
 from blockdance.schedule import ReuseSchedule
 from blockdance.state import ReuseState
 
@@ -29,6 +30,8 @@ class Generation:
     last_step: dict[str, int] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
     observed: dict[str, Any] | None = None
+    observer: Observer = field(default_factory=Observer)
+    seen_steps: set[int] = field(default_factory=set)
     peak_cache_bytes: int = 0
 
     @property

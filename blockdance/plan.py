@@ -1,52 +1,29 @@
-"""What decides: a training-free config, a schedule, or a policy that is asked once per generation."""
+"""What decides: a training-free config, a schedule, or a policy that is asked while the image is being made."""
 
-from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from torch import Tensor, nn
+from torch import nn
 
 from blockdance.errors import ScheduleError
+from blockdance.observation import PolicyState
 from blockdance.schedule import BlockDanceConfig, Kind, Reuse, ReuseSchedule
-
-
-@dataclass(frozen=True)
-class PolicyState:
-    """What a policy sees when it decides, after step ρ (0-based) has been computed. `images` is the batch without branches.
-
-    Args:
-        latents: `(images, channels, …)`, the model's input at step ρ.
-        prompt_embeds: `(images, tokens, width)` of the conditional branch.
-        prompt_mask: `(images, tokens)`, 1 for real tokens; all ones where the model takes no mask.
-        features: `(images, positions, channels)`, the conditional branch's output of the boundary block at step ρ.
-        feature_change: the same minus its value one step earlier.
-        sigmas: `(num_steps,)`, the noise level of every step.
-        decision_step: ρ.
-        num_steps: number of denoising steps.
-    """
-
-    latents: Tensor
-    prompt_embeds: Tensor
-    prompt_mask: Tensor
-    features: Tensor
-    feature_change: Tensor
-    sigmas: Tensor
-    decision_step: int
-    num_steps: int
 
 
 @runtime_checkable
 class Decider(Protocol):
-    """Anything that decides a schedule once per generation, such as a trained `ada.AdaPolicy`."""
+    """Anything that decides a schedule while a generation runs, such as a trained `ada.AdaPolicy`."""
 
     @property
     def kinds(self) -> tuple[Reuse, ...]:
         """The kinds of reuse that it chooses from; the first one's boundary is where it sees features."""
 
-    def decision_step(self, num_steps: int) -> int:
-        """The step ρ, 1 or more, after which `decide` is called."""
+    def decision_steps(self, num_steps: int) -> tuple[int, ...]:
+        """The steps after which it is asked, ascending: the first is ρ, 2 or more; steps up to ρ compute."""
 
     def decide(self, state: PolicyState) -> ReuseSchedule:
-        """Decides every image's actions; steps up to ρ must compute."""
+        """Decides the actions of the steps from `state.step` on, for every image; what it says of the steps before is not read.
+
+        They hold until it is asked again."""
 
     def check(self, transformer: nn.Module) -> None:
         """Raises an error that lists what differs where it was not made for this transformer."""
@@ -65,7 +42,7 @@ def plan_kinds(plan: Plan, num_blocks: int) -> tuple[Kind, ...]:
         return (plan.kind(num_blocks),)
     if not isinstance(plan, ReuseSchedule | Decider):
         raise ScheduleError(
-            f"The plan must be a BlockDanceConfig, a ReuseSchedule, or have `kinds`, `decision_step` and `decide` (such as an "
+            f"The plan must be a BlockDanceConfig, a ReuseSchedule, or have `kinds`, `decision_steps` and `decide` (such as an "
             f"AdaPolicy); got {type(plan).__name__}."
         )
     return plan.kinds

@@ -1,6 +1,6 @@
 """The controller: which step, which branch, which rows; the cache's lifetime; the report."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -15,7 +15,8 @@ from blockdance.errors import ScheduleError
 from blockdance.executor import ReuseExecutor
 from blockdance.generation import Call, Generation
 from blockdance.layout import BlockLayout, block_stack, parameter_names
-from blockdance.plan import Decider, Plan, PolicyState, plan_kinds
+from blockdance.observation import NoiseScale, Observer, PolicyState
+from blockdance.plan import Decider, Plan, plan_kinds
 from blockdance.report import BlockDanceReport
 from blockdance.schedule import COMPUTE, BlockDanceConfig, Reuse, ReuseSchedule
 from blockdance.state import ReuseState
@@ -35,6 +36,9 @@ class Controller:
         pipeline: the pipeline whose scheduler drives the loop, or None when the transformer is used alone.
         num_inference_steps: number of denoising steps, where there is no pipeline.
         guidance_branches: copies of each image in one call; by default seen from the latents, which the copies share.
+        groups: a number for each image of the batch; images of one number have the same prompt and noise, so what they share, as
+            long as their actions are equal, is computed once. None where all images differ.
+        max_rows: most rows that the model is given at once.
     """
 
     def __init__(
@@ -45,6 +49,8 @@ class Controller:
         pipeline: Any = None,
         num_inference_steps: int | None = None,
         guidance_branches: int | None = None,
+        groups: Sequence[int] | None = None,
+        max_rows: int | None = None,
     ) -> None:
         self._transformer = transformer
         self._layout = layout
@@ -57,7 +63,8 @@ class Controller:
             plan.check(transformer)
         self.kinds = plan_kinds(plan, len(block_stack(transformer, layout)))
         observed = [plan.kinds[0].boundary] if isinstance(plan, Decider) else []
-        self._executor = ReuseExecutor(transformer, layout, self.kinds, observed)
+        self._executor = ReuseExecutor(transformer, layout, self.kinds, observed, max_rows)
+        self._groups = None if groups is None else list(groups)
         self._generation: Generation | None = None
         self._device = torch.device("cpu")
         self.context: Any = None
@@ -98,11 +105,13 @@ class Controller:
             generation = self._begin(inputs[self._layout.latents], num_rows)
             self._device = next(leaf.device for leaf in tree_leaves(inputs[self._layout.latents]))
         state = self._state(generation, place.branch, inputs, num_rows)
+        self._look(generation, state, place, inputs)
         self._decide(generation, place.step)
         actions = self._actions(generation, state, place.step, self._layout.splits_rows(inputs))
         # before the call: some models take the items off a list that they are given
         shape = self._shape(generation, place.branch, inputs, args, kwargs)
-        output = self._executor.run(forward, args, kwargs, state, actions, self._steps.sigmas[place.step])
+        twins = self._twins(generation, place.step)
+        output = self._executor.run(forward, args, kwargs, state, actions, self._steps.sigmas[place.step], twins)
         self._observe(generation, state, place, inputs)
         generation.calls.append(Call(shape, actions))
         generation.peak_cache_bytes = max(generation.peak_cache_bytes, generation.cache_bytes)
@@ -153,56 +162,85 @@ class Controller:
         generation.states[branch], generation.sizes[branch] = state, size
         return state
 
+    def _look(self, generation: Generation, state: ReuseState, place: Location, inputs: dict[str, Any]) -> None:
+        """Shows the observer of a decider the latents of every step, those of the conditional rows."""
+        if not isinstance(self._plan, Decider) or place.step in generation.seen_steps:
+            return
+        generation.seen_steps.add(place.step)
+        rows = self._conditional_rows(state)
+        latents = inputs[self._layout.latents]
+        chosen = take_rows(latents, rows, state.num_rows) if isinstance(latents, Tensor) else _stack(latents, rows)
+        generation.observer.see(chosen, place.step, self._steps.sigmas, self._noise_scale())
+
     def _decide(self, generation: Generation, step: int) -> None:
-        """Asks a decider once, before the first step after ρ."""
-        if generation.schedule is not None or not isinstance(self._plan, Decider) or generation.observed is None:
+        """Asks a decider before the first step after each of its decision steps."""
+        if not isinstance(self._plan, Decider) or generation.observed is None or step <= generation.observed["step"]:
             return
-        if step <= generation.observed["decision_step"]:
-            return
-        schedule = self._plan.decide(PolicyState(**generation.observed))
-        if schedule.num_steps != self._steps.num_steps:
+        seen = generation.observed | {"step": step}
+        generation.observed = None
+        clean = generation.observer.clean
+        if clean is None:
+            return  # started later than ρ: nothing to compare with, so everything computes
+        latents = generation.observer.latents
+        done = torch.tensor(generation.taken)
+        scale = self._noise_scale()
+        levels = torch.tensor([scale.share(level) for level in self._steps.sigmas])
+        decided = self._plan.decide(
+            PolicyState(
+                latents=latents, clean=clean, sigmas=levels.to(latents.device), actions=done.to(latents.device), **seen
+            )
+        )
+        if decided.num_steps != self._steps.num_steps:
             raise ScheduleError(
-                f"{type(self._plan).__name__}.decide returned {schedule.num_steps} steps of actions; this generation has "
+                f"{type(self._plan).__name__}.decide returned {decided.num_steps} steps of actions; this generation has "
                 f"{self._steps.num_steps}."
             )
-        generation.schedule = ReuseSchedule(schedule.actions.cpu(), schedule.kinds).expand(generation.num_images)
-        generation.observed = None
+        actions = decided.actions.cpu().expand(generation.num_images, -1)
+        is_done = torch.arange(self._steps.num_steps) < step
+        generation.schedule = ReuseSchedule(torch.where(is_done, done.clamp(min=COMPUTE), actions), decided.kinds)
 
     def _observe(self, generation: Generation, state: ReuseState, place: Location, inputs: dict[str, Any]) -> None:
-        """Keeps at step ρ what a decider will see, from the conditional rows."""
-        if not isinstance(self._plan, Decider) or generation.schedule is not None:
+        """Keeps after a decision step what a decider will see, from the conditional rows."""
+        if not isinstance(self._plan, Decider) or not place.is_first or place.branch.startswith("uncond"):
             return
-        is_conditional = place.is_first and not place.branch.startswith("uncond")
-        if not is_conditional or place.step != self._plan.decision_step(self._steps.num_steps):
+        if place.step not in self._plan.decision_steps(self._steps.num_steps):
             return
-        if "encoder_hidden_states" not in inputs:
-            raise ScheduleError(
-                f"{type(self._plan).__name__} decides from prompt embeddings, but {type(self._transformer).__name__} was called "
-                "without `encoder_hidden_states`. Use a BlockDanceConfig or a ReuseSchedule on this model."
-            )
-        kind = self._plan.kinds[0]
-        cache = state.caches[kind.boundary]
-        first = state.num_rows - state.num_images if self._layout.cond_last else 0
-        rows = list(range(first, first + state.num_images))
-        if not cache.serves(Reuse(boundary=0, order=1), rows[0]):
-            return  # started later than ρ: nothing to compare with, so everything computes
-        features, change = cache.newest_and_change(self._layout.image_index, rows)
+        rows = self._conditional_rows(state)
 
-        def select(tensor: Tensor) -> Any:
-            return take_rows(tensor, rows, state.num_rows)
+        def select(name: str) -> Any:
+            value = inputs.get(name)
+            return value if value is None else take_rows(value, rows, state.num_rows)
 
-        embeds = select(inputs["encoder_hidden_states"])
-        mask = inputs.get("encoder_attention_mask")
+        embeds, mask = select("encoder_hidden_states"), select("encoder_attention_mask")
+        if embeds is not None and mask is None:
+            mask = embeds.new_ones(embeds.shape[:2])
+        cache = state.caches[self._plan.kinds[0].boundary]
+        features, change = cache.newest_and_rate(self._layout.image_index, rows)
         generation.observed = {
-            "latents": select(inputs[self._layout.latents]),
             "prompt_embeds": embeds,
-            "prompt_mask": embeds.new_ones(embeds.shape[:2]) if mask is None else select(mask),
+            "prompt_mask": mask,
+            "class_labels": select("class_labels"),
             "features": features,
             "feature_change": change,
-            "sigmas": torch.tensor(self._steps.sigmas, device=embeds.device),
-            "decision_step": place.step,
-            "num_steps": self._steps.num_steps,
+            "step": place.step,
         }
+
+    def _conditional_rows(self, state: ReuseState) -> list[int]:
+        first = state.num_rows - state.num_images if self._layout.cond_last else 0
+        return list(range(first, first + state.num_images))
+
+    def _noise_scale(self) -> NoiseScale:
+        return NoiseScale.of(getattr(self._pipeline, "scheduler", None), self._steps.sigmas)
+
+    def _twins(self, generation: Generation, step: int) -> list[int] | None:
+        """For each image the first of its group that has taken the same actions up to this step."""
+        if self._groups is None:
+            return None
+        if len(self._groups) != generation.num_images:
+            raise ScheduleError(f"`groups` names {len(self._groups)} images, but the batch has {generation.num_images}.")
+        first: dict[Any, int] = {}
+        keys = [(group, tuple(taken[: step + 1])) for group, taken in zip(self._groups, generation.taken, strict=True)]
+        return [first.setdefault(key, image) for image, key in enumerate(keys)]
 
     def _actions(self, generation: Generation, state: ReuseState, step: int, splits_rows: bool) -> list[int]:
         """This step's action per image; computes where the cache cannot serve yet, as after a late start (img2img), and where
@@ -272,6 +310,14 @@ class Controller:
             inputs = shape.inputs(self._device)
             costs[shape] = count_macs(self._transformer, self._layout, *inputs, shared=(self,))
         return costs[shape]
+
+
+def _stack(latents: Sequence[Tensor], rows: Sequence[int]) -> Tensor:
+    """A list with one tensor per image as one tensor."""
+    chosen = [latents[row] for row in rows]
+    if len({image.shape for image in chosen}) > 1:
+        raise ScheduleError("A policy decides about images of one size; this batch mixes sizes. Run them in batches of their own.")
+    return torch.stack(chosen)
 
 
 def _size(latents: Any, num_images: int) -> Any:

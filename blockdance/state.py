@@ -36,6 +36,14 @@ class ReuseState:
     def num_rows(self) -> int:
         return self.num_images * self.num_branches
 
+    def rows_of(self, images: Sequence[int]) -> list[int]:
+        """The rows of some images, branch by branch."""
+        return [branch * self.num_images + image for branch in range(self.num_branches) for image in images]
+
+    def row_of(self, row: int, images: Sequence[int]) -> int:
+        """The row of the same branch that belongs to the image which `images` names for this row's own."""
+        return row - row % self.num_images + images[row % self.num_images]
+
     @property
     def num_bytes(self) -> int:
         """Bytes of all caches, each storage counted once."""

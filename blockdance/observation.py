@@ -1,0 +1,155 @@
+"""What a decider sees: predicted clean latents, features at a boundary, and what the model was told."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+HISTORY = 4
+"""Predicted clean latents that are kept: their last three changes tell most of how sensitive an image is."""
+
+
+@dataclass(frozen=True)
+class PolicyState:
+    """What a policy sees when it decides, between two denoising steps. `images` is the batch without guidance branches.
+
+    Args:
+        latents: `(images, …)`, the model's input at the coming step.
+        clean: `(images, history, …)`, the predicted clean latents x̂₀ of the last steps, the newest last; 2 to `HISTORY`.
+        features: `(images, positions, channels)`, the conditional branch's output of the boundary block when it last ran.
+        feature_change: its change since it ran before, per change of noise level; zeros where it ran once only.
+        prompt_embeds: `(images, tokens, width)` of the conditional branch; None for a model without prompts.
+        prompt_mask: `(images, tokens)`, 1 for real tokens; None where there are no prompts.
+        class_labels: int64 `(images,)`; None for a model without class labels.
+        sigmas: `(num_steps,)`, the share of noise in the latents of every step, falling from 1 to 0.
+        actions: int64 `(images, num_steps)`, the actions taken at the steps that are done; −1 for those still open.
+        step: index of the coming step: the first that is open.
+    """
+
+    latents: Tensor
+    clean: Tensor
+    features: Tensor
+    feature_change: Tensor
+    prompt_embeds: Tensor | None
+    prompt_mask: Tensor | None
+    class_labels: Tensor | None
+    sigmas: Tensor
+    actions: Tensor
+    step: int
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.sigmas)
+
+    @property
+    def num_images(self) -> int:
+        return len(self.latents)
+
+    def take(self, images: Sequence[int]) -> "PolicyState":
+        """The state of some images, which may repeat."""
+        index = torch.as_tensor(images, device=self.latents.device)
+        values = {name: value[index] if name in _PER_IMAGE and value is not None else value for name, value in vars(self).items()}
+        return PolicyState(**values)
+
+    @staticmethod
+    def cat(states: Sequence["PolicyState"]) -> "PolicyState":
+        """Several batches before the same step as one; prompts are padded to the longest."""
+        first = states[0]
+        joined: dict[str, Any] = dict(vars(first))
+        for name in _PER_IMAGE:
+            values = [getattr(state, name) for state in states]
+            if values[0] is not None:
+                joined[name] = _cat_padded(values) if name.startswith("prompt") else torch.cat(values)
+        return PolicyState(**joined)
+
+    def to(self, device: torch.device | str) -> "PolicyState":
+        """The same on another device."""
+        moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in vars(self).items()}
+        return PolicyState(**moved)
+
+
+_PER_IMAGE = (
+    "latents", "clean", "features", "feature_change", "prompt_embeds", "prompt_mask", "class_labels", "actions"
+)  # fmt: skip
+
+
+def _cat_padded(parts: Sequence[Tensor]) -> Tensor:
+    longest = max(part.shape[1] for part in parts)
+    return torch.cat([torch.cat([part, part.new_zeros(len(part), longest - part.shape[1], *part.shape[2:])], 1) for part in parts])
+
+
+@dataclass(frozen=True)
+class NoiseScale:
+    """How much signal and noise the latents hold at a noise level: x = α·x₀ + σ·ε.
+
+    Args:
+        is_flow: whether levels are those of a straight path, α = 1 − σ; else σ/α as of a variance-preserving diffusion, whose
+            model inputs have α² + σ² = 1.
+    """
+
+    is_flow: bool
+
+    @classmethod
+    def of(cls, scheduler: Any, levels: Sequence[float]) -> "NoiseScale":
+        """Reads it from a scheduler; without one, levels of 1 at most are those of a flow."""
+        config = getattr(scheduler, "config", {})
+        named = "FlowMatch" in type(scheduler).__name__ or config.get("prediction_type") == "flow_prediction"
+        return cls(is_flow=named or (scheduler is None and max(levels) <= 1.0 + 1e-6))
+
+    def split(self, level: float) -> tuple[float, float]:
+        """α and σ at a level."""
+        if self.is_flow:
+            return 1.0 - level, level
+        scale = (1.0 + level * level) ** -0.5
+        return scale, level * scale
+
+    def share(self, level: float) -> float:
+        """The noise's share σ/(α + σ) of the latents: 1 is noise alone, 0 an image."""
+        alpha, sigma = self.split(level)
+        return sigma / (alpha + sigma)
+
+
+def predict_clean(before: Tensor, after: Tensor, levels: tuple[float, float], scale: NoiseScale) -> Tensor:
+    """x̂₀ of the step that leads from the latents `before` to `after`.
+
+    A deterministic first-order step keeps the model's predictions of image and noise, so both latents hold the same x̂₀ and ε̂: two
+    equations, x = α·x̂₀ + σ·ε̂ at either level. With guidance it is the guided prediction, whatever the sampler calls it.
+
+    Args:
+        before, after: latents of equal shape.
+        levels: their noise levels.
+        scale: what the levels mean.
+    """
+    (alpha, sigma), (alpha_after, sigma_after) = scale.split(levels[0]), scale.split(levels[1])
+    determinant = sigma * alpha_after - sigma_after * alpha
+    if abs(determinant) < 1e-9:
+        return after
+    return (sigma * after.float() - sigma_after * before.float()) / determinant
+
+
+class Observer:
+    """Collects during a generation what a decider will see."""
+
+    def __init__(self) -> None:
+        self._latents: Tensor | None = None
+        self._step = -1
+        self._clean: list[Tensor] = []
+
+    def see(self, latents: Tensor, step: int, levels: Sequence[float], scale: NoiseScale) -> None:
+        """Takes the latents before a step; called once a step."""
+        if self._latents is not None and self._latents.shape == latents.shape and step > self._step:
+            self._clean.append(predict_clean(self._latents, latents, (levels[self._step], levels[step]), scale))
+            self._clean = self._clean[-HISTORY:]
+        self._latents, self._step = latents, step
+
+    @property
+    def latents(self) -> Tensor:
+        assert self._latents is not None, "`see` comes first"
+        return self._latents
+
+    @property
+    def clean(self) -> Tensor | None:
+        """`(images, history, …)`; None as long as there are fewer than two predictions."""
+        return torch.stack(self._clean, 1) if len(self._clean) > 1 else None
