@@ -43,7 +43,7 @@ def test_shipped_captions_are_apart_from_each_other_and_from_every_emoji_caption
 
 def test_shipped_captions_contain_no_test_caption():
     tests = [set(sorted_words(caption)) for caption in prompts("test")]
-    for caption in prompts("composed-train") + prompts("composed-validation"):
+    for caption in prompts("composed_train") + prompts("composed_validation"):
         assert not any(test <= set(sorted_words(caption)) for test in tests), caption
 
 
