@@ -1,59 +1,55 @@
 """Trains a BlockDance-Ada policy.
 
     python train.py                                      the embedded text-to-emoji model, on a laptop's CPU
-    python train.py --config configs/pixart_alpha.yaml   the paper's settings on PixArt-α
+    python train.py --config configs/pixart_alpha.yaml   PixArt-α, on GPUs
     python train.py --help                               every option; any key of the YAML is one
 
 The same command run again resumes a killed run. The run's folder is `trainer.default_root_dir`.
 """
 
 import sys
-import time
 from pathlib import Path
 
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from ada.data import PromptDataModule
-from ada.module import AdaModule
 from ada.rewards import RewardError
-from ada.summary import print_summary
+from ada.schedules import LadderError
+from ada.training import NothingLearnt, Run, RunError
 from blockdance import BlockDanceError
 
 
-def main(arguments: list[str] | None = None) -> AdaModule:
+class TrainingCLI(LightningCLI):
+    """LightningCLI with the one option that is neither trainer's, model's nor data's."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--require_gain", type=bool, default=False, help="fail unless the policy beats the mixture of static schedules"
+        )
+
+
+def main(arguments: list[str] | None = None) -> LightningModule:
     """Trains, or goes on training, and exports the policy; `arguments` are those of the command line."""
-    cli = LightningCLI(
-        AdaModule,
-        PromptDataModule,
+    cli = TrainingCLI(
+        LightningModule,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
         args=arguments,
         run=False,
         seed_everything_default=0,
-        save_config_kwargs={"overwrite": True},
+        save_config_callback=None,
         parser_kwargs={
             "default_config_files": [str(Path(__file__).parent / "configs" / "default.yaml")],
             "allow_abbrev": False,
         },
     )
-    trainer, output = cli.trainer, Path(cli.trainer.default_root_dir)
-    module: AdaModule = cli.model
-    # an epoch's end is where a resumed run continues exactly: every epoch's order of prompts depends on its number alone
-    trainer.callbacks.append(  # type: ignore[attr-defined]
-        ModelCheckpoint(output / "checkpoints", save_last=True, save_on_train_epoch_end=True)
-    )
-    last = output / "checkpoints" / "last.ckpt"
-    started = time.monotonic()
-    if not last.is_file():
-        trainer.validate(module, cli.datamodule, verbose=False)
-    trainer.fit(module, cli.datamodule, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
-    if trainer.is_global_zero:
-        module.export(output / "policy")
-        print_summary(module, output, (time.monotonic() - started) / 60)
-    return module
+    Run(cli.trainer, cli.model, cli.datamodule, cli.config).train(require_gain=bool(cli.config["require_gain"]))
+    return cli.model
 
 
 if __name__ == "__main__":
     try:
         main()
-    except (FileNotFoundError, BlockDanceError, RewardError) as error:
+    except (OSError, BlockDanceError, LadderError, RewardError, RunError, NothingLearnt) as error:
         sys.exit(f"error: {error}")

@@ -61,6 +61,7 @@ class PerceptualDistance(Reward):
     compares_with_reference = True
 
     def __init__(self, model: str = "checkpoints/emoji-scorer", scale: float = 1.0) -> None:
+        self.model = model
         self.features = load_vision(model)
         self.scale = scale
 
@@ -89,6 +90,7 @@ class LatentDistance(Reward):
 
     def __init__(self, model: str = "checkpoints/emoji-dit", subfolder: str | None = "vae", scale: float = 1.0) -> None:
         vae: Any = AutoencoderKL.from_pretrained(model, subfolder=subfolder, torch_dtype=torch.float32)
+        self.model = model
         self._vae = vae.eval().requires_grad_(False)
         self.scale = scale
 

@@ -56,6 +56,7 @@ class TemporalConsistency(Reward):
     """
 
     def __init__(self, model: str = "checkpoints/emoji-scorer", scale: float = 1.0) -> None:
+        self.model = model
         self.features = load_vision(model)
         self.scale = scale
 

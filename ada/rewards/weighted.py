@@ -3,18 +3,26 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ada.rewards.base import Reward, RewardError, check_cap, score_references
 from ada.rewards.statistics import RunningStatistics
-from ada.types import RewardResult
 
 Normalisation = Literal["running", "reference"]
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RewardResult:
+    """A reward and its named parts, each `(images,)`, and which images count, bool `(images,)`."""
+
+    total: Tensor
+    parts: dict[str, Tensor]
+    kept: Tensor
 
 
 @dataclass(frozen=True)
@@ -165,6 +173,15 @@ class WeightedReward:
             centre = 0.0 if self.is_relative(name) else statistics.mean
             values = (values - centre) / statistics.deviation
         return values.clamp(max=self.positive_cap) if self.is_relative(name) else values
+
+    def describe(self) -> dict[str, Any]:
+        """What tells one such reward from another: the parts' classes and plain settings, weights and normalisation."""
+        parts = {
+            name: [type(reward).__name__, {key: value for key, value in vars(reward).items() if isinstance(value, int | float | str)}]
+            for name, reward in self.rewards.items()
+        }
+        settings = {"weights": self.weights, "relative": self.relative, "cap": self.positive_cap}
+        return {"parts": parts, "normalisation": self.normalisation} | settings
 
     def to(self, device: torch.device | str) -> "WeightedReward":
         """Moves every part."""

@@ -1,28 +1,22 @@
-"""The policy network, its decisions as a `ReuseSchedule`, and its life on the Hugging Face Hub."""
+"""The paper's policy: one decision about every step by itself, after ρ."""
 
-import copy
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import Self
 
-from ada.types import BaseModel, PolicyState
-from blockdance import BlockDanceError, Reuse, ReuseSchedule
+from ada.policy.base import AdaPolicy, BaseModel
+from blockdance import PolicyState, Reuse, ReuseSchedule
 
 NUM_IMAGE_TOKENS = 64
 NUM_WAVES = 10
 NUM_QUERY_FEATURES = NUM_WAVES + 3
 
 
-class IncompatiblePolicyError(BlockDanceError):
-    """A policy and a model that do not belong together."""
-
-
-class AdaPolicy(nn.Module, PyTorchModelHubMixin, library_name="blockdance-ada", tags=["blockdance-ada", "diffusers"]):
+class StepPolicy(AdaPolicy):
     """Decides, image by image, which of the remaining denoising steps reuse, and how.
 
     Three transformer blocks over tokens of the early features, the latents and the prompt, and one query token per step to
@@ -39,7 +33,10 @@ class AdaPolicy(nn.Module, PyTorchModelHubMixin, library_name="blockdance-ada", 
         quality_weight: λ at which `decide` works unless told otherwise.
         quality_weight_range: the λ it was trained on.
         hidden_size, num_layers, num_heads: of its transformer blocks.
+        compute: share of the denoising compute to spend per image; None where λ decides.
     """
+
+    form: ClassVar[str] = "steps"
 
     def __init__(
         self,
@@ -55,18 +52,18 @@ class AdaPolicy(nn.Module, PyTorchModelHubMixin, library_name="blockdance-ada", 
         hidden_size: int = 128,
         num_layers: int = 3,
         num_heads: int = 4,
+        compute: float | None = None,
     ) -> None:
-        super().__init__()
+        config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        super().__init__(config, BaseModel(**base_model), [Reuse(**kind) for kind in kinds])
         if len(action_costs) != len(kinds) + 1:
             raise ValueError(
                 f"`action_costs` must have one entry per kind and one for compute: {len(kinds) + 1}; got {len(action_costs)}."
             )
-        self.base_model = BaseModel(**base_model)
-        self.kinds = tuple(Reuse(**kind) for kind in kinds)
         self.prefix, self.forced_tail = prefix, forced_tail
         self.quality_weight = quality_weight
         self.quality_weight_range = (float(quality_weight_range[0]), float(quality_weight_range[1]))
-        self.compute: float | None = None
+        self.compute = compute
         self.action_costs: Tensor
         self.register_buffer("action_costs", torch.tensor(action_costs, dtype=torch.float32), persistent=False)
 
@@ -90,13 +87,13 @@ class AdaPolicy(nn.Module, PyTorchModelHubMixin, library_name="blockdance-ada", 
 
     # --- which steps ---
 
-    def decision_step(self, num_steps: int) -> int:
-        """ρ as a step: computed itself, and the last one before the decisions; 1 or more."""
-        return max(1, round(self.prefix * num_steps))
+    def decision_steps(self, num_steps: int) -> tuple[int]:
+        """ρ as a step: computed itself, and the last one before the decisions; 2 or more."""
+        return (max(2, round(self.prefix * num_steps)),)
 
     def decided_steps(self, num_steps: int) -> range:
         """The steps that it decides about: after ρ, before the forced tail."""
-        first = self.decision_step(num_steps) + 1
+        first = self.decision_steps(num_steps)[0] + 1
         return range(first, max(first, round((1 - self.forced_tail) * num_steps)))
 
     # --- the network ---
@@ -112,18 +109,24 @@ class AdaPolicy(nn.Module, PyTorchModelHubMixin, library_name="blockdance-ada", 
             `(images, decisions, actions)`, float32.
         """
         dtype = self.positions.dtype
+        prompt_embeds, prompt_mask = state.prompt_embeds, state.prompt_mask
+        if prompt_embeds is None or prompt_mask is None:
+            prompt_embeds = state.latents.new_zeros(state.num_images, 0, self.base_model.prompt_width)
+            prompt_mask = state.latents.new_zeros(state.num_images, 0)
         features = _pool(_with_magnitude(state.features.to(dtype)))
-        change = _pool(_with_magnitude(state.feature_change.to(dtype)))
+        # the change of one step, as it was when the first policies were trained
+        last_step = state.sigmas[state.step - 1] - state.sigmas[state.step - 2]
+        change = _pool(_with_magnitude((state.feature_change * last_step).to(dtype)))
         side = round(NUM_IMAGE_TOKENS**0.5)
         latents = F.adaptive_avg_pool2d(state.latents.to(dtype).flatten(2, -2), side).flatten(2).transpose(1, 2)
         image = self.embed_features(features) + self.embed_change(change) + self.positions[0]
         noisy = self.embed_latents(latents) + self.positions[1]
-        prompt = self.embed_prompt(F.layer_norm(state.prompt_embeds.to(dtype), state.prompt_embeds.shape[-1:]))
+        prompt = self.embed_prompt(F.layer_norm(prompt_embeds.to(dtype), prompt_embeds.shape[-1:]))
         queries = self.embed_query(self._describe_steps(state, quality_weight).to(dtype))
         tokens = torch.cat([image, noisy, prompt, queries], dim=1)
         ignored = torch.zeros(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         start = 2 * NUM_IMAGE_TOKENS
-        ignored[:, start : start + prompt.shape[1]] = state.prompt_mask < 0.5
+        ignored[:, start : start + prompt.shape[1]] = prompt_mask < 0.5
         hidden = self.blocks(tokens, src_key_padding_mask=ignored)
         logits: Tensor = self.head(hidden[:, -queries.shape[1] :])
         return logits.float()
@@ -145,13 +148,13 @@ class AdaPolicy(nn.Module, PyTorchModelHubMixin, library_name="blockdance-ada", 
 
     # --- decisions ---
 
-    def with_options(self, *, quality_weight: float | None = None, compute: float | None = None) -> "AdaPolicy":
+    def with_options(self, *, quality_weight: float | None = None, compute: float | None = None) -> Self:
         """The same network, deciding at another λ or within a compute budget.
 
         Args:
             quality_weight: λ: larger computes more. It should lie in `quality_weight_range`.
             compute: share of the denoising compute to spend per image, in (0, 1]; steps are ranked by how much the policy wants
-                to reuse them, and as many reuse as the budget asks for.
+                to reuse them, and the number of reuses that comes nearest to the budget is taken.
 
         Raises:
             ValueError: a value out of its bounds.
@@ -160,18 +163,13 @@ class AdaPolicy(nn.Module, PyTorchModelHubMixin, library_name="blockdance-ada", 
             raise ValueError(f"`quality_weight` must be positive; got {quality_weight}.")
         if compute is not None and not 0 < compute <= 1:
             raise ValueError(f"`compute` must lie in (0, 1]; got {compute}.")
-        other = copy.copy(self)
-        if quality_weight is not None:
-            other.quality_weight = quality_weight
-        other.compute = compute
-        return other
+        return self._copy(quality_weight=self.quality_weight if quality_weight is None else quality_weight, compute=compute)
 
     @torch.no_grad()
     def decide(self, state: PolicyState) -> ReuseSchedule:
         """Greedy decisions, or those that meet the compute budget. Steps up to ρ and the tail compute."""
-        policy = self.to(state.latents.device)
-        weight = torch.full((len(state.latents),), policy.quality_weight, device=state.latents.device)
-        logits = policy(state, weight)
+        weight = torch.full((state.num_images,), self.quality_weight, device=state.latents.device)
+        logits = self(state, weight)
         decisions = logits.argmax(-1) if self.compute is None else self._meet_budget(logits, state.num_steps)
         return self.schedule(decisions, state.num_steps)
 
@@ -182,43 +180,24 @@ class AdaPolicy(nn.Module, PyTorchModelHubMixin, library_name="blockdance-ada", 
         return ReuseSchedule(actions, self.kinds)
 
     def _meet_budget(self, logits: Tensor, num_steps: int) -> Tensor:
-        """Turns the most wanted steps to reuse, as long as more than the budget would be spent."""
+        """Turns the most wanted steps to reuse, as many as come nearest to the budget.
+
+        Raises:
+            ValueError: the budget is below what the policy can reach.
+        """
+        assert self.compute is not None
         best, kind = logits[..., 1:].max(-1)
         savings = 1 - self.action_costs[kind + 1].to(logits.device)
         order = (best - logits[..., 0]).argsort(-1, descending=True)
-        spent_before = num_steps - (savings.gather(-1, order).cumsum(-1) - savings.gather(-1, order))
-        assert self.compute is not None
-        chosen = torch.zeros_like(order, dtype=torch.bool).scatter(-1, order, spent_before > self.compute * num_steps + 1e-6)
-        return torch.where(chosen, kind + 1, 0)
-
-    # --- belonging to a model ---
-
-    def check(self, transformer: nn.Module) -> None:
-        """Checks that a transformer is like the one it was trained on.
-
-        Raises:
-            IncompatiblePolicyError: lists what differs.
-        """
-        differences = self.base_model.differences(BaseModel.of(transformer))
-        if differences:
-            raise IncompatiblePolicyError(
-                "This policy was trained on another architecture (policy here, your model there): "
-                + "; ".join(differences)
-                + ". Load a policy made for your model, or train one with train.py."
+        spent = num_steps - savings.gather(-1, order).cumsum(-1)
+        wanted = self.compute * num_steps
+        if bool((spent[:, -1] > wanted + 0.5).any()):
+            raise ValueError(
+                f"With {num_steps} steps this policy spends {float(spent[:, -1].max()) / num_steps:.2f} of the compute at least; "
+                f"`compute` {self.compute} cannot be met."
             )
-
-    @classmethod
-    def for_transformer(
-        cls, transformer: nn.Module, feature_width: int, kinds: Sequence[Reuse], action_costs: Sequence[float], **options: Any
-    ) -> "AdaPolicy":
-        """A fresh policy for a transformer; `options` are those of the constructor."""
-        return cls(
-            base_model=asdict(BaseModel.of(transformer)),
-            feature_width=feature_width,
-            kinds=[asdict(kind) for kind in kinds],
-            action_costs=[float(cost) for cost in action_costs],
-            **options,
-        )
+        chosen = torch.zeros_like(order, dtype=torch.bool).scatter(-1, order, spent > wanted - 0.5)
+        return torch.where(chosen, kind + 1, 0)
 
 
 def _with_magnitude(tokens: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
-"""The Lightning module: wires policy, backbone, rollout and reward together, and logs."""
+"""Training of a `StepPolicy`, the paper's way: sampled schedules, REINFORCE, one decision after ρ; wired for Lightning."""
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +12,79 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
+from torch import Tensor, nn
 
-from ada import figures, reinforce
-from ada.backbone import Backbone
-from ada.hub import save_policy
-from ada.policy import AdaPolicy
+from ada import reinforce
+from ada.policy import BaseModel, StepPolicy
 from ada.reinforce import AdvantageKind
 from ada.rewards import WeightedReward
-from ada.rollout import Denoiser, Prefix
-from ada.types import Rollout
-from blockdance import Reuse
+from ada.rollouts import FrozenPipeline, probe
+from ada.training import pictures
+from blockdance import PolicyState, Reuse, ReuseSchedule
 
 
-class AdaModule(LightningModule):
-    """Trains an `AdaPolicy` by policy gradient over a frozen pipeline.
+class SampledSchedules:
+    """A decider that draws a group of schedules per prompt; the first of each prompt's rows computes everything: the reference.
 
     Args:
-        backbone: the frozen pipeline. It is no part of `state_dict`.
+        policy: decides.
+        quality_weights: λ, `(prompts,)`.
+        draw: decisions `(prompts, group, decisions)` for logits `(prompts, decisions, actions)`.
+    """
+
+    def __init__(self, policy: StepPolicy, quality_weights: Tensor, draw: Callable[[Tensor], Tensor]) -> None:
+        self._policy, self._quality_weights, self._draw = policy, quality_weights, draw
+        self.kinds = policy.kinds
+        self.state: PolicyState | None = None
+
+    def decision_steps(self, num_steps: int) -> tuple[int, ...]:
+        return self._policy.decision_steps(num_steps)
+
+    @torch.no_grad()
+    def decide(self, state: PolicyState) -> ReuseSchedule:
+        group = state.num_images // len(self._quality_weights)
+        self.state = state.take(range(0, state.num_images, group))
+        self.logits = self._policy(self.state, self._quality_weights)
+        self.decisions = self._draw(self.logits)
+        with_reference = torch.cat([torch.zeros_like(self.decisions[:, :1]), self.decisions], 1)
+        return self._policy.schedule(with_reference.flatten(0, 1), state.num_steps)
+
+    def check(self, transformer: nn.Module) -> None:
+        """It was made for the model that is trained over."""
+
+
+@dataclass(frozen=True)
+class SampledRollout:
+    """What sampled schedules led to.
+
+    Args:
+        state: what the policy saw of each prompt.
+        logits: `(prompts, decisions, actions)`.
+        decisions: int64 `(prompts, group, decisions)`.
+        reference: `(prompts, …)` images with every step computed.
+        images: `(prompts, group, …)`.
+        quality: Q, `(prompts, group)`.
+        compute_saved: C, `(prompts, group)`: share of the MACs of the steps that decide.
+        parts: the named parts of the quality, each `(prompts, group)`.
+        kept: bool `(prompts, group)`, False for images that the reward dropped.
+    """
+
+    state: PolicyState
+    logits: Tensor
+    decisions: Tensor
+    reference: Tensor
+    images: Tensor
+    quality: Tensor
+    compute_saved: Tensor
+    parts: dict[str, Tensor]
+    kept: Tensor
+
+
+class StepTraining(LightningModule):
+    """Trains a `StepPolicy` by policy gradient over a frozen pipeline, with new rollouts at every step (the paper's algorithm).
+
+    Args:
+        pipeline: the frozen pipeline. It is no part of `state_dict`.
         reward: the quality Q, a weighted sum of named rewards.
         kinds: the kinds of reuse on offer; the first one's boundary is where the policy sees features.
         prefix: ρ, share of the steps that always compute.
@@ -45,12 +100,11 @@ class AdaModule(LightningModule):
         gradient_clip: largest norm of the gradient.
         hidden_size, num_layers, num_heads: of the policy's transformer blocks.
         seed: seed of the noise, of λ and of the sampled schedules.
-        max_cached_gib: prefixes and references kept between epochs, in GiB.
     """
 
     def __init__(
         self,
-        backbone: Backbone,
+        pipeline: FrozenPipeline,
         reward: WeightedReward,
         kinds: Sequence[Reuse],
         prefix: float = 0.4,
@@ -68,7 +122,6 @@ class AdaModule(LightningModule):
         num_layers: int = 3,
         num_heads: int = 4,
         seed: int = 0,
-        max_cached_gib: float = 2.0,
     ) -> None:
         super().__init__()
         low, high = quality_weight_range
@@ -79,7 +132,7 @@ class AdaModule(LightningModule):
         if updates_per_rollout > 1 and clip_range is None:
             raise ValueError("`updates_per_rollout` above 1 reuses a rollout off policy: set `clip_range`, such as 0.2.")
         self.automatic_optimization = False
-        self.backbone, self.reward = backbone, reward
+        self.pipeline, self.reward = pipeline, reward
         self.quality_weight_range = (low, high)
         self.group_size, self.advantage, self.entropy_weight = group_size, advantage, entropy_weight
         self.updates_per_rollout, self.clip_range = updates_per_rollout, clip_range
@@ -87,11 +140,11 @@ class AdaModule(LightningModule):
         self.seed = seed
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.policy = AdaPolicy.for_transformer(
-                backbone.transformer,
-                backbone.feature_width(),
-                kinds,
-                backbone.action_costs(kinds),
+            self.policy = StepPolicy(
+                base_model=asdict(BaseModel.of(pipeline.transformer)),
+                feature_width=probe(pipeline, kinds[0].boundary).features.shape[-1],
+                kinds=[asdict(kind) for kind in kinds],
+                action_costs=[1.0, *pipeline.reuse_costs(kinds)],
                 prefix=prefix,
                 forced_tail=forced_tail,
                 quality_weight=math.sqrt(low * high),
@@ -100,52 +153,48 @@ class AdaModule(LightningModule):
                 num_layers=num_layers,
                 num_heads=num_heads,
             )
-        if not self.policy.decided_steps(backbone.num_inference_steps):
+        if not self.policy.decided_steps(pipeline.num_inference_steps):
             raise ValueError(
-                f"With {backbone.num_inference_steps} steps, `prefix` {prefix} and `forced_tail` {forced_tail}, no step is left to decide."
+                f"With {pipeline.num_inference_steps} steps, `prefix` {prefix} and `forced_tail` {forced_tail}, no step is left to decide."
             )
-        self.denoiser = Denoiser(backbone, self.policy, seed, int(max_cached_gib * 2**30))
         self.reward_mean: Tensor
         self.register_buffer("reward_mean", torch.zeros(()))  # running mean, the baseline of the `ema` advantage
         self.validation_history: list[dict[str, float]] = []
-        self._validation: list[tuple[Prefix, Rollout, Tensor]] = []
+        self._pictured: list[SampledRollout] = []
 
     # --- training ---
 
     def on_fit_start(self) -> None:
-        self.backbone.to(self.device)
+        self.pipeline.to(self.device)
         self.reward.to(self.device)
 
     def training_step(self, batch: dict[str, Any]) -> None:
         prompts, indices = list(batch["prompt"]), batch["index"].tolist()
-        prefix = self.denoiser.prefix(prompts, indices)
-        state = _outside_inference(prefix.state)
         generators = [self._generator(index) for index in indices]
         weights = self._draw_quality_weights(generators).to(self.device)
-        with torch.no_grad():
-            logits = self.policy(state, weights)
-        decisions = torch.cat(
-            [
-                reinforce.sample_actions(row[None], self.group_size, generator)
-                for row, generator in zip(logits, generators, strict=True)
-            ]
-        )
-        with_greedy = (
-            torch.cat([decisions, logits.argmax(-1)[:, None]], dim=1) if self.advantage == "self_critical" else decisions
-        )
-        rollout = self._roll_out(prefix, prompts, with_greedy)
+
+        with_greedy = self.advantage == "self_critical"
+        group = self.group_size + with_greedy
+
+        def draw(logits: Tensor) -> Tensor:
+            pairs = zip(logits, generators, strict=True)
+            drawn = torch.cat([reinforce.sample_actions(row[None], self.group_size, generator) for row, generator in pairs])
+            return torch.cat([drawn, logits.argmax(-1)[:, None]], 1) if with_greedy else drawn
+
+        rollout = self._roll_out(prompts, [self._noise(index) for index in indices], weights, draw, group)
+        state, decisions = _outside_inference(rollout.state), rollout.decisions[:, : self.group_size].clone()
         rewards = reinforce.reward(rollout.compute_saved, rollout.quality, weights)
         greedy = rewards[:, -1] if self.advantage == "self_critical" else None
         rewards = rewards[:, : self.group_size]
         advantages = reinforce.advantages(rewards, self.advantage, greedy, float(self.reward_mean))
         advantages = advantages * rollout.kept[:, : self.group_size]
         self._update_reward_mean(rewards)
-        old_log_probs = reinforce.log_prob(logits, decisions)
+        old_log_probs = reinforce.log_prob(rollout.logits.clone(), decisions)
         norm = torch.zeros(())
         for _ in range(self.updates_per_rollout):
             norm = self._update(state, weights, decisions, advantages, old_log_probs)
         self._advance_learning_rate()
-        self._log_training(rollout, rewards, advantages, logits, norm)
+        self._log_training(rollout, rewards, advantages, norm)
 
     def _update(self, state: Any, weights: Tensor, decisions: Tensor, advantages: Tensor, old_log_probs: Tensor) -> Tensor:
         """One gradient step; returns the gradient's norm before clipping."""
@@ -164,26 +213,45 @@ class AdaModule(LightningModule):
         optimizer.step()
         return norm
 
-    def _roll_out(self, prefix: Prefix, prompts: list[str], decisions: Tensor) -> Rollout:
-        """Runs a group of decisions `(prompts, group, decisions)` to the end and scores them."""
-        count, group = decisions.shape[:2]
-        num_steps = self.backbone.num_inference_steps
-        actions = self.policy.schedule(decisions.flatten(0, 1), num_steps).actions.unflatten(0, (count, group))
-        latents, denoised = self.denoiser.suffixes(prefix.snapshot, actions)
-        with torch.inference_mode():
-            images = self.backbone.decode(latents.flatten(0, 1))
-            repeated = [prompt for prompt in prompts for _ in range(group)]
-            reference = prefix.reference.repeat_interleave(group, 0)
-            scored = self.reward(images, repeated, reference, update_statistics=self.training)
-        saved = self.compute_saved(decisions)
-        return Rollout(
-            actions=actions,
-            images=images.unflatten(0, (count, group)).clone(),
-            quality=scored.total.unflatten(0, (count, group)).clone(),
-            compute_saved=saved,
-            parts={name: part.unflatten(0, (count, group)).clone() for name, part in scored.parts.items()},
-            kept=scored.kept.unflatten(0, (count, group)).clone(),
-            denoised=denoised,
+    @torch.inference_mode()
+    def _roll_out(
+        self, prompts: list[str], seeds: Sequence[int], weights: Tensor, draw: Callable[[Tensor], Tensor], group: int
+    ) -> SampledRollout:
+        """One call of the pipeline: the reference and a group of schedules of every prompt, which share their steps up to ρ.
+
+        Args:
+            prompts: the prompts; one that comes several times with equal noise shares its steps too.
+            seeds: of their noise.
+            weights: λ of each.
+            draw: decisions `(prompts, group, decisions)` for logits.
+            group: schedules per prompt.
+        """
+        decider = SampledSchedules(self.policy, weights, draw)
+        cases = [case for case in zip(prompts, seeds, strict=True) for _ in range(1 + group)]
+        first = {case: place for place, case in reversed(list(enumerate(cases)))}
+        generated = self.pipeline.generate(
+            [prompt for prompt, _ in cases], [seed for _, seed in cases], decider, groups=[first[case] for case in cases]
+        )
+        assert decider.state is not None, "the pipeline ran, so it was asked"
+        images = generated.images.unflatten(0, (len(prompts), 1 + group))
+        reference = images[:, 0]
+        scored = self.reward(
+            images[:, 1:].flatten(0, 1),
+            [prompt for prompt in prompts for _ in range(group)],
+            reference.repeat_interleave(group, 0),
+            update_statistics=self.training,
+        )
+        shape = (len(prompts), group)
+        return SampledRollout(
+            decider.state,
+            decider.logits,
+            decider.decisions,
+            reference,
+            images[:, 1:],
+            scored.total.unflatten(0, shape).clone(),
+            self.compute_saved(decider.decisions),
+            {name: part.unflatten(0, shape).clone() for name, part in scored.parts.items()},
+            scored.kept.unflatten(0, shape).clone(),
         )
 
     def compute_saved(self, decisions: Tensor) -> Tensor:
@@ -195,13 +263,17 @@ class AdaModule(LightningModule):
         Returns:
             `(…)` in [0, 1].
         """
-        num_steps = self.backbone.num_inference_steps
-        after_prefix = num_steps - self.policy.decision_step(num_steps)
+        num_steps = self.pipeline.num_inference_steps
+        after_prefix = num_steps - self.policy.decision_steps(num_steps)[0]
         return (1 - self.policy.action_costs.to(decisions.device)[decisions]).sum(-1) / after_prefix
 
     def _generator(self, index: int) -> torch.Generator:
         """Randomness of one prompt in one epoch, whatever its batch or process."""
         return torch.Generator().manual_seed((self.seed * 7919 + self.current_epoch * 104_729 + index * 15_485_863) % 2**63)
+
+    def _noise(self, index: int) -> int:
+        """Seed of a prompt's noise: depends on the run's seed and the prompt's index, not on batch or rank."""
+        return (self.seed * 1_000_003 + index) % 2**63
 
     def _draw_quality_weights(self, generators: Sequence[torch.Generator]) -> Tensor:
         low, high = (math.log(bound) for bound in self.quality_weight_range)
@@ -224,16 +296,15 @@ class AdaModule(LightningModule):
     def _advance_learning_rate(self) -> None:
         self.lr_schedulers().step()  # type: ignore[union-attr]
 
-    def _log_training(self, rollout: Rollout, rewards: Tensor, advantages: Tensor, logits: Tensor, norm: Tensor) -> None:
+    def _log_training(self, rollout: SampledRollout, rewards: Tensor, advantages: Tensor, norm: Tensor) -> None:
         self.log_dict(
             {
                 "train/reward": rewards.mean(),
                 "train/quality": rollout.quality.mean(),
                 "train/compute_saved": rollout.compute_saved.mean(),
-                "train/entropy": reinforce.entropy(logits).mean(),
+                "train/entropy": reinforce.entropy(rollout.logits).mean(),
                 "train/advantage_spread": advantages.std(),
                 "train/gradient_norm": norm,
-                "train/denoised_image_steps": float(rollout.denoised),
                 "train/dropped_images": (~rollout.kept).sum().float(),
                 **{f"train/quality/{name}": part.mean() for name, part in rollout.parts.items()},
             },
@@ -250,17 +321,16 @@ class AdaModule(LightningModule):
 
     def on_validation_start(self) -> None:
         self.on_fit_start()
-        self._validation.clear()
+        self._pictured.clear()
 
     def validation_step(self, batch: dict[str, Any]) -> None:
-        prompts = list(batch["prompt"])
-        prefix = self.denoiser.prefix(prompts, (batch["index"] + 1_000_000).tolist())  # other noise than in training
-        state = _outside_inference(prefix.state)
         low, high = self.quality_weight_range
         weights = torch.tensor([low, math.sqrt(low * high), high], device=self.device)
-        logits = torch.stack([self.policy(state, weight.expand(len(prompts))) for weight in weights], dim=1)
-        rollout = self._roll_out(prefix, prompts, logits.argmax(-1))
-        rewards = reinforce.reward(rollout.compute_saved.T, rollout.quality.T, weights).T
+        prompts = [prompt for prompt in batch["prompt"] for _ in weights]
+        # other noise than in training
+        seeds = [self._noise(index + 2**40) for index in batch["index"].tolist() for _ in weights]
+        rollout = self._roll_out(prompts, seeds, weights.repeat(len(batch["prompt"])), _greedy, 1)
+        rewards = reinforce.reward(rollout.compute_saved, rollout.quality, weights.repeat(len(batch["prompt"])))
         self.log_dict(
             {
                 "validation/reward": rewards.mean(),
@@ -268,10 +338,11 @@ class AdaModule(LightningModule):
                 "validation/compute_saved": rollout.compute_saved.mean(),
                 **{f"validation/quality/{name}": part.mean() for name, part in rollout.parts.items()},
             },
-            batch_size=len(prompts),
+            batch_size=len(batch["prompt"]),
             sync_dist=True,
         )
-        self._validation.append((prefix, rollout, logits))
+        if not self._pictured:
+            self._pictured.append(rollout)
 
     def on_validation_epoch_end(self) -> None:
         metrics = {
@@ -281,7 +352,7 @@ class AdaModule(LightningModule):
         }
         self.validation_history.append({"rollouts": self.rollouts, **metrics})
         self._log_pictures()
-        self._validation.clear()
+        self._pictured.clear()
 
     @property
     def rollouts(self) -> int:
@@ -290,36 +361,34 @@ class AdaModule(LightningModule):
 
     @rank_zero_only
     def _log_pictures(self) -> None:
-        if self.logger is None or not self._validation:
+        if self.logger is None or not self._pictured:
             return
-        prefix, rollout, _ = self._validation[0]
+        rollout = self._pictured[0]
         board = self.logger.experiment  # type: ignore[attr-defined]
         folder = Path(self.trainer.default_root_dir) / "pictures"
         folder.mkdir(parents=True, exist_ok=True)
-        logits = torch.cat([logits for _, _, logits in self._validation])
-        steps = list(self.policy.decided_steps(self.backbone.num_inference_steps))
-        probabilities = figures.reuse_probability(logits, steps, self.policy.kinds)
+        steps = list(self.policy.decided_steps(self.pipeline.num_inference_steps))
+        probabilities = pictures.reuse_probability(rollout.logits.unflatten(0, (-1, 3)), steps, self.policy.kinds)
         probabilities.savefig(folder / "reuse_probability.png", dpi=120)
         board.add_figure("validation/reuse_probability", probabilities, self.global_step)
-        middle = rollout.images[:, rollout.images.shape[1] // 2]
-        grid = figures.compare_grid(prefix.reference[:8], middle[:8])
-        figures.save_image(grid, folder / "reference_and_reuse.png")
-        board.add_image("validation/reference_and_reuse", grid, self.global_step)
+        if rollout.images.ndim == 5 and rollout.images.shape[2] == 3:
+            grid = pictures.compare_grid(rollout.reference[1::3][:8], rollout.images[1::3, 0][:8])
+            pictures.save_image(grid, folder / "reference_and_reuse.png")
+            board.add_image("validation/reference_and_reuse", grid, self.global_step)
 
     # --- checkpoints hold what a resumed run needs, and nothing frozen ---
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["validation_history"] = json.dumps(self.validation_history)
         checkpoint["reward_statistics"] = json.dumps(self.reward.state())
-        checkpoint["base_model"] = json.dumps(asdict(self.policy.base_model))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.validation_history = json.loads(checkpoint["validation_history"])
         self.reward.load_state(json.loads(checkpoint.get("reward_statistics", "{}")))  # older checkpoints have none
 
-    def export(self, folder: Path) -> None:
-        """Writes the policy folder: `config.json`, `model.safetensors`, `README.md`."""
-        save_policy(self.policy, folder, base_model_name=self.backbone.model, validation=self.validation_history)
+
+def _greedy(logits: Tensor) -> Tensor:
+    return logits.argmax(-1)[:, None]
 
 
 def _outside_inference(state: Any) -> Any:

@@ -1,0 +1,10 @@
+"""Policies: what they see, how they decide, their folders."""
+
+from ada.policy.base import AdaPolicy, BaseModel
+from ada.policy.curve import Curve
+from ada.policy.folder import IncompatiblePolicyError
+from ada.policy.ladder import LadderPolicy
+from ada.policy.sight import describe
+from ada.policy.steps import StepPolicy
+
+__all__ = ["AdaPolicy", "BaseModel", "Curve", "IncompatiblePolicyError", "LadderPolicy", "StepPolicy", "describe"]

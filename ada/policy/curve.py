@@ -1,0 +1,59 @@
+"""What each λ saves and changes, measured on held-out prompts: the way from a user's wish to a λ."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A policy's measured curve; all of equal length, ordered by λ.
+
+    Args:
+        quality_weight: λ, ascending.
+        saved: mean share of the compute saved, falling.
+        damage: mean bounded damage.
+        changed: share of the images visibly changed.
+    """
+
+    quality_weight: Sequence[float]
+    saved: Sequence[float]
+    damage: Sequence[float]
+    changed: Sequence[float]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: [round(float(value), 6) for value in values] for name, values in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "Curve":
+        return cls(**content)
+
+    def weight_for_compute(self, compute: float) -> float:
+        """λ at which images spend this share of the compute on average.
+
+        Raises:
+            ValueError: no λ does; it says which can be had.
+        """
+        spent = [1 - saved for saved in self.saved]
+        return self._invert(spent, compute, "mean_compute", "a mean compute")
+
+    def weight_for_changed(self, changed: float) -> float:
+        """The smallest λ at which no more than this share of the images is visibly changed.
+
+        Raises:
+            ValueError: no λ keeps to it.
+        """
+        if changed < min(self.changed):
+            raise ValueError(f"`quality` must be {min(self.changed):.3f} or more: so many images change at the largest λ; got {changed}.")
+        return next(
+            weight
+            for place, weight in enumerate(self.quality_weight)
+            if all(later <= changed for later in self.changed[place:]) or place == len(self.changed) - 1
+        )
+
+    def _invert(self, values: Sequence[float], wanted: float, name: str, what: str) -> float:
+        low, high = min(values), max(values)
+        if not low - 1e-6 <= wanted <= high + 1e-6:
+            raise ValueError(f"`{name}` must lie between {low:.3f} and {high:.3f}, {what} that this policy can meet; got {wanted}.")
+        nearest = min(range(len(values)), key=lambda place: abs(values[place] - wanted))
+        return self.quality_weight[nearest]

@@ -1,0 +1,205 @@
+"""The policy that decides in stages among the rungs of a ladder."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from ada.policy.base import AdaPolicy, BaseModel
+from ada.policy.curve import Curve
+from ada.policy.sight import NUM_SIGNS, describe
+from ada.schedules import Ladder
+from ada.schedules.tree import Tree
+from blockdance import PolicyState, ReuseSchedule
+
+SHARPNESS = 30.0
+"""Slope of the logits, in training: at 30, half a step of compute doubles the odds of a rung."""
+
+
+class LadderPolicy(AdaPolicy):
+    """Decides after each of the ladder's decision steps which rungs stay open, and at last which one is taken.
+
+    An image has one sensitivity, which foretells nearly all of what a schedule does to it. So the network is small: sensitivities are
+    linear in what is seen (the signs, and the main components of pooled features and prompt), and the damage of every rung is
+    predicted from them, q̂ = sigmoid(level + slope · sensitivity). The logits are the reward C − λ·q̂: one network serves every λ,
+    budget and stage, and says what it expects.
+
+    Args:
+        base_model: fingerprint of the model it is trained on, as in `BaseModel`.
+        ladder: the schedules on offer, as `Ladder.to_dict` gives them.
+        reuse_costs: cost of a step under each kind of reuse, relative to a computed one.
+        sight_width: length of what it sees, `describe(state).shape[1]`.
+        rank: number of sensitivities.
+        num_components: main components kept of what is seen beside the signs.
+        quality_weight: λ at which `decide` works unless told otherwise.
+        quality_weight_range: the λ it was trained on.
+        curve: what each λ saved and damaged on held-out prompts, as `Curve.to_dict` gives it; None before it is measured.
+        compute: share of the compute that every image spends, to the nearest rung; None where λ decides.
+    """
+
+    form: ClassVar[str] = "ladder"
+
+    def __init__(
+        self,
+        *,
+        base_model: dict[str, Any],
+        ladder: dict[str, Any],
+        reuse_costs: Sequence[float],
+        sight_width: int,
+        rank: int = 1,
+        num_components: int = 24,
+        quality_weight: float = 2.0,
+        quality_weight_range: Sequence[float] = (0.2, 30.0),
+        curve: Mapping[str, Any] | None = None,
+        compute: float | None = None,
+    ) -> None:
+        config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        given = Ladder.from_dict(ladder)
+        super().__init__(config, BaseModel(**base_model), given.kinds)
+        self.ladder, self.reuse_costs = given, list(reuse_costs)
+        self.quality_weight, self.compute = quality_weight, compute
+        self.quality_weight_range = (float(quality_weight_range[0]), float(quality_weight_range[1]))
+        self.curve = None if curve is None else Curve.from_dict(curve)
+        stages, rungs = len(given.decision_steps), len(given)
+        self.mean: Tensor
+        self.deviation: Tensor
+        self.components: Tensor
+        self.register_buffer("mean", torch.zeros(stages, sight_width))
+        self.register_buffer("deviation", torch.ones(stages, sight_width))
+        self.register_buffer("components", torch.zeros(sight_width - NUM_SIGNS, num_components))
+        self.direction = nn.Parameter(torch.zeros(NUM_SIGNS + num_components, rank))
+        self.stage_scale = nn.Parameter(torch.ones(stages, rank))
+        self.level = nn.Parameter(torch.zeros(rungs))
+        self.slope = nn.Parameter(torch.ones(rank, rungs) if rank == 1 else torch.randn(rank, rungs) * 0.3 + 0.5)
+
+    # --- the network ---
+
+    @torch.no_grad()
+    def calibrate(self, sights: Tensor, stages: Tensor, damage: Tensor) -> None:
+        """Sets what needs no gradient: mean and deviation of what is seen at every stage (the network reads how an image differs from
+        others), the main components, and the level of every rung.
+
+        Args:
+            sights: `(cases, nodes, width)`.
+            stages: int64 `(nodes,)`.
+            damage: bounded, `(cases, rungs)`.
+        """
+        for stage in range(len(self.mean)):
+            seen = sights[:, stages == stage].flatten(0, 1)
+            self.mean[stage], self.deviation[stage] = seen.mean(0), seen.std(0).clamp(min=1e-6)
+        pooled = self._standardise(sights, stages)[..., NUM_SIGNS:].flatten(0, 1)
+        kept = min(self.components.shape[1], *pooled.shape)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            _, _, directions = torch.pca_lowrank(pooled, kept, niter=4)
+        scale = (pooled @ directions).std(0).clamp(min=1e-6)
+        self.components.zero_()
+        self.components[:, :kept] = directions / scale
+        mean = damage.mean(0).clamp(1e-4, 1 - 1e-4).to(self.level)
+        self.level.copy_(torch.logit(mean))
+
+    def predict(self, sights: Tensor, stages: Tensor) -> Tensor:
+        """The predicted damage of every rung, bounded.
+
+        Args:
+            sights: `(…, width)`, as `describe` gives them.
+            stages: int64 `(…)`, the stage of each.
+
+        Returns:
+            `(…, rungs)` in (0, 1).
+        """
+        seen = self._standardise(sights, stages)
+        inputs = torch.cat([seen[..., :NUM_SIGNS], seen[..., NUM_SIGNS:] @ self.components], -1)
+        sensitivity = inputs @ self.direction * self.stage_scale[stages]
+        return (self.level + sensitivity @ self.slope).sigmoid()
+
+    def _standardise(self, sights: Tensor, stages: Tensor) -> Tensor:
+        return ((sights - self.mean[stages]) / self.deviation[stages]).clamp(-5, 5)
+
+    def logits(self, damage: Tensor, quality_weight: Tensor) -> Tensor:
+        """(C − λ·q̂)/(1 + λ), sharpened: `(…, rungs)`.
+
+        Args:
+            damage: `(…, rungs)`.
+            quality_weight: λ, of the shape before the rungs, or broadcast to it.
+        """
+        saved = self.ladder.saved(self.reuse_costs).to(damage)
+        weight = quality_weight[..., None]
+        return SHARPNESS * (saved - weight * damage) / (1 + weight)
+
+    # --- decisions ---
+
+    def decision_steps(self, num_steps: int) -> tuple[int, ...]:
+        return self.ladder.for_steps(num_steps).decision_steps
+
+    @torch.no_grad()
+    def decide(self, state: PolicyState) -> ReuseSchedule:
+        """Chooses at the stage of `state.step` the most probable continuation; images that are on no rung compute to the end."""
+        ladder = self.ladder.for_steps(state.num_steps)
+        stage = ladder.decision_steps.index(state.step - 1)
+        actions = ladder.actions.to(state.actions.device)
+        on_rung = (state.actions[:, None, : state.step] == actions[None, :, : state.step]).all(-1)
+        rungs = on_rung.int().argmax(1)
+        stages = torch.full((state.num_images,), stage, device=state.latents.device)
+        damage = self.predict(describe(state), stages)
+        weight = torch.full((state.num_images,), self.quality_weight, device=damage.device)
+        tree = Tree.of(ladder.actions, ladder.decision_steps).to(damage.device)
+        chosen = tree.choose(self.logits(damage, weight), stage, rungs, self._allowed(ladder, on_rung))
+        planned = torch.where(on_rung.any(1, keepdim=True), actions[chosen], 0)
+        return ReuseSchedule(planned, self.kinds)
+
+    def _allowed(self, ladder: Ladder, on_rung: Tensor) -> Tensor | None:
+        """With a budget: of the rungs still open, those that come closest to it."""
+        if self.compute is None:
+            return None
+        distance = (1 - ladder.saved(self.reuse_costs) - self.compute).abs().to(on_rung.device)
+        nearest = torch.where(on_rung, distance, torch.inf).min(1, keepdim=True).values
+        return (distance <= nearest + 1e-6) | ~on_rung.any(1, keepdim=True)
+
+    def with_options(
+        self,
+        *,
+        quality_weight: float | None = None,
+        compute: float | None = None,
+        mean_compute: float | None = None,
+        quality: float | None = None,
+    ) -> Self:
+        """The same network with one wish.
+
+        Args:
+            quality_weight: λ: larger computes more.
+            compute: share of the denoising compute that every image spends, to the nearest rung.
+            mean_compute: share that images spend on average; each as it needs.
+            quality: share of the images that may change visibly, on average.
+
+        Raises:
+            ValueError: more than one wish, or one that cannot be met; it says what can.
+        """
+        wishes = {
+            "quality_weight": quality_weight, "compute": compute, "mean_compute": mean_compute, "quality": quality
+        }  # fmt: skip
+        given = {name: value for name, value in wishes.items() if value is not None}
+        if len(given) > 1:
+            raise ValueError(f"Give one of {', '.join(wishes)}; got {', '.join(given)}.")
+        if quality_weight is not None:
+            low, high = self.quality_weight_range
+            if not low <= quality_weight <= high:
+                raise ValueError(f"`quality_weight` must lie in the trained range, {low:g} to {high:g}; got {quality_weight}.")
+            return self._copy(quality_weight=quality_weight, compute=None)
+        if compute is not None:
+            least = 1 - float(self.ladder.saved(self.reuse_costs).max())
+            if not least - 0.5 / self.ladder.num_steps <= compute <= 1:
+                raise ValueError(f"`compute` must lie between {least:.2f}, the most saving rung, and 1; got {compute}.")
+            return self._copy(compute=compute)
+        if mean_compute is not None:
+            return self._copy(quality_weight=self._measured().weight_for_compute(mean_compute), compute=None)
+        if quality is not None:
+            return self._copy(quality_weight=self._measured().weight_for_changed(quality), compute=None)
+        return self._copy()
+
+    def _measured(self) -> Curve:
+        if self.curve is None:
+            raise ValueError("This policy has no measured curve, so it knows no λ for a mean: give `quality_weight` or `compute`.")
+        return self.curve

@@ -1,0 +1,8 @@
+"""Rollouts: the stock pipeline's own calls on prompts × schedules, and the table of what they did."""
+
+from ada.rollouts.collect import Collector
+from ada.rollouts.driver import Rollout, probe, roll_out
+from ada.rollouts.pipeline import FrozenPipeline, Generated
+from ada.rollouts.table import Case, Row, Table
+
+__all__ = ["Case", "Collector", "FrozenPipeline", "Generated", "Rollout", "Row", "Table", "probe", "roll_out"]

@@ -1,0 +1,92 @@
+"""Fills the table: every rung of a ladder on every case, and what a policy would have seen."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ada.policy.sight import describe
+from ada.rewards import RewardError, WeightedReward
+from ada.rollouts.driver import roll_out
+from ada.rollouts.pipeline import FrozenPipeline
+from ada.rollouts.table import Case, Table
+from ada.schedules import Ladder, Tree
+
+
+class Collector:
+    """Runs a ladder's rungs over a frozen pipeline.
+
+    Args:
+        pipeline: the frozen pipeline.
+        reward: the quality Q of an image beside its reference, 0 for the reference itself; what is lost is the damage.
+        ladder: the rungs; the first is the reference.
+        folder: where tables are kept; None for memory alone.
+        batch_size: prompts whose rungs run in one call of the pipeline.
+        describe_reward: tells one reward from another in the table's settings.
+    """
+
+    def __init__(
+        self,
+        pipeline: FrozenPipeline,
+        reward: WeightedReward,
+        ladder: Ladder,
+        folder: Path | None,
+        batch_size: int = 4,
+        describe_reward: Any = None,
+    ) -> None:
+        self.pipeline, self.reward, self.ladder, self.batch_size = pipeline, reward, ladder, batch_size
+        self.tree = Tree.of(ladder.actions, ladder.decision_steps)
+        self.table = Table(
+            folder,
+            {"base": pipeline.fingerprint(), "ladder": ladder.to_dict(), "reward": describe_reward or reward.describe()},
+        )
+
+    def missing(self, cases: Sequence[Case]) -> list[Case]:
+        """The cases that are not in the table yet."""
+        return [case for case in dict.fromkeys(cases) if case not in self.table]
+
+    def fill(self, cases: Sequence[Case], advance: Callable[[int], None] = lambda done: None) -> None:
+        """Runs what is missing; a run that is killed loses the batch in flight at most.
+
+        Args:
+            cases: the cases wanted.
+            advance: called with the number of cases done after each batch.
+        """
+        todo = self.missing(cases)
+        for start in range(0, len(todo), self.batch_size):
+            batch = todo[start : start + self.batch_size]
+            damage, sights = self.run(batch)
+            self.table.add(batch, {"damage": damage}, sights)
+            advance(len(batch))
+
+    def run(self, cases: Sequence[Case]) -> tuple[Tensor, Tensor]:
+        """One batch.
+
+        Returns:
+            The damage `(cases, rungs)`, 0 or more, and what is seen at every node `(cases, nodes, width)`.
+
+        Raises:
+            RewardError: a damage that is no finite number.
+        """
+        rungs = len(self.ladder)
+        prompts = [case.prompt for case in cases]
+        actions = self.ladder.actions.expand(len(cases), -1, -1).contiguous()
+        rollout = roll_out(
+            self.pipeline, prompts, [case.seed for case in cases], actions, self.ladder.kinds, self.ladder.decision_steps
+        )
+        sights = []
+        for stage, rung in self.tree.nodes.tolist():
+            state = rollout.states[self.ladder.decision_steps[stage]]
+            sights.append(describe(state.take([place * rungs + rung for place in range(len(cases))])))
+        with torch.inference_mode():
+            scored = self.reward(
+                rollout.images.flatten(0, 1),
+                [prompt for prompt in prompts for _ in range(rungs)],
+                rollout.images[:, :1].expand_as(rollout.images).flatten(0, 1),
+            )
+        damage = -scored.total.unflatten(0, (len(cases), rungs))
+        if not damage.isfinite().all():
+            raise RewardError(f"A damage of the prompts {prompts} is no finite number. Check that the model decodes them to finite images.")
+        return (damage - damage[:, :1]).clamp(min=0), torch.stack(sights, 1)

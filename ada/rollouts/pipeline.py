@@ -1,0 +1,185 @@
+"""The frozen pipeline that policies are trained over, and how it is called: any pipeline of diffusers."""
+
+import hashlib
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
+from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
+
+from blockdance import BlockDanceReport, ForwardCost, Plan, Reuse, apply_blockdance, find_layout, full_compute
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What one call of the pipeline gave.
+
+    Args:
+        images: `(images, 3, height, width)` in [0, 1], `(videos, frames, 3, height, width)`, or whatever else the pipeline puts out.
+        report: what reuse did.
+        cost: MACs of the last forward call.
+    """
+
+    images: Tensor
+    report: BlockDanceReport
+    cost: ForwardCost
+
+
+class FrozenPipeline:
+    """A stock pipeline with fixed weights. It is no `nn.Module`, so that neither checkpoints nor distributed training see its
+    parameters.
+
+    Args:
+        model: folder or Hub id of a diffusers pipeline, or a pipeline.
+        num_inference_steps: denoising steps.
+        arguments: further arguments of the pipeline's call, such as its guidance scale, size or number of frames.
+        prompt_argument: what the call names its prompts; by default `prompt`, or `class_labels` where it has no `prompt`.
+        output_type: what the pipeline is asked for: `pt` (images as tensors) or `latent`.
+        max_rows: most rows that the transformer is given at once (images times guidance branches).
+        dtype: precision of everything frozen.
+
+    Raises:
+        FileNotFoundError: `model` looks like a folder that is not there.
+        ValueError: an argument that the pipeline's call does not have.
+    """
+
+    def __init__(
+        self,
+        model: Any = "checkpoints/emoji-dit",
+        num_inference_steps: int = 20,
+        arguments: Mapping[str, Any] | None = None,
+        prompt_argument: str | None = None,
+        output_type: str = "pt",
+        max_rows: int | None = 64,
+        dtype: Dtype = "float32",
+    ) -> None:
+        self.model = model if isinstance(model, str) else getattr(model, "name_or_path", type(model).__name__)
+        self.pipeline = load_pipeline(model, getattr(torch, dtype)) if isinstance(model, str) else model
+        self.num_inference_steps = num_inference_steps
+        self.arguments = dict(arguments or {})
+        self.output_type = output_type
+        self.max_rows = max_rows
+        parameters = inspect.signature(type(self.pipeline).__call__).parameters
+        self.prompt_argument = prompt_argument or ("prompt" if "prompt" in parameters else "class_labels")
+        unknown = sorted({self.prompt_argument, *self.arguments} - set(parameters))
+        if unknown:
+            raise ValueError(
+                f"{type(self.pipeline).__name__} takes no argument {', '.join(f'`{name}`' for name in unknown)} in its call. It "
+                f"takes {', '.join(name for name in parameters if name != 'self')}."
+            )
+        self.layout = find_layout(self.transformer)
+
+    @property
+    def transformer(self) -> Any:
+        return self.pipeline.transformer
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.transformer.device)
+
+    def to(self, device: torch.device | str) -> "FrozenPipeline":
+        """Moves the pipeline."""
+        self.pipeline.to(device)
+        return self
+
+    @property
+    def num_blocks(self) -> int:
+        return sum(len(self.transformer.get_submodule(path)) for path in self.layout.lists)
+
+    @torch.inference_mode()
+    def generate(
+        self, prompts: Sequence[Any], seeds: Sequence[int], plan: Plan, groups: Sequence[int] | None = None
+    ) -> Generated:
+        """One call of the pipeline under a plan.
+
+        Args:
+            prompts: one per image: texts, or class labels.
+            seeds: of each image's noise, which depends on its seed alone.
+            plan: what reuses.
+            groups: a number for each image; equal ones have the same prompt and noise, and share what they can.
+        """
+        with apply_blockdance(self.pipeline, plan, groups=groups, max_rows=self.max_rows) as handle:
+            output = self.pipeline(
+                **{self.prompt_argument: list(prompts)},
+                num_inference_steps=self.num_inference_steps,
+                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+                output_type=self.output_type,
+                return_dict=False,
+                **self.arguments,
+            )
+            images = output[0] if isinstance(output[0], Tensor) else torch.as_tensor(output[0])
+            return Generated(images.float(), handle.report(), handle.cost())
+
+    def reuse_costs(self, kinds: Sequence[Reuse], prompt: Any = "") -> list[float]:
+        """Cost of a step under each kind of reuse, relative to a computed one."""
+        cost = self.with_steps(2).generate([prompt], [0], full_compute(1, 2)).cost.per_action(kinds)
+        return (cost[1:] / cost[0]).tolist()
+
+    def with_steps(self, num_inference_steps: int) -> "FrozenPipeline":
+        """The same pipeline, called with another number of steps."""
+        return FrozenPipeline(
+            self.pipeline, num_inference_steps, self.arguments, self.prompt_argument, self.output_type, self.max_rows
+        )
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What its images depend on besides prompt and seed: class, weights, sampler, arguments."""
+        scheduler = getattr(self.pipeline, "scheduler", None)
+        return {
+            "pipeline": type(self.pipeline).__name__,
+            "weights": weights_digest(self.transformer),
+            "scheduler": None if scheduler is None else [type(scheduler).__name__, dict(scheduler.config)],
+            "num_inference_steps": self.num_inference_steps,
+            "arguments": self.arguments,
+            "output_type": self.output_type,
+        }
+
+
+def weights_digest(module: nn.Module) -> str:
+    """A digest of a model's weights, from sums of its parameters."""
+    sums = {
+        name: [float(tensor.double().sum()), float(tensor.double().abs().sum())] for name, tensor in module.state_dict().items()
+    }
+    return digest(sums)
+
+
+def digest(content: Any) -> str:
+    """Sixteen hexadecimal digits that tell one piece of JSON from another."""
+    text = json.dumps(content, ensure_ascii=False, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def load_pipeline(model: str, dtype: torch.dtype) -> Any:
+    """Loads a diffusers pipeline, frozen and silent.
+
+    Raises:
+        FileNotFoundError: the path is not there, or holds no pipeline; or a Hub id cannot be had.
+    """
+    folder = Path(model)
+    if not (folder / "model_index.json").is_file() and (folder.exists() or model.startswith((".", "/", "checkpoints/"))):
+        raise FileNotFoundError(
+            f"No diffusers pipeline in {folder} (it has no model_index.json). Give the folder of a saved pipeline or a Hub id; the "
+            "embedded model is checkpoints/emoji-dit, and paths are relative to the folder you run in."
+        )
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    try:
+        pipeline = DiffusionPipeline.from_pretrained(model, dtype=dtype)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"The pipeline {model} could not be loaded: {str(error).partition(chr(10))[0]} Check the Hub id, the network and your "
+            "access to it, or give the folder of a saved pipeline."
+        ) from error
+    pipeline.set_progress_bar_config(disable=True)
+    for component in pipeline.components.values():
+        if isinstance(component, nn.Module):
+            component.eval().requires_grad_(False)
+    return pipeline

@@ -1,0 +1,19 @@
+"""Training: what is learnt, from what data, and what came of it."""
+
+from ada.training.ladder import LadderTraining
+from ada.training.outcome import LevelOutcome, Outcome, measure_outcome
+from ada.training.rollout_data import RolloutDataModule
+from ada.training.run import NothingLearnt, Run, RunError
+from ada.training.steps import StepTraining
+
+__all__ = [
+    "LadderTraining",
+    "LevelOutcome",
+    "NothingLearnt",
+    "Outcome",
+    "RolloutDataModule",
+    "Run",
+    "RunError",
+    "StepTraining",
+    "measure_outcome",
+]

@@ -1,0 +1,190 @@
+"""What a policy is worth: beside the mixture of static schedules and the oracle, at equal mean compute, with intervals."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ada.policy import LadderPolicy
+from ada.policy.curve import Curve
+from ada.rewards.damage import bounded_damage, visibly_changed
+from ada.schedules import Mixture, Tree, gap_closed, oracle_errors
+
+LEVELS = (0.10, 0.15, 0.20, 0.25, 0.30, 0.35, 0.40, 0.45)
+NUM_WEIGHTS = 121
+NUM_RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class LevelOutcome:
+    """At one share of the compute saved, means over held-out cases; damage is bounded, in [0, 1].
+
+    Args:
+        saved: the share.
+        policy, mixture, oracle: mean damage of the policy, of the best mixture of static schedules (chosen on the training cases), and
+            of the best choice that hindsight could make.
+        advantage: mean of mixture − policy, paired; with the ends of its 95 % interval.
+        changed_policy, changed_mixture: share of the images visibly changed.
+        gap_closed: share of the gap between mixture and oracle that the policy closes.
+        distinct: how many different schedules the policy gives.
+        agreement: Spearman's correlation, over cases, between what the policy saves and what the oracle saves.
+    """
+
+    saved: float
+    policy: float
+    mixture: float
+    oracle: float
+    advantage: tuple[float, float, float]
+    changed_policy: float
+    changed_mixture: float
+    gap_closed: float
+    distinct: int
+    agreement: float
+
+    @property
+    def verdict(self) -> str:
+        """Whether the interval of the advantage is clear of zero."""
+        _, low, high = self.advantage
+        return "better" if low > 0 else "worse" if high < 0 else "level"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All levels, and the policy's curve over λ."""
+
+    levels: tuple[LevelOutcome, ...]
+    curve: Curve
+    num_cases: int
+
+    def at(self, saved: float) -> LevelOutcome:
+        """The outcome at a level.
+
+        Raises:
+            KeyError: it was not measured: the policy does not save that much.
+        """
+        return {round(level.saved, 6): level for level in self.levels}[round(saved, 6)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return {"num_cases": self.num_cases, "levels": [asdict(level) for level in self.levels], "curve": self.curve.to_dict()}
+
+    def summary(self) -> dict[str, float]:
+        """What is logged."""
+        closed = {f"validation/gap_closed_{level.saved:.0%}".replace("%", ""): level.gap_closed for level in self.levels}
+        return closed | {"validation/advantage": sum(level.advantage[0] for level in self.levels) / max(1, len(self.levels))}
+
+
+@torch.no_grad()
+def choose_rungs(policy: LadderPolicy, tree: Tree, sights: Tensor, quality_weights: Sequence[float]) -> Tensor:
+    """Greedy rungs of every case at every λ: int64 `(weights, cases)`; `sights` are `(cases, nodes, width)`."""
+    tree = tree.to(sights.device)
+    predicted = policy.predict(sights, tree.nodes[:, 0].expand(len(sights), -1))
+    return torch.stack(
+        [
+            tree.walk(policy.logits(predicted, torch.full(predicted.shape[:2], weight, device=sights.device)))
+            for weight in quality_weights
+        ]
+    )
+
+
+def measure_outcome(
+    policy: LadderPolicy,
+    tree: Tree,
+    sights: Tensor,
+    damage: Tensor,
+    static_damage: Tensor,
+    visible: float,
+    levels: Sequence[float] = LEVELS,
+    clusters: Tensor | None = None,
+) -> Outcome:
+    """Measures a policy on cases that it was not trained on.
+
+    Args:
+        policy: in evaluation mode.
+        tree: of its ladder.
+        sights: `(cases, nodes, width)`.
+        damage: `(cases, rungs)`.
+        static_damage: `(others, rungs)`, of the cases that static schedules are chosen on.
+        visible: τ.
+        levels: shares of the compute to judge at; those that the policy does not reach are left out.
+        clusters: int64 `(cases,)`, cases of one caption; they are resampled together. None where all differ.
+    """
+    cost, static_cost = bounded_damage(damage, visible).double(), bounded_damage(static_damage, visible).double()
+    changed = visibly_changed(damage, visible).double()
+    saved = policy.ladder.saved(policy.reuse_costs).to(damage.device)
+    low, high = policy.quality_weight_range
+    weights = torch.logspace(
+        torch.tensor(low / 4).log10().item(), torch.tensor(high * 8).log10().item(), NUM_WEIGHTS, dtype=torch.float64
+    )
+    rungs = choose_rungs(policy, tree, sights, weights.tolist())
+    spent = saved[rungs]
+    mixture = Mixture.of(static_cost, saved)
+    curve = Curve(
+        weights.tolist(),
+        spent.mean(1).tolist(),
+        cost.gather(1, rungs.T).mean(0).tolist(),
+        changed.gather(1, rungs.T).mean(0).tolist(),
+    )
+    found = []
+    for level in levels:
+        if not float(spent.mean(1).min()) <= level <= min(float(spent.mean(1).max()), mixture.saved[-1]):
+            continue
+        chances = rung_chances(rungs, spent, level, len(saved))
+        found.append(_judge(chances, cost, changed, saved, mixture, level, clusters))
+    return Outcome(tuple(found), curve, len(damage))
+
+
+def rung_chances(rungs: Tensor, spent: Tensor, level: float, num_rungs: int) -> Tensor:
+    """How a policy meets a mean saving exactly: the two neighbouring λ, mixed. float64 `(cases, rungs)`, rows of sum 1."""
+    means = spent.mean(1)
+    above = int(torch.where(means >= level - 1e-12, means, torch.inf).argmin())
+    below = int(torch.where(means <= level + 1e-12, means, -torch.inf).argmax())
+    gap = float(means[above] - means[below])
+    part = (level - float(means[below])) / gap if gap > 1e-12 else 0.0
+    hot = torch.nn.functional.one_hot
+    return (1 - part) * hot(rungs[below], num_rungs).double() + part * hot(rungs[above], num_rungs).double()
+
+
+def _judge(
+    chances: Tensor, cost: Tensor, changed: Tensor, saved: Tensor, mixture: Mixture, level: float, clusters: Tensor | None
+) -> LevelOutcome:
+    ours = (chances * cost).sum(1)
+    theirs = mixture.errors(cost, level)
+    best = oracle_errors(cost, saved, level)
+    closed = gap_closed(float(ours.mean()), float(theirs.mean()), float(best.mean()))
+    sensitivity = (cost @ torch.ones_like(saved)).argsort().argsort().double()
+    spends = (chances @ saved).argsort().argsort().double()
+    return LevelOutcome(
+        saved=level,
+        policy=float(ours.mean()),
+        mixture=float(theirs.mean()),
+        oracle=float(best.mean()),
+        advantage=paired_interval(theirs - ours, clusters),
+        changed_policy=float((chances * changed).sum(1).mean()),
+        changed_mixture=float(mixture.errors(changed, level).mean()),
+        gap_closed=closed,
+        distinct=int((chances > 0).any(0).sum()),
+        agreement=float(torch.corrcoef(torch.stack([-sensitivity, spends]))[0, 1]),
+    )
+
+
+def paired_interval(differences: Tensor, clusters: Tensor | None = None, seed: int = 0) -> tuple[float, float, float]:
+    """Mean of bounded differences with its 95 % interval by bootstrap-t, whole clusters resampled together.
+
+    Args:
+        differences: `(cases,)`.
+        clusters: int64 `(cases,)`; None where every case is one.
+    """
+    values = differences.double().cpu()
+    groups = torch.arange(len(values)) if clusters is None else torch.unique(clusters.cpu(), return_inverse=True)[1]
+    count = int(groups.max()) + 1
+    means = torch.zeros(count, dtype=torch.float64).index_add(0, groups, values) / groups.bincount(minlength=count)
+    centre, error = float(means.mean()), float(means.std() / count**0.5) if count > 1 else 0.0
+    if error == 0:
+        return centre, centre, centre
+    drawn = means[torch.randint(count, (NUM_RESAMPLES, count), generator=torch.Generator().manual_seed(seed))]
+    pivots = (drawn.mean(1) - centre) / (drawn.std(1) / count**0.5).clamp(min=1e-12)
+    low, high = pivots.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return centre, centre - high * error, centre - low * error

@@ -1,0 +1,109 @@
+"""Pictures of a training run."""
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from ada.policy import LadderPolicy
+from ada.rollouts import FrozenPipeline
+from ada.training.outcome import Outcome
+from blockdance import Plan, Reuse, full_compute
+
+
+def reuse_probability(logits: Tensor, steps: Sequence[int], kinds: Sequence[Reuse]) -> Figure:
+    """Probability of every kind of reuse per step, stacked, from a small to a large quality weight.
+
+    Args:
+        logits: `(images, quality weights, decisions, actions)`.
+        steps: the decided steps.
+        kinds: the kinds of reuse.
+    """
+    probabilities = logits.float().softmax(-1).mean(0).cpu()
+    titles = ["smallest λ", "middle λ", "largest λ"]
+    figure = Figure(figsize=(10, 3.0), layout="constrained")
+    axes = figure.subplots(1, len(probabilities), sharey=True, squeeze=False)[0]
+    for axis, title, rows in zip(axes, titles, probabilities, strict=True):
+        bottom = torch.zeros(len(steps))
+        for action, kind in enumerate(kinds, 1):
+            axis.bar(steps, rows[:, action], bottom=bottom, label=str(kind))
+            bottom = bottom + rows[:, action]
+        axis.set(title=title, xlabel="denoising step", ylim=(0, 1))
+    axes[0].set_ylabel("probability of reuse")
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize="small", loc="outside lower center", ncols=len(kinds))
+    return figure
+
+
+def compare_grid(reference: Tensor, reuse: Tensor) -> Tensor:
+    """Reference above, reuse in the middle, their difference (×4, on grey) below: `(3, 3·height, images·width)`.
+
+    Args:
+        reference, reuse: `(images, 3, height, width)` in [0, 1].
+    """
+    difference = (0.5 + 4 * (reuse - reference)).clamp(0, 1)
+    return torch.cat([torch.cat(list(row), dim=-1) for row in (reference, reuse, difference)], dim=-2).cpu()
+
+
+def save_image(image: Tensor, path: Path, scale: int = 3) -> None:
+    """Saves an image `(3, height, width)` in [0, 1] as PNG, every pixel `scale` wide."""
+    pixels = (image.permute(1, 2, 0) * 255).round().byte().numpy()
+    picture = Image.fromarray(pixels)
+    picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST).save(path)
+
+
+def draw_outcome(outcome: Outcome, saved: Tensor, damage: Tensor) -> Figure:
+    """Damage against compute saved: policy with its interval, mixture of static schedules, oracle, and every rung by itself.
+
+    Args:
+        outcome: of held-out cases.
+        saved: share of the compute that each rung saves, `(rungs,)`.
+        damage: mean bounded damage of each rung on the same cases, `(rungs,)`.
+    """
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    axis = figure.subplots()
+    axis.scatter(saved, damage, s=16, color="#999999", label="each static schedule", zorder=2)
+    levels = [level.saved for level in outcome.levels]
+    axis.plot(levels, [level.mixture for level in outcome.levels], color="#555555", linestyle="--", label="best mixture of static schedules")
+    ours = [level.policy for level in outcome.levels]
+    low = [level.mixture - level.advantage[2] for level in outcome.levels]
+    high = [level.mixture - level.advantage[1] for level in outcome.levels]
+    axis.fill_between(levels, low, high, color="#0072B2", alpha=0.2, linewidth=0, label="95 % of the difference to the mixture")
+    axis.plot(levels, ours, color="#0072B2", marker="o", label="policy")
+    axis.plot(levels, [level.oracle for level in outcome.levels], color="#D55E00", linestyle=":", label="oracle, by hindsight")
+    axis.set(xlabel="compute saved, mean over images", ylabel="damage d/(d + τ), lower is better", xlim=(0, None), ylim=(0, None))
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def picture_decisions(
+    pipeline: FrozenPipeline, policy: LadderPolicy, prompts: Sequence[str], seeds: Sequence[int], mean_compute: float, path: Path
+) -> None:
+    """Held-out captions as the policy draws them in the stock pipeline, beside every step computed; each with what it saved."""
+
+    def draw(plan: Plan) -> tuple[Tensor, list[float]]:
+        generated = pipeline.generate(prompts, seeds, plan)
+        return generated.images, generated.report.compute_saved.tolist()
+
+    reference, _ = draw(full_compute(1, pipeline.num_inference_steps))
+    ours, saved = draw(policy.with_options(mean_compute=mean_compute))
+    if reference.ndim != 4 or reference.shape[1] != 3:
+        return  # videos, audio and latents have no picture here
+    figure = Figure(figsize=(1.25 * len(prompts), 4.4), layout="constrained")
+    rows = {"every step": reference, "policy": ours, "difference ×4": (0.5 + 4 * (ours - reference))}
+    for axes, (title, images) in zip(figure.subplots(3, len(prompts), squeeze=False), rows.items(), strict=True):
+        for axis, image, prompt, share in zip(axes, images, prompts, saved, strict=True):
+            axis.imshow(image.clamp(0, 1).permute(1, 2, 0).cpu())
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+            if title == "every step":
+                axis.set_title(textwrap.fill(prompt, 16), fontsize=7)
+            if title == "policy":
+                axis.set_xlabel(f"{share:.0%} saved", fontsize=8)
+        axes[0].set_ylabel(title, fontsize=8)
+    figure.savefig(path, dpi=130)

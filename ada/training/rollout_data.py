@@ -1,0 +1,150 @@
+"""The data that a ladder's policy learns from: captions, the rollouts of every rung on them, and batches of both."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+from ada.data import load_prompts
+from ada.rewards import WeightedReward
+from ada.rewards.damage import VISIBLE_DISTANCE
+from ada.rollouts import Case, Collector, FrozenPipeline
+from ada.schedules import Ladder
+
+NOISE_OF_VALIDATION = 2**40
+"""Added to a validation case's seed, so that no noise is shared with training."""
+
+
+class RolloutDataModule(LightningDataModule):
+    """Rolls every rung of a ladder out on captions, and serves the results as batches.
+
+    Sampling is deterministic given the noise: rollouts are run once, kept in a table on disk, and reused by every epoch, λ and run
+    of the same settings. Each process runs its share.
+
+    Args:
+        pipeline: the frozen pipeline.
+        reward: quality Q beside the reference; what an image loses is its damage.
+        ladder: file of the ladder, as `Ladder.save` writes it.
+        source: folder, file or Hub id of captions, as in `load_prompts`.
+        column: the column that holds the caption.
+        train_split, validation_split: names of the splits.
+        train_limit, validation_limit: number of captions, spread evenly over the split; None for all.
+        noise_seeds: noises per caption.
+        table: folder of the tables; None keeps them in memory only.
+        rollout_batch_size: captions whose rungs run in one call of the pipeline.
+        batch_size: cases per gradient step and process.
+        visible_damage: τ, the damage that a person just sees.
+        seed: of the noise and of the order.
+    """
+
+    def __init__(
+        self,
+        pipeline: FrozenPipeline,
+        reward: WeightedReward,
+        ladder: str,
+        source: str = "checkpoints/emoji-prompts",
+        column: str = "prompt",
+        train_split: str = "train",
+        validation_split: str = "validation",
+        train_limit: int | None = None,
+        validation_limit: int | None = None,
+        noise_seeds: int = 1,
+        table: Path | None = Path("runs/tables"),
+        rollout_batch_size: int = 4,
+        batch_size: int = 64,
+        visible_damage: float = VISIBLE_DISTANCE,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value in {"rollout_batch_size": rollout_batch_size, "batch_size": batch_size, "noise_seeds": noise_seeds}.items():
+            if value < 1:
+                raise ValueError(f"`{name}` must be 1 or more; got {value}.")
+        if visible_damage <= 0:
+            raise ValueError(f"`visible_damage` must be positive; got {visible_damage}.")
+        self.pipeline, self.batch_size, self.visible_damage, self.seed = pipeline, batch_size, visible_damage, seed
+        self.ladder = Ladder.load(ladder)
+        if self.ladder.num_steps != pipeline.num_inference_steps:
+            self.ladder = self.ladder.for_steps(pipeline.num_inference_steps)
+        self.collector = Collector(pipeline, reward, self.ladder, table, rollout_batch_size)
+        self._source, self._column = source, column
+        self._splits = {"train": (train_split, train_limit), "validation": (validation_split, validation_limit)}
+        self._noise_seeds = noise_seeds
+        self.reuse_costs: list[float] = []
+
+    def cases(self, split: str) -> list[Case]:
+        """The cases of `train` or `validation`: captions × noises; a case's noise depends on its caption's place in the file."""
+        name, limit = self._splits[split]
+        prompts = load_prompts(self._source, name, self._column, limit)
+        offset = self.seed * 1_000_003 + (NOISE_OF_VALIDATION if split == "validation" else 0)
+        return [
+            Case(prompt, offset + index * self._noise_seeds + noise)
+            for prompt, index in zip(prompts["prompt"], prompts["index"], strict=True)
+            for noise in range(self._noise_seeds)
+        ]
+
+    def setup(self, stage: str) -> None:
+        trainer = self.trainer
+        assert trainer is not None
+        if self.reuse_costs:
+            return
+        device = trainer.strategy.root_device
+        self.pipeline.to(device)
+        self.collector.reward.to(device)
+        train, validation = self.cases("train"), self.cases("validation")
+        share = slice(trainer.global_rank, None, trainer.world_size)
+        self.reuse_costs = self.pipeline.reuse_costs(self.ladder.kinds, train[0].prompt)
+        for title, cases in (("training", train), ("held-out", validation)):
+            todo = self.collector.missing(cases[share])
+            if todo:
+                with progress(f"Rolling out {len(self.ladder)} schedules on {title} captions", len(todo)) as advance:
+                    self.collector.fill(todo, advance)
+        trainer.strategy.barrier("rollouts")
+        self.collector.table.reload()
+        self.train_data, self.validation_data = self._tensors(train), self._tensors(validation)
+
+    def _tensors(self, cases: Sequence[Case]) -> TensorDataset:
+        """Sights `(cases, nodes, width)` and damage `(cases, rungs)`."""
+        rows = [self.collector.table[case] for case in cases]
+        return TensorDataset(torch.stack([row.sights for row in rows]), torch.stack([row.values["damage"] for row in rows]))
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        trainer = self.trainer
+        assert trainer is not None
+        # its order depends on seed and epoch alone, so that a resumed run sees the same batches
+        sampler: DistributedSampler[Any] = DistributedSampler(self.train_data, trainer.world_size, trainer.global_rank, seed=self.seed)
+        return DataLoader(self.train_data, self.batch_size, sampler=sampler)
+
+    def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        return DataLoader(self.validation_data, len(self.validation_data))
+
+
+@contextmanager
+def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar with an estimate; where there is no terminal, a line now and then."""
+    console = Console()
+    if console.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console) as bar:
+            task = bar.add_task(title, total=total)
+            yield lambda done: bar.advance(task, done)
+        return
+    started, finished, shown = monotonic(), 0, monotonic()
+
+    def advance(done: int) -> None:
+        nonlocal finished, shown
+        finished += done
+        now = monotonic()
+        if now - shown > 20 or finished >= total:
+            shown = now
+            left = (now - started) / finished * (total - finished)
+            print(f"{title}: {finished} of {total}, {now - started:.0f} s, about {left:.0f} s left", flush=True)
+
+    yield advance

@@ -1,0 +1,76 @@
+"""What a training run says at its end."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from ada.training.outcome import Outcome
+
+WIDTH = 132
+
+
+def print_outcome(outcome: Outcome, num_training_cases: int, minutes: float) -> None:
+    """Prints the closing table: is the policy better than what needs no policy?"""
+    console = _console()
+    table = Table(title=f"Held-out captions: {outcome.num_cases} images; damage is d/(d + τ), 0 to 1, lower is better", title_justify="left")
+    heads = ("compute saved", "policy", "mixture of static", "oracle", "advantage, 95 %", "gap closed", "visibly changed", "verdict")
+    for head in heads:
+        table.add_column(head, justify="right")
+    colours = {"better": "green", "level": "yellow", "worse": "red"}
+    for level in outcome.levels:
+        mean, low, high = level.advantage
+        table.add_row(
+            f"{level.saved:.0%}", f"{level.policy:.4f}", f"{level.mixture:.4f}", f"{level.oracle:.4f}",
+            f"{mean:+.4f} ({low:+.4f} … {high:+.4f})", f"{level.gap_closed:.0%}",
+            f"{level.changed_policy:.1%}, mixture {level.changed_mixture:.1%}",
+            f"[{colours[level.verdict]}]{level.verdict}[/]",
+        )  # fmt: skip
+    console.print(table)
+    console.print(verdict(outcome), highlight=False)
+    console.print(f"Learnt from {num_training_cases} images in {minutes:.1f} minutes, rollouts included.", highlight=False)
+
+
+def verdict(outcome: Outcome) -> str:
+    """In one or two sentences."""
+    better = [f"{level.saved:.0%}" for level in outcome.levels if level.verdict == "better"]
+    worse = [f"{level.saved:.0%}" for level in outcome.levels if level.verdict == "worse"]
+    if not outcome.levels:
+        return "The policy saves nothing: it learnt nothing. More training captions, or a ladder with gentler rungs, may help."
+    first = (
+        f"The policy beats every mixture of static schedules at {', '.join(better)} saved, interval clear of zero."
+        if better
+        else "The policy beats the mixture of static schedules nowhere with an interval clear of zero: more captions may help."
+    )
+    return first + (f" It is worse at {', '.join(worse)}." if worse else "")
+
+
+def print_history(history: Sequence[dict[str, float]], minutes: float) -> None:
+    """Prints how the validation reward of a run with sampled schedules went."""
+    console = _console()
+    table = Table(title="Greedy decisions on held-out prompts", title_justify="left")
+    for head in ("rollouts", "reward", "quality vs reference", "compute saved"):
+        table.add_column(head, justify="right")
+    stride = max(1, len(history) // 10)
+    for row in [*history[:-1:stride], *history[-1:]]:
+        table.add_row(f"{row['rollouts']:.0f}", f"{row['reward']:+.4f}", f"{row['quality']:+.4f}", f"{row['compute_saved']:.1%}")
+    console.print(table)
+    if history:
+        gained = history[-1]["reward"] - history[0]["reward"]
+        console.print(f"Validation reward {'rose' if gained > 0 else 'fell'} by {abs(gained):.4f} in {minutes:.1f} minutes.")
+
+
+def print_files(folder: Path) -> None:
+    """Says where everything lies and what to do next."""
+    _console().print(
+        f"policy      {folder / 'policy'}\npictures    {folder / 'pictures'}\nTensorBoard tensorboard --logdir {folder}\n"
+        f"Compare it with everything else: python evaluate.py --policy {folder / 'policy'}",
+        highlight=False,
+    )
+
+
+def _console() -> Console:
+    """The terminal; where there is none, as in a log file, lines are long enough for the table."""
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDTH)
