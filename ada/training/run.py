@@ -61,6 +61,8 @@ class Run:
         keep = ModelCheckpoint(self.folder / "checkpoints", save_last=True, save_on_train_epoch_end=True)
         self.trainer.callbacks.append(keep)  # type: ignore[attr-defined]
         last = self.folder / "checkpoints" / "last.ckpt"
+        if isinstance(self.module, StepTraining) and not last.is_file():
+            self.trainer.validate(self.module, self.data, verbose=False)  # where it starts from
         self.trainer.fit(self.module, self.data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
         if not self.trainer.is_global_zero:
             return
