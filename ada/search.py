@@ -67,7 +67,9 @@ class ScheduleSearch:
         if not todo:
             return
         actions = torch.tensor([(0,) * self.num_steps, *todo])
-        parts = [self._damage(self.cases[at : at + self.batch_size], actions) for at in range(0, len(self.cases), self.batch_size)]
+        parts = [
+            self._damage(self.cases[at : at + self.batch_size], actions) for at in range(0, len(self.cases), self.batch_size)
+        ]
         damage = torch.cat(parts)
         self._known |= {_name(schedule): damage[:, place].clone() for place, schedule in enumerate(todo, 1)}
         if self._file is not None:
@@ -80,7 +82,9 @@ class ScheduleSearch:
         """Damage `(cases, schedules)`."""
         count = len(actions)
         prompts, seeds = [case.prompt for case in cases], [case.seed for case in cases]
-        images = roll_out(self.pipeline, prompts, seeds, actions.expand(len(cases), -1, -1).contiguous(), self.kinds, [2]).images
+        images = roll_out(
+            self.pipeline, prompts, seeds, actions.expand(len(cases), -1, -1).contiguous(), self.kinds, [2]
+        ).images
         with torch.inference_mode():
             repeated = [prompt for prompt in prompts for _ in range(count)]
             total = self.reward(images.flatten(0, 1), repeated, images[:, :1].expand_as(images).flatten(0, 1)).total

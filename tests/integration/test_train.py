@@ -20,7 +20,7 @@ import train
 from ada import AdaPolicy
 from ada.rewards import RewardError
 from ada.schedules import Ladder
-from ada.training import NothingLearnt, RunError
+from ada.training import NothingLearntError, RunError
 from blockdance import Reuse, apply_blockdance
 
 
@@ -152,7 +152,7 @@ def test_a_folder_of_another_run_is_refused(models: dict[str, str], tmp_path: Pa
 
 def test_a_policy_that_gains_nothing_fails_where_a_gain_is_required(models: dict[str, str], tmp_path: Path) -> None:
     config = str(write_ladder_config(tmp_path, models))
-    with pytest.raises(NothingLearnt, match="does not beat"):
+    with pytest.raises(NothingLearntError, match="does not beat"):
         train.main(["--config", config, "--require_gain", "true"])
     assert (tmp_path / "run" / "policy" / "model.safetensors").is_file(), "nothing is lost"
 
