@@ -15,10 +15,10 @@ from blockdance.errors import ScheduleError
 from blockdance.executor import ReuseExecutor
 from blockdance.generation import Call, Generation
 from blockdance.layout import BlockLayout, block_stack, parameter_names
-from blockdance.observation import NoiseScale, Observer, PolicyState
+from blockdance.observation import NoiseScale, PolicyState
 from blockdance.plan import Decider, Plan, plan_kinds
 from blockdance.report import BlockDanceReport
-from blockdance.schedule import COMPUTE, BlockDanceConfig, Reuse, ReuseSchedule
+from blockdance.schedule import COMPUTE, BlockDanceConfig, ReuseSchedule
 from blockdance.state import ReuseState
 from blockdance.steps import Location, StepTracker
 
