@@ -55,7 +55,7 @@ def write_config(folder: Path, models: dict[str, str], **model: Any) -> Path:
         "kinds": [{"boundary": 3, "order": 1}, {"boundary": 2, "order": 0}],
         "group_size": 3, "hidden_size": 16, "num_heads": 2,
     }  # fmt: skip
-    data = {"source": models["prompts"], "batch_size": 2, "train_limit": None, "validation_limit": None}
+    data = {"source": models["prompts"], "train_split": "train", "batch_size": 2, "train_limit": None, "validation_limit": None}
     config = {
         "trainer": write_trainer(folder) | {"max_epochs": 4, "limit_train_batches": 2, "check_val_every_n_epoch": 1},
         "model": {"class_path": "ada.training.StepTraining", "init_args": settings | model},
