@@ -1,6 +1,6 @@
 """BlockDance: reuse of block outputs between the denoising steps of a diffusion transformer."""
 
-from blockdance.api import BlockDanceHandle, apply_blockdance, remove_blockdance
+from blockdance.api import BlockDanceHandle, apply_blockdance, get_blockdance, remove_blockdance
 from blockdance.cost import ForwardCost, count_macs
 from blockdance.errors import BlockDanceError, ScheduleError, StepUnknownError, UnsupportedModelError
 from blockdance.executor import ReuseExecutor
@@ -52,6 +52,7 @@ __all__ = [
     "count_macs",
     "find_layout",
     "full_compute",
+    "get_blockdance",
     "load_plan",
     "measure_feature_change",
     "random_schedule",

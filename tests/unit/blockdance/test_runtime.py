@@ -185,7 +185,7 @@ def test_errors_say_what_to_do() -> None:
     with pytest.raises(UnsupportedModelError, match="register_layout"):
         apply_blockdance(nn.Sequential(nn.ModuleList()), BlockDanceConfig())
     with pytest.raises(UnsupportedModelError, match="UNet pipelines have none"):
-        apply_blockdance(SimpleNamespace(unet=model), BlockDanceConfig())
+        apply_blockdance(SimpleNamespace(unet=nn.Linear(1, 1)), BlockDanceConfig())
     apply_blockdance(model, BlockDanceConfig())
     with pytest.raises(StepUnknownError, match="num_inference_steps"):
         run_toy(model, [1])
