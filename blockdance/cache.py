@@ -65,12 +65,14 @@ class BoundaryCache:
                 "Extrapolation (order 1) needs the noise levels, which neither scheduler, context nor timestep tells here. Apply "
                 "BlockDance to the pipeline, or use order 0."
             )
-        steps = [
-            kind.weight * (sigma - self._newest_sigma[row]) / (self._newest_sigma[row] - self._previous_sigma[row])
-            for row in rows
-        ]
+        steps = [kind.weight * self._extrapolation(row, sigma) for row in rows]
         previous = self._take(self._previous, rows)
         return tree_map(lambda new, old: _extrapolate(new, old, steps), newest, previous)
+
+    def _extrapolation(self, row: int, sigma: float) -> float:
+        """How far beyond the last two outputs of a row a noise level lies; 0 where both are of one level, as in Heun's two stages."""
+        step = self._newest_sigma[row] - self._previous_sigma[row]
+        return (sigma - self._newest_sigma[row]) / step if step else 0.0
 
     def take(self, rows: list[int]) -> "BoundaryCache":
         """A cache of the given rows, which may repeat."""

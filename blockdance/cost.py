@@ -206,10 +206,10 @@ def _count(transformer: nn.Module, layout: BlockLayout, args: Sequence[Any], kwa
         for parameter in transformer.parameters():  # the counter's hooks on gradients fail on views of parameters
             hooks.callback(parameter.requires_grad_, parameter.requires_grad)
             parameter.requires_grad_(False)
+        opaque.watch(transformer, hooks)  # first: a block may itself be such a layer
         for position, block in enumerate(blocks):
             hooks.callback(block.register_forward_pre_hook(lambda *_, at=position: add(at, -1)).remove)
             hooks.callback(block.register_forward_hook(lambda *_, at=position: add(at, 1)).remove)
-        opaque.watch(transformer, hooks)
         transformer.forward(*args, **kwargs)
     if opaque.unknown:
         warnings.warn(

@@ -148,6 +148,8 @@ class ReuseExecutor:
                 return value
             if name in self._layout.image_lists and value is not None:
                 return [value[row] for row in rows] if len(value) == num_rows else value
+            if name in self._layout.per_image_arguments and isinstance(value, Tensor):
+                return take_rows(value, [row % len(value) for row in rows], len(value))
             dim = self._layout.batch_dims.get(name, 0)
             return tree_map(lambda leaf: _select_rows(leaf, rows, num_rows, dim), value)
 

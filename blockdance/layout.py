@@ -68,6 +68,8 @@ class BlockLayout:
             take different actions.
         batch_dims: arguments whose batch dimension is another than the first.
         image_lists: arguments that are lists with one element per row.
+        per_image_arguments: arguments with one row per image, though the latents have one per guidance branch and image: the model
+            repeats them itself. They are given row by row to images that run apart.
         one_image: whether a call takes one image only, as models of packed sequences do; nothing is split then.
         splits_rows: whether the rows of a call with these inputs can run apart; where not, a batch computes whenever its images'
             actions differ.
@@ -93,6 +95,7 @@ class BlockLayout:
     shared_arguments: frozenset[str] = frozenset()
     batch_dims: Mapping[str, int] = field(default_factory=dict)
     image_lists: frozenset[str] = frozenset()
+    per_image_arguments: frozenset[str] = frozenset()
     one_image: bool = False
     splits_rows: Callable[[Inputs], bool] = _always
     is_step: Callable[[Inputs], bool] = _always

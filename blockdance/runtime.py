@@ -150,7 +150,7 @@ class Controller:
             return forward(*args, **kwargs)
         if driver.call is not None and driver.call is not self._pipeline_call():
             self.reset()
-        place = self._steps.locate(inputs.get(self._layout.timestep), self.context)
+        place = self._steps.locate(inputs.get(self._layout.timestep), self.context, inputs[self._layout.latents])
         num_rows = self._layout.num_rows(inputs)
         generation = self._generation
         if generation is None or generation.is_over or place.is_new_generation or num_rows % generation.num_images:
@@ -200,16 +200,21 @@ class Controller:
         return generation
 
     def _count_branches(self, latents: Any, num_rows: int) -> int:
-        """Fused classifier-free guidance repeats the latents, so equal halves are branches of the same images, unless the pipeline
-        calls the model for each branch or does without guidance."""
+        """Fused guidance repeats the latents: for the unconditional branch, and for one with perturbed attention. So equal parts are
+        branches of the same images, unless the pipeline calls the model for each branch or does without guidance."""
         if self._guidance_branches is not None:
             return self._guidance_branches
         is_one_branch = self.context is not None and self.context.name != FUSED_GUIDANCE
-        without_guidance = getattr(self._pipeline, "do_classifier_free_guidance", True) is False
-        if num_rows % 2 or is_one_branch or without_guidance or self._layout.separate_guidance:
+        guided = getattr(self._pipeline, "do_classifier_free_guidance", True) is not False
+        perturbed = getattr(self._pipeline, "do_perturbed_attention_guidance", False) is True
+        branches = 1 + guided + perturbed
+        if num_rows % branches or is_one_branch or self._layout.separate_guidance:
             return 1
-        half = num_rows // 2
-        return 2 if all(torch.equal(one, other) for one, other in zip(latents[:half], latents[half:], strict=True)) else 1
+        part = num_rows // branches
+        is_repeated = all(
+            torch.equal(one, other) for one, other in zip(latents[:-part], latents[part:], strict=True)
+        )  # fmt: skip
+        return branches if is_repeated else 1
 
     def _state(self, generation: Generation, branch: Branch, inputs: dict[str, Any], num_rows: int) -> ReuseState:
         """The state of a branch; where guidance starts or stops half-way, the conditional rows keep theirs."""

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline, FlowMatchHeunDiscreteScheduler
+from diffusers import DiffusionPipeline, FlowMatchHeunDiscreteScheduler, PixArtSigmaPAGPipeline
 from integration.pipelines import CASES, FROM_IMAGE, STEPS, Case, generate, reuse_by_hand
 from torch import Tensor
 
@@ -250,6 +250,19 @@ def test_images_of_equal_noise_are_not_taken_for_guidance_branches(name: str, gu
     with apply_blockdance(pipeline, ReuseSchedule(rows, (Reuse(boundary=2),))) as handle:
         generate(case, pipeline, seeds=[5, 5], **options)
         assert torch.equal(handle.report().actions, rows)
+
+
+def test_three_fused_branches_of_perturbed_attention_guidance() -> None:
+    """Rows are [uncond, cond, perturbed]: two images, not six."""
+    case = CASES["pixart_sigma"]
+    parts = build(case).components
+    pipeline = PixArtSigmaPAGPipeline(**parts, pag_applied_layers="blocks.1")
+    pipeline.set_progress_bar_config(disable=True)
+    rows = torch.tensor([ACTIONS, [0] * STEPS])
+    with apply_blockdance(pipeline, ReuseSchedule(rows, (Reuse(boundary=2),))) as handle:
+        together = generate(case, pipeline, pag_scale=3.0)
+        assert torch.equal(handle.report().actions, rows)
+    torch.testing.assert_close(together[1], generate(case, pipeline, pag_scale=3.0)[1], rtol=1e-4, atol=1e-4)
 
 
 def build_wan_of_two() -> DiffusionPipeline:

@@ -112,8 +112,8 @@ class ChangingPolicy:
         self.kinds = kinds
         self._decisions = cycle(decisions)
 
-    def decision_step(self, num_steps: int) -> int:
-        return 1
+    def decision_steps(self, num_steps: int) -> tuple[int, ...]:
+        return (1,)
 
     def check(self, transformer: nn.Module) -> None:
         assert isinstance(transformer, nn.Module)

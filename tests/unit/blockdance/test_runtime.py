@@ -46,7 +46,8 @@ class ToyTransformer(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(AddBlock(10.0**index) for index in range(num_blocks))
 
-    def forward(self, hidden_states: Tensor, timestep: Tensor) -> Tensor:
+    def forward(self, hidden_states: Tensor, timestep: Tensor, prompt: float = 0.0) -> Tensor:
+        hidden_states = hidden_states + prompt
         for block in self.blocks:
             hidden_states = block(hidden_states, timestep)
         return hidden_states
@@ -142,15 +143,21 @@ def test_guidance_that_stops_half_way_keeps_the_conditional_rows() -> None:
 
 
 def test_calls_that_the_pipeline_does_not_name_have_their_own_caches() -> None:
-    """Conditional and unconditional calls at the same timestep, as Lumina2 and Chroma make them."""
+    """Conditional and unconditional calls on the same latents, as Lumina2 and Chroma make them."""
     model = ToyTransformer()
     apply_blockdance(model, schedule([[0, 1, 0]], Reuse(boundary=1)), num_inference_steps=3)
     outputs = []
     for timestep in (3.0, 2.0, 1.0):
-        for start in (0.0, 5000.0):
-            latents = torch.tensor([[start]], dtype=torch.float64)
-            outputs.append(float(model(latents, torch.tensor([timestep]))))
+        for prompt in (0.0, 5000.0):
+            outputs += model(torch.zeros(1, 1, dtype=torch.float64), torch.tensor([timestep]), prompt).flatten().tolist()
     assert outputs == [333, 5333, 233, 5233, 111, 5111]
+
+
+def test_a_generation_given_up_after_its_first_step_leaves_nothing_to_the_next() -> None:
+    model = ToyTransformer()
+    apply_blockdance(model, schedule([[0, 1, 0]], Reuse(boundary=1)), num_inference_steps=3)
+    assert model(torch.full((1, 1), 5000.0), torch.tensor([3.0])).tolist() == [[5333]]
+    assert run_toy(model, [3, 2, 1]) == [[333], [233], [111]]
 
 
 def test_a_change_of_the_latents_size_drops_the_cache() -> None:
@@ -347,8 +354,8 @@ class RecordingDecider:
     def __init__(self) -> None:
         self.states: list[PolicyState] = []
 
-    def decision_step(self, num_steps: int) -> int:
-        return 1
+    def decision_steps(self, num_steps: int) -> tuple[int, ...]:
+        return (1,)
 
     def check(self, transformer: nn.Module) -> None:
         assert isinstance(transformer, nn.Module)
@@ -375,7 +382,7 @@ def test_decider_sees_the_conditional_rows_and_is_asked_once() -> None:
     assert torch.equal(state.latents, inputs["hidden_states"][2:])
     assert torch.equal(state.prompt_embeds, inputs["encoder_hidden_states"][2:])
     assert torch.equal(state.features, outputs[1][2:])
-    assert torch.equal(state.feature_change, outputs[1][2:] - outputs[0][2:])
+    torch.testing.assert_close(state.feature_change, (outputs[1][2:] - outputs[0][2:]) / (0.7 - 0.9))
     assert handle.report().actions.tolist() == [[0, 0, 1, 1], [0, 0, 0, 0]]
 
 
