@@ -62,10 +62,12 @@ class Controller:
         self._pipeline = pipeline
         self._steps = StepTracker(pipeline, num_inference_steps, layout.timestep_rises)
         self._parameters = parameter_names(transformer)
-        if isinstance(plan, Decider):
-            plan.check(transformer)
+        # asked once: looking at a protocol's methods takes longer than all else that a call needs
+        self._decider = plan if isinstance(plan, Decider) else None
+        if self._decider is not None:
+            self._decider.check(transformer)
         self.kinds = plan_kinds(plan, len(block_stack(transformer, layout)))
-        observed = [plan.kinds[0].boundary] if isinstance(plan, Decider) else []
+        observed = [] if self._decider is None else [self._decider.kinds[0].boundary]
         self._make_executor = partial(ReuseExecutor, transformer, layout, self.kinds, observed, max_rows)
         self._executor, self._blocks = self._make_executor(), blocks_of(transformer, layout)
         self._groups = None if groups is None else list(groups)
@@ -230,7 +232,7 @@ class Controller:
 
     def _look(self, generation: Generation, state: ReuseState, place: Location, inputs: dict[str, Any]) -> None:
         """Shows the observer of a decider the latents of every step, those of the conditional rows."""
-        if not isinstance(self._plan, Decider) or place.step in generation.seen_steps:
+        if self._decider is None or place.step in generation.seen_steps:
             return
         generation.seen_steps.add(place.step)
         rows = self._conditional_rows(state)
@@ -240,7 +242,7 @@ class Controller:
 
     def _decide(self, generation: Generation, step: int) -> None:
         """Asks a decider before the first step after each of its decision steps."""
-        if not isinstance(self._plan, Decider) or generation.observed is None or step <= generation.observed["step"]:
+        if self._decider is None or generation.observed is None or step <= generation.observed["step"]:
             return
         seen = generation.observed | {"step": step}
         generation.observed = None
@@ -251,7 +253,7 @@ class Controller:
         done = torch.tensor(generation.taken)
         scale = self._noise_scale()
         levels = torch.tensor([scale.share(level) for level in self._steps.sigmas])
-        decided = self._plan.decide(
+        decided = self._decider.decide(
             PolicyState(latents=latents, clean=clean, sigmas=levels.to(latents.device), actions=done.to(latents.device), **seen)
         )
         if decided.num_steps != self._steps.num_steps:
@@ -265,9 +267,9 @@ class Controller:
 
     def _observe(self, generation: Generation, state: ReuseState, place: Location, inputs: dict[str, Any]) -> None:
         """Keeps after a decision step what a decider will see, from the conditional rows."""
-        if not isinstance(self._plan, Decider) or not place.is_first or place.branch.startswith("uncond"):
+        if self._decider is None or not place.is_first or place.branch.startswith("uncond"):
             return
-        if place.step not in self._plan.decision_steps(self._steps.num_steps):
+        if place.step not in self._decider.decision_steps(self._steps.num_steps):
             return
         rows = self._conditional_rows(state)
 
@@ -278,7 +280,7 @@ class Controller:
         embeds, mask = select("encoder_hidden_states"), select("encoder_attention_mask")
         if embeds is not None and mask is None:
             mask = embeds.new_ones(embeds.shape[:2])
-        cache = state.caches[self._plan.kinds[0].boundary]
+        cache = state.caches[self._decider.kinds[0].boundary]
         features, change = cache.newest_and_rate(self._layout.image_index, rows)
         generation.observed = {
             "prompt_embeds": embeds,

@@ -5,7 +5,7 @@ import inspect
 import io
 import pickle
 from collections.abc import Iterator
-from types import MethodType
+from types import MethodType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from blockdance import (
     BlockDanceConfig,
     BlockDanceError,
+    PolicyState,
     Reuse,
     ReuseSchedule,
     apply_blockdance,
@@ -314,6 +315,31 @@ def test_sharded_after_applying(one_process: None, expected: list[Tensor]) -> No
     assert handle.report().actions.tolist() == [[0, 1, 0, 1]] * 2
     handle.plan = ReuseSchedule(torch.tensor([[0, 1, 0, 1], [0, 0, 0, 1]]), (Reuse(boundary=1),))
     with pytest.raises(BlockDanceError, match=r"FSDP.*same blocks at the same time.*one row"):
+        generate(model)
+
+
+class SomePolicy:
+    """Decides nothing; what counts is that it would be asked."""
+
+    kinds = (Reuse(boundary=1),)
+
+    def decision_steps(self, num_steps: int) -> tuple[int, ...]:
+        return (2,)
+
+    def decide(self, state: PolicyState) -> ReuseSchedule:
+        raise AssertionError("it is refused before it is asked")
+
+    def check(self, transformer: nn.Module) -> None:
+        assert isinstance(transformer, nn.Module)
+
+
+def test_a_policy_under_context_parallelism_is_refused(one_process: None, expected: list[Tensor]) -> None:
+    model = build_pixart_again()
+    model._parallel_config = SimpleNamespace(context_parallel_config=object())
+    handle = apply_blockdance(model, CONFIG, num_inference_steps=4)
+    assert_equal(generate(model), expected)
+    handle.plan = SomePolicy()
+    with pytest.raises(BlockDanceError, match="context parallelism: each process sees a part of every image"):
         generate(model)
 
 
