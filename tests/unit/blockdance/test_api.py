@@ -1,12 +1,15 @@
 """What may be given to `apply_blockdance`, and what is said of what may not."""
 
+from configparser import ConfigParser
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from conftest import build_pixart, build_sd3
 
+from ada.policy import AdaPolicy
 from blockdance import (
     BlockDanceConfig,
     ScheduleError,
@@ -59,3 +62,10 @@ def test_a_file_and_a_hub_id(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> 
         assert handle.plan == PLAN
     with pytest.raises(FileNotFoundError, match="There is no plan"):
         apply_blockdance(model, "missing.json")
+
+
+def test_this_package_names_what_loads_its_policies() -> None:
+    settings = ConfigParser()
+    settings.read(Path(__file__).parents[3] / "setup.cfg")
+    name, _, value = settings["options.entry_points"]["blockdance.plans"].strip().partition(" = ")
+    assert EntryPoint(name, value, "blockdance.plans").load() == AdaPolicy.from_pretrained
