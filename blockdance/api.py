@@ -12,7 +12,7 @@ from torch import nn
 
 from blockdance.cost import ForwardCost
 from blockdance.errors import BlockDanceError
-from blockdance.families import find_layout, pipeline_parts
+from blockdance.layouts import find_layout, pipeline_parts
 from blockdance.plan import Plan
 from blockdance.plan_file import load_plan
 from blockdance.report import BlockDanceReport

@@ -15,8 +15,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_map_only, tree_unflatten
 from torch.utils.flop_counter import FlopCounterMode
 
-from blockdance.layout import BlockLayout, blocks_of
-from blockdance.schedule import Kind
+from blockdance.kinds import Kind
+from blockdance.layouts import BlockLayout, blocks_of
 
 
 @dataclass(frozen=True)

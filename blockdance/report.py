@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from blockdance.schedule import COMPUTE, Kind
+from blockdance.kinds import Kind
+from blockdance.schedule import COMPUTE
 
 
 @dataclass(frozen=True)

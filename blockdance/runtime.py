@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from blockdance.cache import take_rows
 from blockdance.cost import CallShape, ForwardCost, count_macs
 from blockdance.errors import ScheduleError
 from blockdance.executor import ReuseExecutor
 from blockdance.generation import Call, Generation
-from blockdance.layout import BlockLayout, block_stack, parameter_names
-from blockdance.observation import NoiseScale, Observer, PolicyState
+from blockdance.layouts import BlockLayout, block_stack, parameter_names
+from blockdance.observation import NoiseScale, PolicyState
 from blockdance.plan import Decider, Plan, plan_kinds
 from blockdance.report import BlockDanceReport
-from blockdance.schedule import COMPUTE, BlockDanceConfig, Reuse, ReuseSchedule
+from blockdance.rows import RowSet
+from blockdance.schedule import COMPUTE, BlockDanceConfig, ReuseSchedule
 from blockdance.state import ReuseState
 from blockdance.steps import Location, StepTracker
 
@@ -169,7 +169,7 @@ class Controller:
         generation.seen_steps.add(place.step)
         rows = self._conditional_rows(state)
         latents = inputs[self._layout.latents]
-        chosen = take_rows(latents, rows, state.num_rows) if isinstance(latents, Tensor) else _stack(latents, rows)
+        chosen = RowSet(rows, state.num_rows).copy(latents) if isinstance(latents, Tensor) else _stack(latents, rows)
         generation.observer.see(chosen, place.step, self._steps.sigmas, self._noise_scale())
 
     def _decide(self, generation: Generation, step: int) -> None:
@@ -186,9 +186,7 @@ class Controller:
         scale = self._noise_scale()
         levels = torch.tensor([scale.share(level) for level in self._steps.sigmas])
         decided = self._plan.decide(
-            PolicyState(
-                latents=latents, clean=clean, sigmas=levels.to(latents.device), actions=done.to(latents.device), **seen
-            )
+            PolicyState(latents=latents, clean=clean, sigmas=levels.to(latents.device), actions=done.to(latents.device), **seen)
         )
         if decided.num_steps != self._steps.num_steps:
             raise ScheduleError(
@@ -209,12 +207,12 @@ class Controller:
 
         def select(name: str) -> Any:
             value = inputs.get(name)
-            return value if value is None else take_rows(value, rows, state.num_rows)
+            return value if value is None else RowSet(rows, state.num_rows).copy(value)
 
         embeds, mask = select("encoder_hidden_states"), select("encoder_attention_mask")
         if embeds is not None and mask is None:
             mask = embeds.new_ones(embeds.shape[:2])
-        cache = state.caches[self._plan.kinds[0].boundary]
+        cache = state.output_of(self._plan.kinds[0].boundary)
         features, change = cache.newest_and_rate(self._layout.image_index, rows)
         generation.observed = {
             "prompt_embeds": embeds,
@@ -316,7 +314,9 @@ def _stack(latents: Sequence[Tensor], rows: Sequence[int]) -> Tensor:
     """A list with one tensor per image as one tensor."""
     chosen = [latents[row] for row in rows]
     if len({image.shape for image in chosen}) > 1:
-        raise ScheduleError("A policy decides about images of one size; this batch mixes sizes. Run them in batches of their own.")
+        raise ScheduleError(
+            "A policy decides about images of one size; this batch mixes sizes. Run them in batches of their own."
+        )
     return torch.stack(chosen)
 
 

@@ -25,8 +25,7 @@ from blockdance import (
     find_layout,
     full_compute,
 )
-from blockdance.families import LAYOUTS, UNSUPPORTED
-from blockdance.layout import blocks_of
+from blockdance.layouts import LAYOUTS, UNSUPPORTED, blocks_of
 
 CLASSES = {
     name: model_class
