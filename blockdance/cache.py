@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from blockdance.kinds import Kind
-from blockdance.rows import Placement, RowSet, join, pieces_of
+from blockdance.pieces import Joiner, Placement, RowSet, pieces_of
 from blockdance.trees import fit_tokens, map_tensors, tensors_of
 
 
@@ -31,6 +31,8 @@ class RowCache:
         self._previous: Any = None
         self._levels: list[tuple[float, ...]] = [()] * num_rows
         """Noise levels of every row's computed steps, the newest first."""
+        self.depth = 0
+        """How many outputs every row has at least."""
 
     def store(self, output: Any, sigma: float, placement: Placement) -> None:
         """Adds what rows computed at noise level `sigma`; a copy is taken."""
@@ -38,7 +40,8 @@ class RowCache:
             if self._history == 2:
                 self._newest, self._previous = self._previous, self._newest
             self._newest = _overwrite(self._newest, output)
-            self._levels = [(sigma, *levels)[: self._history] for levels in self._levels]
+            self._levels = [(sigma, *levels[: self._history - 1]) for levels in self._levels]
+            self.depth = min(self.depth + 1, self._history)
             return
         targets = placement.targets
         if self._history == 2 and self._newest is not None:
@@ -47,7 +50,8 @@ class RowCache:
             self._previous = _write(self._previous, map_tensors(past.take, self._newest), where)
         self._newest = _write(self._newest, output, placement)
         for row in targets:
-            self._levels[row] = (sigma, *self._levels[row])[: self._history]
+            self._levels[row] = (sigma, *self._levels[row][: self._history - 1])
+        self.depth = min(map(len, self._levels))
 
     def serves(self, kind: Kind, row: int) -> bool:
         """Whether `row` has computed often enough for this kind of reuse."""
@@ -68,17 +72,19 @@ class RowCache:
     def gather(caches: Sequence["RowCache"], rows: Sequence[tuple[int, int]]) -> "RowCache":
         """A cache of chosen rows of several caches, which may repeat, each given as (cache, row)."""
         gathered = RowCache(len(rows), caches[0]._history)
-        pieces = pieces_of((target, part, row) for target, (part, row) in enumerate(rows))
-        counts = [cache.num_rows for cache in caches]
+        joiner = Joiner(
+            pieces_of((target, part, row) for target, (part, row) in enumerate(rows)), [cache.num_rows for cache in caches]
+        )
 
         def take(*leaves: Tensor) -> Tensor:
-            return join(pieces, leaves, counts).clone() if len(pieces) == 1 else join(pieces, leaves, counts)
+            return joiner.join(leaves).clone() if joiner.is_view else joiner.join(leaves)
 
         for name in ("_newest", "_previous"):
             outputs = [getattr(cache, name) for cache in caches]
             if all(output is not None for output in outputs):
                 setattr(gathered, name, map_tensors(take, *outputs))
         gathered._levels = [caches[part]._levels[row] for part, row in rows]
+        gathered.depth = min(map(len, gathered._levels))
         return gathered
 
     def newest_and_rate(self, index: int, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -97,14 +103,20 @@ class RowCache:
         """Takes these rows as never computed."""
         for row in rows:
             self._levels[row] = ()
+        self.depth = 0
 
     @property
-    def storages(self) -> dict[int, int]:
-        """Bytes by address of every storage held."""
-        return {
-            leaf.untyped_storage().data_ptr(): leaf.untyped_storage().nbytes()
-            for leaf in tensors_of((self._newest, self._previous))
-        }
+    def addresses(self) -> set[int]:
+        """Where the memory of what is held lies."""
+        return {leaf.untyped_storage().data_ptr() for leaf in self._tensors()}
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of everything held; no two buffers share memory."""
+        return sum(leaf.nbytes for leaf in self._tensors())
+
+    def _tensors(self) -> list[Tensor]:
+        return list(tensors_of((self._newest, self._previous)))
 
 
 def _overwrite(buffer: Any, output: Any) -> Any:

@@ -10,7 +10,8 @@ from blockdance.errors import ScheduleError
 from blockdance.kinds import Keep, Kind
 from blockdance.kinds.views import Capture
 from blockdance.layouts import BlockLayout, BlockStack, parameter_names
-from blockdance.rows import RowGroup, RowSet
+from blockdance.pieces import RowSet
+from blockdance.rows import RowGroup
 from blockdance.schedule import COMPUTE
 from blockdance.state import ReuseState
 from blockdance.trees import map_tensors, tensors_of
@@ -68,10 +69,20 @@ class ReuseExecutor:
         """An empty state for a new generation."""
         return ReuseState.empty(num_images, num_branches, self._histories)
 
-    def serves(self, state: ReuseState, action: int, image: int) -> bool:
-        """Whether every branch of this image has computed often enough for the action."""
-        if action == COMPUTE:
-            return True
+    def possible(self, state: ReuseState, actions: Sequence[int]) -> list[int]:
+        """The actions, one per image; those that need more computed steps than a branch of the image has become compute."""
+        scarce = {
+            action
+            for action in set(actions)
+            if action != COMPUTE
+            and any(state.caches[keep].depth <= self.kinds[action - 1].order for keep in self._reads[action - 1])
+        }
+        return [
+            COMPUTE if action in scarce and not self._serves(state, action, image) else action
+            for image, action in enumerate(actions)
+        ]
+
+    def _serves(self, state: ReuseState, action: int, image: int) -> bool:
         kind, rows = self.kinds[action - 1], range(image, state.num_rows, state.num_images)
         return all(state.caches[keep].serves(kind, row) for keep in self._reads[action - 1] for row in rows)
 
@@ -125,8 +136,11 @@ class ReuseExecutor:
         views.receive(
             {keep: partial(cache.store, sigma=sigma, placement=group.placement) for keep, cache in state.caches.items()}
         )
-        with views.installed(self._forms[action]):
+        views.install(self._forms[action])
+        try:
             output = forward(*args, **kwargs)
+        finally:
+            views.restore()
         views.deliver()
         return _apart(output, state) if self._gives_cache[action] else output
 
@@ -153,7 +167,7 @@ def _select_rows(leaf: Tensor, rows: RowSet, dim: int) -> Tensor:
 
 def _apart(output: Any, state: ReuseState) -> Any:
     """The output, copied where it lies in the cache's memory, which later steps write over."""
-    held = {address for cache in state.caches.values() for address in cache.storages}
+    held = set().union(*(cache.addresses for cache in state.caches.values()))
     if not any(leaf.untyped_storage().data_ptr() in held for leaf in tensors_of(output)):
         return output
     return map_tensors(lambda leaf: leaf.clone() if leaf.untyped_storage().data_ptr() in held else leaf, output)

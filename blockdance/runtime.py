@@ -15,9 +15,9 @@ from blockdance.executor import ReuseExecutor
 from blockdance.generation import Call, Generation
 from blockdance.layouts import BlockLayout, block_stack, parameter_names
 from blockdance.observation import NoiseScale, PolicyState
+from blockdance.pieces import RowSet
 from blockdance.plan import Decider, Plan, plan_kinds
 from blockdance.report import BlockDanceReport
-from blockdance.rows import RowSet
 from blockdance.schedule import COMPUTE, BlockDanceConfig, ReuseSchedule
 from blockdance.state import ReuseState
 from blockdance.steps import Location, StepTracker
@@ -246,7 +246,7 @@ class Controller:
         planned = [COMPUTE] * generation.num_images
         if generation.schedule is not None:
             planned = generation.schedule.actions[:, step].tolist()
-        planned = [action if self._executor.serves(state, action, image) else COMPUTE for image, action in enumerate(planned)]
+        planned = self._executor.possible(state, planned)
         if not splits_rows and len(set(planned)) > 1:
             planned = [COMPUTE] * generation.num_images
         for image, action in enumerate(planned):

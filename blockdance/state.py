@@ -42,11 +42,8 @@ class ReuseState:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all caches, each storage counted once."""
-        storages: dict[int, int] = {}
-        for cache in self.caches.values():
-            storages |= cache.storages
-        return sum(storages.values())
+        """Bytes of all caches."""
+        return sum(cache.num_bytes for cache in self.caches.values())
 
     def output_of(self, block: int) -> RowCache:
         """What is kept of a block's output."""

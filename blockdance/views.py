@@ -4,8 +4,7 @@ A model's forward iterates its own lists, so a view put in a list's place for th
 without touching the model's code, its parameters or its `state_dict`.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
@@ -44,6 +43,7 @@ class BlockViews:
         computing: Form = (None,) * len(self._stack)
         self._installs = {form: self._build(form) for form in (computing, *forms)}
         self.computing = computing
+        self._originals: list[tuple[nn.Module, str, nn.Module | None]] = []
 
     def _build(self, form: Form) -> dict[str, nn.ModuleList]:
         positions = {place: position for position, place in enumerate(self._stack.places)}
@@ -72,18 +72,19 @@ class BlockViews:
         assert transformer is not None, "a call is under way, so the model lives"
         return transformer
 
-    @contextmanager
-    def installed(self, form: Form) -> Iterator[None]:
-        """Puts the views of this form in the place of the model's lists while the context lasts."""
-        views = {holder(self._model, path): blocks for path, blocks in self._installs[form].items()}
-        originals = {(parent, name): parent._modules[name] for parent, name in views}
-        for (parent, name), blocks in views.items():
+    def install(self, form: Form) -> None:
+        """Puts the views of this form in the place of the model's lists."""
+        self._originals = []
+        for path, blocks in self._installs[form].items():
+            parent, name = holder(self._model, path)
+            self._originals.append((parent, name, parent._modules[name]))
             parent._modules[name] = blocks
-        try:
-            yield
-        finally:
-            for (parent, name), original in originals.items():
-                parent._modules[name] = original
+
+    def restore(self) -> None:
+        """Puts the model's own lists back."""
+        for parent, name, blocks in self._originals:
+            parent._modules[name] = blocks
+        self._originals = []
 
     def inject(self, values: dict[Keep, Any]) -> None:
         """Before a reuse step: what its views give."""
