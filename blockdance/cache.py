@@ -46,7 +46,7 @@ class RowCache:
         targets = placement.targets
         if self._history == 2 and self._newest is not None:
             past = RowSet(targets, self.num_rows)
-            where = Placement(pieces_of((row, 0, place) for place, row in enumerate(targets)), len(targets), self.num_rows)
+            where = Placement(pieces_of([(row, 0, place) for place, row in enumerate(targets)]), len(targets), self.num_rows)
             self._previous = _write(self._previous, map_tensors(past.take, self._newest), where)
         self._newest = _write(self._newest, output, placement)
         for row in targets:
@@ -73,7 +73,7 @@ class RowCache:
         """A cache of chosen rows of several caches, which may repeat, each given as (cache, row)."""
         gathered = RowCache(len(rows), caches[0]._history)
         joiner = Joiner(
-            pieces_of((target, part, row) for target, (part, row) in enumerate(rows)), [cache.num_rows for cache in caches]
+            pieces_of([(target, part, row) for target, (part, row) in enumerate(rows)]), [cache.num_rows for cache in caches]
         )
 
         def take(*leaves: Tensor) -> Tensor:

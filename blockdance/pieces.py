@@ -4,40 +4,37 @@ Each piece is contiguous: one piece is narrowed, several are joined in one kerne
 of different actions cost no synchronisation.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """Consecutive rows `target …` of a whole that are rows `source …` of part number `part`; `repeats` takes one row for all."""
 
     target: int
     source: int
-    count: int
+    length: int
     part: int = 0
     repeats: bool = False
 
 
-def pieces_of(sources: Iterable[tuple[int, int, int]]) -> tuple[Piece, ...]:
+def pieces_of(sources: Sequence[tuple[int, int, int]]) -> tuple[Piece, ...]:
     """The fewest pieces for rows given as (target, part, source), ascending in target."""
     pieces: list[Piece] = []
-    for target, part, source in sources:
-        if pieces:
-            last = pieces[-1]
-            follows = last.part == part and last.target + last.count == target
-            if follows and not last.repeats and last.source + last.count == source:
-                pieces[-1] = Piece(last.target, last.source, last.count + 1, part)
-                continue
-            if follows and last.source == source and (last.repeats or last.count == 1):
-                pieces[-1] = Piece(last.target, source, last.count + 1, part, repeats=True)
-                continue
-        pieces.append(Piece(target, source, 1, part))
+    start = 0
+    while start < len(sources):
+        target, part, source = sources[start]
+        end = start + 1
+        repeats = end < len(sources) and sources[end] == (target + 1, part, source)
+        stride = 0 if repeats else 1
+        while end < len(sources) and sources[end] == (target + end - start, part, source + stride * (end - start)):
+            end += 1
+        pieces.append(Piece(target, source, end - start, part, repeats))
+        start = end
     return tuple(pieces)
 
 
@@ -53,7 +50,8 @@ class Splitter:
         edges = sorted({0, num_rows, *(edge for start, count in spans for edge in (start, start + count))})
         self._num_rows = num_rows
         self._sizes = [end - start for start, end in pairwise(edges)]
-        self.places = [range(edges.index(start), edges.index(start + count)) for start, count in spans]
+        place = {edge: number for number, edge in enumerate(edges)}
+        self.places = [range(place[start], place[start + count]) for start, count in spans]
 
     def split(self, tensor: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
         """The parts between the edges; a multiple of the rows may lie along the dimension."""
@@ -82,21 +80,21 @@ class Joiner:
         self._chosen = [
             (piece.part, place)
             for piece in pieces
-            for place in [*next(places[piece.part])] * (piece.count if piece.repeats else 1)
+            for place in [*next(places[piece.part])] * (piece.length if piece.repeats else 1)
         ]
 
     def join(self, parts: Sequence[Tensor], dim: int = 0) -> Tensor:
         """The joined tensor, in one kernel, or a view where it is one piece."""
         if self.is_view:
             tensor, size = parts[self._only.part], parts[self._only.part].shape[dim] // self._counts[self._only.part]
-            return tensor.narrow(dim, self._only.source * size, self._only.count * size)
+            return tensor.narrow(dim, self._only.source * size, self._only.length * size)
         split = [splitter.split(tensor, dim) for splitter, tensor in zip(self._splitters, parts, strict=True)]
         return torch.cat([split[part][place] for part, place in self._chosen], dim)
 
 
 def _length(piece: Piece) -> int:
     """Rows of the source that a piece reads."""
-    return 1 if piece.repeats else piece.count
+    return 1 if piece.repeats else piece.length
 
 
 class RowSet:
@@ -111,7 +109,7 @@ class RowSet:
         self.rows = tuple(rows)
         self.num_rows = num_rows
         self.is_whole = self.rows == tuple(range(num_rows))
-        self._joiner = Joiner(pieces_of((target, 0, row) for target, row in enumerate(self.rows)), [num_rows])
+        self._joiner = Joiner(pieces_of([(target, 0, row) for target, row in enumerate(self.rows)]), [num_rows])
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -142,33 +140,26 @@ class Placement:
         self._pieces = _cut(pieces)
         self.num_parts = num_parts
         self.num_rows = num_rows
-        self.targets = [row for piece in self._pieces for row in range(piece.target, piece.target + piece.count)]
+        self.targets = [row for piece in self._pieces for row in range(piece.target, piece.target + piece.length)]
         self.is_whole = num_parts == num_rows and len(self._pieces) == 1
-
-    @cached_property
-    def _splitters(self) -> tuple[Splitter, Splitter]:
-        """Of the batch, and of what was computed."""
-        return (
-            Splitter([(piece.target, piece.count) for piece in self._pieces], self.num_rows),
-            Splitter([(piece.source, piece.count) for piece in self._pieces], self.num_parts),
-        )
+        self._targets = Splitter([(piece.target, piece.length) for piece in self._pieces], num_rows)
+        self._sources = Splitter([(piece.source, piece.length) for piece in self._pieces], num_parts)
 
     def put(self, buffer: Tensor, part: Tensor) -> None:
         """Writes what was computed into the batch's buffer."""
         if len(self._pieces) == 1:
             (piece,), size = self._pieces, part.shape[0] // self.num_parts
-            source = part.narrow(0, piece.source * size, piece.count * size)
-            buffer.narrow(0, piece.target * size, piece.count * size).copy_(source)
+            source = part.narrow(0, piece.source * size, piece.length * size)
+            buffer.narrow(0, piece.target * size, piece.length * size).copy_(source)
             return
-        targets, sources = self._splitters
-        written, read = targets.split(buffer), sources.split(part)
+        written, read = self._targets.split(buffer), self._sources.split(part)
         torch._foreach_copy_(
-            [written[place.start] for place in targets.places], [read[place.start] for place in sources.places]
+            [written[place.start] for place in self._targets.places], [read[place.start] for place in self._sources.places]
         )
 
     def merged(self, old: Tensor, part: Tensor) -> Tensor:
         """The batch with what was computed in its places, in new memory: what a backward pass can go through."""
-        fresh = {piece.target + offset: piece.source + offset for piece in self._pieces for offset in range(piece.count)}
+        fresh = {piece.target + offset: piece.source + offset for piece in self._pieces for offset in range(piece.length)}
         rows = [(row, 1, fresh[row]) if row in fresh else (row, 0, row) for row in range(self.num_rows)]
         return Joiner(pieces_of(rows), [self.num_rows, self.num_parts]).join([old, part])
 
@@ -179,8 +170,8 @@ def _cut(pieces: Sequence[Piece]) -> tuple[Piece, ...]:
     cut = []
     for piece in pieces:
         if piece.repeats:
-            cut += [Piece(piece.target + offset, piece.source, 1) for offset in range(piece.count)]
+            cut += [Piece(piece.target + offset, piece.source, 1) for offset in range(piece.length)]
             continue
-        inside = [edge for edge in edges if piece.source <= edge <= piece.source + piece.count]
+        inside = [edge for edge in edges if piece.source <= edge <= piece.source + piece.length]
         cut += [Piece(piece.target + start - piece.source, start, end - start) for start, end in pairwise(inside)]
     return tuple(cut)

@@ -67,7 +67,7 @@ class RowStep:
                 action,
                 RowSet([branch * num_images + image for branch in range(num_branches) for image in images], num_rows),
                 Placement(
-                    pieces_of((row, 0, source) for row, part, source in sources if part == number),
+                    pieces_of([(row, 0, source) for row, part, source in sources if part == number]),
                     len(images) * num_branches,
                     num_rows,
                 ),
@@ -84,7 +84,7 @@ class RowStep:
             return [
                 parts[piece.part][piece.source + (0 if piece.repeats else offset)]
                 for piece in self.pieces
-                for offset in range(piece.count)
+                for offset in range(piece.length)
             ]
         if isinstance(first, Tensor):
             return self._joiner.join(parts)
