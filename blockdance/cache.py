@@ -35,7 +35,9 @@ class RowCache:
         """How many outputs every row has at least."""
 
     def store(self, output: Any, sigma: float, placement: Placement) -> None:
-        """Adds what rows computed at noise level `sigma`; a copy is taken."""
+        """Adds what rows computed at noise level `sigma`; a copy is taken, which no backward pass goes through."""
+        if torch.is_grad_enabled():
+            output = map_tensors(Tensor.detach, output)
         if placement.is_whole:
             if self._history == 2:
                 self._newest, self._previous = self._previous, self._newest
@@ -126,7 +128,7 @@ def _overwrite(buffer: Any, output: Any) -> Any:
         return tuple(_overwrite(one, other) for one, other in zip(buffers, output, strict=True))
     if not isinstance(output, Tensor):
         return output
-    if _records(output) or buffer is None or buffer.shape != output.shape or _records(buffer):
+    if buffer is None or buffer.shape != output.shape:
         return output.clone()
     return buffer.copy_(output)
 
@@ -145,15 +147,8 @@ def _write(buffer: Any, part: Any, placement: Placement) -> Any:
         # some models pad tokens to the longest sequence of a call, so that rows that ran apart differ in length
         tokens = max(buffer.shape[1], part.shape[1])
         buffer, part = fit_tokens(buffer, tokens), fit_tokens(part, tokens)
-    if _records(part) or _records(buffer):
-        return placement.merged(buffer, part)
     placement.put(buffer, part)
     return buffer
-
-
-def _records(tensor: Tensor) -> bool:
-    """Whether a backward pass may go through the tensor, which must then not be written over."""
-    return tensor.requires_grad
 
 
 def _stream(output: Any, index: int) -> Tensor:

@@ -112,7 +112,7 @@ class ReuseExecutor:
             return self._run_group(forward, args, kwargs, state, step.groups[0], sigma)
         outputs = []
         for group in step.groups:
-            group_args, group_kwargs = self._select(args, kwargs, group.rows)
+            group_args, group_kwargs = self._select(args, kwargs, group)
             outputs.append(self._run_group(forward, group_args, group_kwargs, state, group, sigma))
         return step.join(outputs)
 
@@ -144,16 +144,18 @@ class ReuseExecutor:
         views.deliver()
         return _apart(output, state) if self._gives_cache[action] else output
 
-    def _select(self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: RowSet) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def _select(self, args: tuple[Any, ...], kwargs: dict[str, Any], group: RowGroup) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Splits every input that has a batch dimension."""
+        rows = group.rows
 
         def select(name: str, value: Any) -> Any:
             if name in self._layout.shared_arguments:
                 return value
             if name in self._layout.image_lists and value is not None:
                 return [value[row] for row in rows.rows] if len(value) == rows.num_rows else value
+            chosen = group.images if name in self._layout.image_arguments else rows
             dim = self._layout.batch_dims.get(name, 0)
-            return map_tensors(lambda leaf: _select_rows(leaf, rows, dim), value)
+            return map_tensors(lambda leaf: _select_rows(leaf, chosen, dim), value)
 
         return (
             tuple(select(name, value) for name, value in zip(self._parameters, args, strict=False)),

@@ -157,12 +157,6 @@ class Placement:
             [written[place.start] for place in self._targets.places], [read[place.start] for place in self._sources.places]
         )
 
-    def merged(self, old: Tensor, part: Tensor) -> Tensor:
-        """The batch with what was computed in its places, in new memory: what a backward pass can go through."""
-        fresh = {piece.target + offset: piece.source + offset for piece in self._pieces for offset in range(piece.length)}
-        rows = [(row, 1, fresh[row]) if row in fresh else (row, 0, row) for row in range(self.num_rows)]
-        return Joiner(pieces_of(rows), [self.num_rows, self.num_parts]).join([old, part])
-
 
 def _cut(pieces: Sequence[Piece]) -> tuple[Piece, ...]:
     """Pieces cut until none repeats a row and none begins or ends inside the source of another."""

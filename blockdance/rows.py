@@ -19,11 +19,13 @@ class RowGroup:
     Args:
         action: what they do.
         rows: the rows that are run.
+        images: the images that they belong to.
         placement: the rows that their results are for: themselves and their twins.
     """
 
     action: int
     rows: RowSet
+    images: RowSet
     placement: Placement
 
 
@@ -66,6 +68,7 @@ class RowStep:
             RowGroup(
                 action,
                 RowSet([branch * num_images + image for branch in range(num_branches) for image in images], num_rows),
+                RowSet(images, num_images),
                 Placement(
                     pieces_of([(row, 0, source) for row, part, source in sources if part == number]),
                     len(images) * num_branches,

@@ -4,7 +4,6 @@ from itertools import product
 
 import pytest
 import torch
-from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from blockdance.pieces import RowSet
@@ -68,15 +67,3 @@ def test_every_row_gets_what_its_first_twin_of_the_same_action_computed(twins: l
             classes_run = [classes[row % 4] for row in group.rows.rows]
             assert len(set(zip(classes_run, (row // 4 for row in group.rows.rows), strict=True))) == len(group.rows)
         assert torch.equal(buffer, expected)
-
-
-def test_merging_gives_what_putting_gives_in_new_memory() -> None:
-    step = RowStep([0, 1, 0, 0], [0, 1, 2, 2], 1)
-    old, part = torch.arange(8.0).view(8, 1), torch.tensor([[10.0], [11], [20], [21]])
-    (placement,) = (group.placement for group in step.groups if group.action == 0)
-    merged = placement.merged(old, part)
-    assert merged.flatten().tolist() == [10, 11, 2, 3, 20, 21, 20, 21]
-    assert old.flatten().tolist() == list(range(8))
-    buffer: Tensor = old.clone()
-    placement.put(buffer, part)
-    assert torch.equal(buffer, merged)
