@@ -153,7 +153,7 @@ class ReuseExecutor:
                 return value
             if name in self._layout.image_lists and value is not None:
                 return [value[row] for row in rows.rows] if len(value) == rows.num_rows else value
-            chosen = group.images if name in self._layout.image_arguments else rows
+            chosen = group.images if name in self._layout.per_image_arguments else rows
             dim = self._layout.batch_dims.get(name, 0)
             return map_tensors(lambda leaf: _select_rows(leaf, chosen, dim), value)
 

@@ -19,7 +19,7 @@ class RowGroup:
     Args:
         action: what they do.
         rows: the rows that are run.
-        images: the images that they belong to.
+        images: for each of them the image that it belongs to.
         placement: the rows that their results are for: themselves and their twins.
     """
 
@@ -68,7 +68,7 @@ class RowStep:
             RowGroup(
                 action,
                 RowSet([branch * num_images + image for branch in range(num_branches) for image in images], num_rows),
-                RowSet(images, num_images),
+                RowSet(images * num_branches, num_images),
                 Placement(
                     pieces_of([(row, 0, source) for row, part, source in sources if part == number]),
                     len(images) * num_branches,

@@ -67,8 +67,8 @@ class BlockLayout:
             the batch size; in the place of `SHARED_ARGUMENTS`, so that a model may add to them or take some away. Every other
             tensor whose first size is the batch size is split when images take different actions.
         batch_dims: arguments whose batch dimension is another than the first.
-        image_arguments: arguments with one row per image, which the model itself repeats for fused guidance branches, as Open-Sora's
-            STDiT does with its text mask.
+        per_image_arguments: arguments with one row per image, though the latents have one per guidance branch and image: the model
+            repeats them itself. They are given row by row to images that run apart.
         image_lists: arguments that are lists with one element per row.
         one_image: whether a call takes one image only, as models of packed sequences do; nothing is split then.
         splits_rows: whether the rows of a call with these inputs can run apart; where not, a batch computes whenever its images'
@@ -94,7 +94,7 @@ class BlockLayout:
     separate_guidance: bool = False
     shared_arguments: frozenset[str] = SHARED_ARGUMENTS
     batch_dims: Mapping[str, int] = field(default_factory=dict)
-    image_arguments: frozenset[str] = frozenset()
+    per_image_arguments: frozenset[str] = frozenset()
     image_lists: frozenset[str] = frozenset()
     one_image: bool = False
     splits_rows: Callable[[Inputs], bool] = _always
