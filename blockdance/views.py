@@ -59,7 +59,9 @@ class BlockViews:
         stand_in = form[position]
         if stand_in is not None:
             slot = self._without if stand_in.keep is None else self.read[stand_in.keep]
-            return stand_in.view(block, slot, self._layout)
+            view = stand_in.view(block, slot, self._layout)
+            view.is_last_reader = stand_in.keep is not None and stand_in.keep.position == position
+            return view
         computes = not any(form)
         for keep, slot in self.written.items():
             if keep.position == position and (computes or keep.capture.refreshes):

@@ -57,6 +57,8 @@ class View(nn.Module):
         self.names: list[str] = block.names if isinstance(block, View) else parameter_names(block)
         self.all_streams = layout.streams
         self.streams = tuple(name for name in layout.streams if name in self.names)
+        self.is_last_reader = False
+        """Whether nobody reads the slot after this view."""
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -67,6 +69,13 @@ class View(nn.Module):
     def turn(self, output: Any) -> Any:
         """What the block gives as the cache keeps it, and back: the batch first."""
         return output if self.batch_dim == 0 else map_tensors(lambda leaf: leaf.transpose(0, self.batch_dim), output)
+
+    def read(self) -> Any:
+        """The slot's value; the last reader lets go of it, so that it does not outlive its use in the model."""
+        value = self.slot.value
+        if self.is_last_reader and not torch.compiler.is_compiling():
+            self.slot.value = None
+        return value
 
     def own(self, output: Any) -> Any:
         """A copy where the model would change it."""
@@ -118,7 +127,7 @@ class Replay(View):
     """Returns the slot's value instead of running the block."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.turn(self.own(self.slot.value))
+        return self.turn(self.own(self.read()))
 
 
 class FittingReplay(Replay):
@@ -133,7 +142,7 @@ class AddChange(View):
     """Adds the change that the slot holds instead of running the block."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        change = self.slot.value
+        change = self.read()
         if isinstance(change, Tensor):
             return self._added(self.names[0], change, args, kwargs)
         pairs = zip(self.streams, change, strict=True)

@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import pytest
 import torch
 from conftest import build_pixart
 from torch import Tensor, nn
 
+from ada.evaluation.counting import Count, counted_memory
 from blockdance import BlockLayout, BlockReuse, Kind, Reuse, ReuseExecutor, ReuseSchedule, apply_blockdance, find_layout
 from blockdance.kinds import Keep, StandIn
 from blockdance.kinds.views import Pass
@@ -156,3 +158,35 @@ def test_a_new_kind_counts_in_the_report() -> None:
         cost = handle.cost()
         saved = cost.blocks[0] + cost.blocks[2]
         assert handle.report().macs_computed.item() == 2 * cost.total - saved
+
+
+@pytest.mark.parametrize("order", [0, 1])
+@pytest.mark.parametrize("rows", [[[0, 0, 1, 0, 0, 1]], [[0, 0, 1, 0, 0, 1], [0, 0, 0, 1, 0, 0]]], ids=["uniform", "mixed"])
+def test_the_reported_peak_is_what_the_allocator_sees(order: Literal[0, 1], rows: list[list[int]]) -> None:
+    """One output per boundary and order, written in place: no old one lives beside a new one."""
+    model, steps = build_pixart(), len(rows[0])
+    inputs = {
+        "hidden_states": torch.randn(2, 4, 32, 32),
+        "encoder_hidden_states": torch.randn(2, 5, 12),
+        "timestep": torch.tensor([0.5, 0.5]),
+    }
+
+    def peak() -> int:
+        count = Count()
+        with counted_memory(torch.device("cpu"), count), torch.no_grad():
+            for step in range(steps):
+                scheduler.step_index = step
+                model(**inputs)
+        assert count.peak_bytes is not None
+        return count.peak_bytes
+
+    scheduler = SimpleNamespace(timesteps=torch.linspace(1, 0.1, steps), step_index=0)
+    plain = peak()
+    plan = ReuseSchedule(torch.tensor(rows), (Reuse(boundary=1, order=order),))
+    pipeline = SimpleNamespace(transformer=model, scheduler=scheduler)
+    with apply_blockdance(pipeline, plan, guidance_branches=1) as handle:
+        held = peak() - plain
+        report = handle.report()
+    one_output = 2 * 16**2 * 16 * 4
+    assert report.peak_cache_bytes == (order + 1) * one_output
+    assert held == pytest.approx(report.peak_cache_bytes, abs=0.1 * one_output)
