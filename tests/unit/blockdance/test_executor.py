@@ -190,3 +190,41 @@ def test_the_reported_peak_is_what_the_allocator_sees(order: Literal[0, 1], rows
     one_output = 2 * 16**2 * 16 * 4
     assert report.peak_cache_bytes == (order + 1) * one_output
     assert held == pytest.approx(report.peak_cache_bytes, abs=0.1 * one_output)
+
+
+def test_extrapolation_equals_hooks_that_replace_the_output_of_every_image() -> None:
+    """The oracle: the plain model on one image, a hook that puts o₁ + w·(σ − σ₁)/(σ₁ − σ₀)·(o₁ − o₀) in the place of the boundary's."""
+    model, weight, levels = build_pixart(), 0.7, [0.9, 0.75, 0.4, 0.3, 0.1]
+    rows = torch.tensor([[0, 0, 1, 0, 1], [0, 0, 0, 1, 1], [0, 0, 1, 1, 0]])
+    latents, text = torch.randn(3, 4, 8, 8), torch.randn(3, 5, 12)
+
+    def run(images: slice) -> list[Tensor]:
+        outputs = []
+        for step, level in enumerate(levels):
+            scheduler.step_index = step
+            some = latents[images] * level
+            timesteps = torch.full((len(some),), level)
+            with torch.no_grad():
+                outputs.append(model(some, encoder_hidden_states=text[images], timestep=timesteps, return_dict=False)[0])
+        return outputs
+
+    scheduler = SimpleNamespace(timesteps=torch.tensor(levels), sigmas=torch.tensor(levels), step_index=0)
+    pipeline = SimpleNamespace(transformer=model, scheduler=scheduler)
+    with apply_blockdance(pipeline, ReuseSchedule(rows, (Reuse(boundary=1, order=1, weight=weight),)), guidance_branches=1):
+        together = run(slice(None))
+    for image in range(3):
+        computed: list[tuple[float, Tensor]] = []
+
+        def replace(block: nn.Module, args: Any, output: Tensor, image: int = image, computed: Any = computed) -> Tensor:
+            step = scheduler.step_index
+            if rows[image, step] == 0:
+                computed.append((levels[step], output))
+                return output
+            (old_level, old), (level, new) = computed[-2:]
+            return new + weight * (levels[step] - level) / (level - old_level) * (new - old)
+
+        hook = model.transformer_blocks[1].register_forward_hook(replace)
+        alone = run(slice(image, image + 1))
+        hook.remove()
+        for one, batch in zip(alone, together, strict=True):
+            torch.testing.assert_close(batch[image], one[0], rtol=1e-4, atol=1e-5)
