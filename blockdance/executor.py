@@ -11,7 +11,7 @@ from blockdance.kinds import Keep, Kind
 from blockdance.kinds.views import Capture
 from blockdance.layouts import BlockLayout, BlockStack, parameter_names
 from blockdance.pieces import RowSet
-from blockdance.rows import RowGroup
+from blockdance.rows import RowGroup, RowPlan
 from blockdance.schedule import COMPUTE
 from blockdance.state import ReuseState
 from blockdance.trees import map_tensors, tensors_of
@@ -107,14 +107,14 @@ class ReuseExecutor:
             twins: for each image the first one of the batch that equals it so far, itself if none: of equal images that take the
                 same action only the first is run, and what it gives is given to all. None where no two are known to be equal.
         """
-        step = state.rows.step(actions, twins, self.max_rows)
-        if step.is_whole:
-            return self._run_group(forward, args, kwargs, state, step.groups[0], sigma)
+        plan = RowPlan.of(tuple(actions), None if twins is None else tuple(twins), state.num_branches, self.max_rows)
+        if plan.is_whole:
+            return self._run_group(forward, args, kwargs, state, plan.groups[0], sigma)
         outputs = []
-        for group in step.groups:
+        for group in plan.groups:
             group_args, group_kwargs = self._select(args, kwargs, group)
             outputs.append(self._run_group(forward, group_args, group_kwargs, state, group, sigma))
-        return step.join(outputs)
+        return plan.join(outputs)
 
     def clear(self) -> None:
         """Lets go of every tensor that a call left in the views."""

@@ -5,6 +5,7 @@ A batch has one row per image and fused guidance branch, ordered branch by branc
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
@@ -29,7 +30,7 @@ class RowGroup:
     placement: Placement
 
 
-class RowStep:
+class RowPlan:
     """How the rows of one call are run: in groups of equal action, and of equal rows only the first.
 
     Args:
@@ -38,6 +39,14 @@ class RowStep:
         num_branches: fused guidance branches.
         max_rows: most rows of a group; None for no limit.
     """
+
+    @staticmethod
+    @lru_cache(maxsize=1024)
+    def of(
+        actions: tuple[int, ...], twins: tuple[int, ...] | None, num_branches: int, max_rows: int | None = None
+    ) -> "RowPlan":
+        """The plan for these actions: schedules repeat from generation to generation, and a plan holds no tensor."""
+        return RowPlan(actions, twins, num_branches, max_rows)
 
     def __init__(
         self, actions: Sequence[int], twins: Sequence[int] | None, num_branches: int, max_rows: int | None = None
@@ -65,20 +74,21 @@ class RowStep:
             sources.append((row, part, branch * len(parts[part][1]) + place))
         self.pieces = pieces_of(sources)
         self.groups = tuple(
-            RowGroup(
-                action,
-                RowSet([branch * num_images + image for branch in range(num_branches) for image in images], num_rows),
-                RowSet(images * num_branches, num_images),
-                Placement(
-                    pieces_of([(row, 0, source) for row, part, source in sources if part == number]),
-                    len(images) * num_branches,
-                    num_rows,
-                ),
-            )
+            self._group(action, images, num_images, num_branches, [source for source in sources if source[1] == number])
             for number, (action, images) in enumerate(parts)
         )
         self.is_whole = len(self.groups) == 1 and self.groups[0].rows.is_whole
         self._joiner = Joiner(self.pieces, [len(group.rows) for group in self.groups])
+
+    @staticmethod
+    def _group(
+        action: int, images: list[int], num_images: int, num_branches: int, sources: list[tuple[int, int, int]]
+    ) -> RowGroup:
+        num_rows = num_images * num_branches
+        rows = RowSet([branch * num_images + image for branch in range(num_branches) for image in images], num_rows)
+        image_rows = rows if num_branches == 1 else RowSet(images * num_branches, num_images)
+        pieces = pieces_of([(row, 0, source) for row, _, source in sources])
+        return RowGroup(action, rows, image_rows, Placement(pieces, len(rows), num_rows))
 
     def join(self, parts: Sequence[Any]) -> Any:
         """The batch's output from the groups': trees of tensors, or lists with one element per row."""
@@ -96,24 +106,3 @@ class RowStep:
         if isinstance(first, dict):  # diffusers' output classes
             return type(first)(**{name: self.join([part[name] for part in parts]) for name in first})
         return first
-
-
-class RowPlan:
-    """The groups of rows of one generation: worked out once for every combination of actions.
-
-    Args:
-        num_images: images of the batch.
-        num_branches: fused guidance branches.
-    """
-
-    def __init__(self, num_images: int, num_branches: int) -> None:
-        self.num_images = num_images
-        self.num_branches = num_branches
-        self._steps: dict[Any, RowStep] = {}
-
-    def step(self, actions: Sequence[int], twins: Sequence[int] | None = None, max_rows: int | None = None) -> RowStep:
-        """How rows run that take these actions; the rest as `RowStep` takes it."""
-        key = (tuple(actions), None if twins is None else tuple(twins), max_rows)
-        if key not in self._steps:
-            self._steps[key] = RowStep(actions, twins, self.num_branches, max_rows)
-        return self._steps[key]

@@ -1,13 +1,12 @@
 """What a batch carries from step to step."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from blockdance.cache import RowCache
 from blockdance.kinds import Keep
 from blockdance.kinds.views import Capture
-from blockdance.rows import RowPlan
 
 
 @dataclass
@@ -17,10 +16,6 @@ class ReuseState:
     num_images: int
     num_branches: int
     caches: dict[Keep, RowCache]
-    rows: RowPlan = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.rows = RowPlan(self.num_images, self.num_branches)
 
     @staticmethod
     def empty(num_images: int, num_branches: int, histories: Mapping[Keep, Literal[1, 2]]) -> "ReuseState":

@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from blockdance.pieces import RowSet
-from blockdance.rows import RowStep
+from blockdance.rows import RowPlan
 
 
 class Index(TorchDispatchMode):
@@ -55,7 +55,7 @@ def test_every_row_gets_what_its_first_twin_of_the_same_action_computed(twins: l
     for actions in ACTIONS:
         classes = twins or [0, 1, 2, 3]
         inputs = torch.tensor([10.0 * branch + number for branch in range(branches) for number in classes])[:, None]
-        step = RowStep(actions, twins, branches)
+        step = RowPlan(actions, twins, branches)
         outputs = [group.rows.take(inputs) + 100 * group.action for group in step.groups]
         expected = inputs + 100 * torch.tensor(actions).repeat(branches)[:, None]
         assert torch.equal(step.join(outputs), expected)
