@@ -67,3 +67,10 @@ def test_every_row_gets_what_its_first_twin_of_the_same_action_computed(twins: l
             classes_run = [classes[row % 4] for row in group.rows.rows]
             assert len(set(zip(classes_run, (row // 4 for row in group.rows.rows), strict=True))) == len(group.rows)
         assert torch.equal(buffer, expected)
+
+
+def test_no_group_has_more_rows_than_allowed() -> None:
+    plan = RowPlan([0, 0, 1, 0, 0], None, num_branches=2, max_rows=4)
+    assert [group.rows.rows for group in plan.groups] == [(0, 1, 5, 6), (2, 7), (3, 4, 8, 9)]
+    rows = torch.arange(10.0)[:, None]
+    assert torch.equal(plan.join([group.rows.take(rows) for group in plan.groups]), rows)
