@@ -183,7 +183,7 @@ def _place_in(timesteps: Tensor, timestep: Tensor) -> int | None:
     if timestep.untyped_storage().data_ptr() != timesteps.untyped_storage().data_ptr() or timesteps.ndim != 1:
         return None
     is_one = all(size == 1 or stride == 0 for size, stride in zip(timestep.shape, timestep.stride(), strict=True))
-    place, rest = divmod(timestep.storage_offset() - timesteps.storage_offset(), timesteps.stride(0))
+    place, rest = divmod(int(timestep.storage_offset() - timesteps.storage_offset()), timesteps.stride(0))
     return place if is_one and rest == 0 and 0 <= place < len(timesteps) else None
 
 
