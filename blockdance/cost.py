@@ -17,10 +17,10 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_map_only, tree_unfl
 from torch.utils.flop_counter import FlopCounterMode
 
 from blockdance.fake_copy import fake_copy, home
-from blockdance.layout import BlockLayout, blocks_of
+from blockdance.kinds import Kind
+from blockdance.layouts import BlockLayout, blocks_of
 from blockdance.opaque import OpaqueLayers
 from blockdance.overrides import plainly
-from blockdance.schedule import Kind
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from blockdance.cost import CallShape, ForwardCost
 from blockdance.generation import Generation
-from blockdance.schedule import COMPUTE, Kind
+from blockdance.kinds import Kind
+from blockdance.schedule import COMPUTE
 
 
 @dataclass(frozen=True)

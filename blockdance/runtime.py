@@ -9,7 +9,6 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 
-from blockdance.cache import take_rows
 from blockdance.companions import refuse_companions
 from blockdance.cost import CallShape, ForwardCost, cost_of
 from blockdance.drivers import UNKNOWN, Driver, PipelineCall
@@ -17,8 +16,9 @@ from blockdance.errors import ScheduleError
 from blockdance.executor import ReuseExecutor
 from blockdance.generation import Branch, Call, Generation
 from blockdance.gradients import inference_only
-from blockdance.layout import BlockLayout, block_stack, blocks_of, parameter_names
+from blockdance.layouts import BlockLayout, block_stack, blocks_of, parameter_names
 from blockdance.observation import NoiseScale, PolicyState
+from blockdance.pieces import RowSet
 from blockdance.plan import Decider, Plan, plan_kinds
 from blockdance.report import BlockDanceReport, report_of
 from blockdance.schedule import COMPUTE, BlockDanceConfig, ReuseSchedule
@@ -237,7 +237,7 @@ class Controller:
         generation.seen_steps.add(place.step)
         rows = self._conditional_rows(state)
         latents = inputs[self._layout.latents]
-        chosen = take_rows(latents, rows, state.num_rows) if isinstance(latents, Tensor) else _stack(latents, rows)
+        chosen = RowSet(rows, state.num_rows).copy(latents) if isinstance(latents, Tensor) else _stack(latents, rows)
         generation.observer.see(chosen, place.step, self._steps.sigmas, self._noise_scale())
 
     def _decide(self, generation: Generation, step: int) -> None:
@@ -275,12 +275,12 @@ class Controller:
 
         def select(name: str) -> Any:
             value = inputs.get(name)
-            return value if value is None else take_rows(value, rows, state.num_rows)
+            return value if value is None else RowSet(rows, state.num_rows).copy(value)
 
         embeds, mask = select("encoder_hidden_states"), select("encoder_attention_mask")
         if embeds is not None and mask is None:
             mask = embeds.new_ones(embeds.shape[:2])
-        cache = state.caches[self._decider.kinds[0].boundary]
+        cache = state.output_of(self._decider.kinds[0].boundary)
         features, change = cache.newest_and_rate(self._layout.image_index, rows)
         generation.observed = {
             "prompt_embeds": embeds,
@@ -314,7 +314,7 @@ class Controller:
         planned = [COMPUTE] * generation.num_images
         if generation.schedule is not None:
             planned = generation.schedule.actions[:, step].tolist()
-        planned = [action if self._executor.serves(state, action, image) else COMPUTE for image, action in enumerate(planned)]
+        planned = self._executor.possible(state, planned)
         if not splits_rows and len(set(planned)) > 1:
             generation.is_unsplit = True
             planned = [COMPUTE] * generation.num_images

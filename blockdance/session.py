@@ -10,7 +10,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from blockdance.drivers import Driver
-from blockdance.families import find_layout
+from blockdance.layouts import find_layout
 from blockdance.plan import Plan
 from blockdance.runtime import Controller
 from blockdance.savings import warn_of_nothing_saved

@@ -13,8 +13,7 @@ from torch.nn.functional import cosine_similarity
 
 from blockdance.cost import CallShape, ForwardCost, cost_of
 from blockdance.errors import BlockDanceError, ScheduleError
-from blockdance.families import find_layout, pipeline_parts
-from blockdance.layout import BlockLayout, blocks_of, parameter_names
+from blockdance.layouts import BlockLayout, blocks_of, find_layout, parameter_names, pipeline_parts
 from blockdance.schedule import BlockDanceConfig, ReuseSchedule, block_caching, step_range
 from blockdance.steps import Location, StepTracker
 

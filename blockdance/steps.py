@@ -167,6 +167,8 @@ class StepTracker:
         # most schedulers count their own steps; asking them spares reading the timestep back from the GPU
         position = getattr(scheduler, "step_index", None)
         position = getattr(scheduler, "begin_index", None) if position is None else position
+        if position is None and isinstance(timestep, Tensor) and isinstance(self._timesteps, Tensor):
+            position = _place_in(self._timesteps, timestep)
         if position is not None:
             return int(position)
         value = None if timestep is None else float(torch.as_tensor(timestep).max())
@@ -214,6 +216,16 @@ class StepTracker:
             if step < self.num_steps:
                 self._sigmas[step] = self._values[step] = value
         return step
+
+
+def _place_in(timesteps: Tensor, timestep: Tensor) -> int | None:
+    """Index of a timestep that is a view of one of these, as a loop over them gives it: told by its address, so that nothing is read
+    from the device. None where it is not such a view."""
+    if timestep.untyped_storage().data_ptr() != timesteps.untyped_storage().data_ptr() or timesteps.ndim != 1:
+        return None
+    is_one = all(size == 1 or stride == 0 for size, stride in zip(timestep.shape, timestep.stride(), strict=True))
+    place, rest = divmod(int(timestep.storage_offset() - timesteps.storage_offset()), timesteps.stride(0))
+    return place if is_one and rest == 0 and 0 <= place < len(timesteps) else None
 
 
 def noise_levels(scheduler: Any, timesteps: list[float]) -> list[float]:

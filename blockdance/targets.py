@@ -6,7 +6,7 @@ from torch import nn
 
 from blockdance.drivers import unwrapped
 from blockdance.errors import UnsupportedModelError
-from blockdance.families import LAYOUTS, find_layout
+from blockdance.layouts import find_layout, has_layout
 
 
 def transformers_of(target: Any, component: str | None = None) -> dict[str, nn.Module]:
@@ -31,7 +31,7 @@ def transformers_of(target: Any, component: str | None = None) -> dict[str, nn.M
                 "transformers, or none for all of them."
             )
         return {component: _supported(modules[component])}
-    found = {name: part for name, part in modules.items() if _is_known(part)}
+    found = {name: part for name, part in modules.items() if has_layout(type(part))}
     if not found and "transformer" in modules:
         found = {"transformer": _supported(modules["transformer"])}
     if not found:
@@ -46,10 +46,6 @@ def transformers_of(target: Any, component: str | None = None) -> dict[str, nn.M
 def _supported(transformer: nn.Module) -> nn.Module:
     find_layout(transformer)
     return transformer
-
-
-def _is_known(module: nn.Module) -> bool:
-    return any(model_class.__name__ in LAYOUTS for model_class in type(module).__mro__)
 
 
 def _listed(modules: dict[str, nn.Module]) -> str:

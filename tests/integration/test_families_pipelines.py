@@ -12,7 +12,7 @@ from integration.pipelines import CASES, FROM_IMAGE, STEPS, Case, generate, reus
 from torch import Tensor
 
 from blockdance import BlockDanceConfig, Reuse, ReuseSchedule, apply_blockdance, find_layout, full_compute, remove_blockdance
-from blockdance.layout import blocks_of
+from blockdance.layouts import blocks_of
 
 CONFIG = BlockDanceConfig(interval=2, reuse_range=(0.2, 1), boundary=2)
 ACTIONS = [0, 0, 1, 0, 1, 0]  # CONFIG's for six steps

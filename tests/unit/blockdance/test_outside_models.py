@@ -11,11 +11,14 @@ from blockdance import (
     BlockDanceConfig,
     BlockLayout,
     Reuse,
+    ReuseExecutor,
     ReuseSchedule,
     UnsupportedModelError,
     apply_blockdance,
+    find_layout,
     register_layout,
 )
+from blockdance.layouts import SHARED_ARGUMENTS
 
 
 class STDiTBlock(nn.Module):
@@ -145,3 +148,47 @@ def test_outputs_that_the_model_changes_in_place_are_kept_as_they_were(order: in
     with apply_blockdance(pipeline, schedule), torch.no_grad():
         outputs = [float(model(torch.zeros(1, 1), timestep)) for timestep in scheduler.timesteps]
     assert outputs == [33.0] * 4
+
+
+def test_a_layout_belongs_to_a_class_and_not_to_its_name() -> None:
+    """A copy of a class of diffusers is told how to take over the layout; another model of that name is not mistaken for it."""
+    copied = type("PixArtTransformer2DModel", (ChangingTransformer,), {})
+    other = type("STDiT", (nn.Module,), {})()
+    register_layout(STDiT, BlockLayout(lists=("blocks",), latents="x"))
+    with pytest.raises(UnsupportedModelError, match=r'is not diffusers\' class.*LAYOUTS\["PixArtTransformer2DModel"\]'):
+        find_layout(type("PixArtTransformer2DModel", (nn.Module,), {})())
+    with pytest.raises(UnsupportedModelError, match="knows no block layout of STDiT"):
+        find_layout(other)
+    layout = BlockLayout(lists=("blocks",), changes_outputs=True)
+    register_layout(ChangingTransformer, layout)
+    assert find_layout(copied()) is layout, "a subclass has its base's layout"
+
+
+class Masked(nn.Module):
+    """Adds a mask with one row per image to latents with one row per guidance branch and image, and frequencies to all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(AddOne() for _ in range(2))
+
+    def forward(self, hidden_states: Tensor, mask: Tensor, img_ids: Tensor) -> Tensor:
+        for block in self.blocks:
+            hidden_states = block(hidden_states)
+        return hidden_states + mask.repeat(len(hidden_states) // len(mask), 1) + img_ids
+
+
+def test_a_layout_says_which_arguments_have_other_rows() -> None:
+    """`img_ids` is shared in diffusers; here it has a row per latent, and the mask one per image."""
+    model = Masked()
+    layout = BlockLayout(
+        lists=("blocks",),
+        shared_arguments=SHARED_ARGUMENTS - {"img_ids"},
+        per_image_arguments=frozenset({"mask"}),
+    )
+    executor = ReuseExecutor(model, layout, (Reuse(boundary=1),))
+    state = executor.new_state(num_images=3, num_branches=2)
+    latents, ids = torch.zeros(6, 1), torch.arange(6.0)[:, None] * 100
+    inputs = {"hidden_states": latents, "mask": torch.tensor([[10.0], [20], [30]]), "img_ids": ids}
+    plain = model(**inputs)
+    executor.run(model, (), inputs, state, [0, 0, 0], 1.0)
+    assert torch.equal(executor.run(model, (), inputs, state, [0, 1, 0], 0.5), plain)
