@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from blockdance import BlockDanceConfig, Plan, find_layout, random_schedule
-from blockdance.layout import block_stack
+from blockdance.layouts import block_stack
 
 Build = Callable[[bool, int, Callable[..., torch.Tensor]], tuple[Any, dict[str, Any], tuple[float, float]]]
 

@@ -36,7 +36,7 @@ class Loop:
         self.transformer = transformer
         self.scheduler = SimpleNamespace(timesteps=torch.empty(0), step_index=0)
         self.num_steps = num_steps
-        self._inputs, self._rows = inputs, rows
+        self.inputs, self._rows = inputs, rows
 
     @torch.no_grad()
     def __call__(self) -> torch.Tensor:
@@ -46,7 +46,7 @@ class Loop:
         for step in range(self.num_steps):
             self.scheduler.step_index = step
             rows = timesteps[step].expand(self._rows)
-            output: torch.Tensor = self.transformer(**self._inputs, timestep=rows, return_dict=False)[0]
+            output: torch.Tensor = self.transformer(**self.inputs, timestep=rows, return_dict=False)[0]
         return output
 
 

@@ -1,21 +1,87 @@
-"""What BlockDance costs when every step computes: seconds with it over seconds without.
+"""What BlockDance costs: seconds with it over seconds without where every step computes, and Python's share on a stub.
 
 python benchmarks/overhead.py
 """
 
 import argparse
+from typing import Any
 
 import torch
 from model import Loop, add_model_arguments, pixart_loop
 from rich.console import Console
 from rich.table import Table
 from timing import interleave, ratio
+from torch import Tensor, nn
 
-from blockdance import Reuse, ReuseSchedule, apply_blockdance
+from blockdance import (
+    BlockDanceConfig,
+    BlockLayout,
+    Plan,
+    Reuse,
+    ReuseSchedule,
+    apply_blockdance,
+    random_schedule,
+    register_layout,
+)
+
+
+class Nothing(nn.Module):
+    """A block that does nothing."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return hidden_states
+
+
+class Stub(nn.Module):
+    """A transformer whose blocks do nothing: what a step takes is Python's time."""
+
+    device, dtype = torch.device("cpu"), torch.float32
+
+    def __init__(self, num_blocks: int = 28) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Nothing() for _ in range(num_blocks))
+
+    def forward(
+        self, hidden_states: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, return_dict: bool = True
+    ) -> tuple[Tensor]:
+        for block in self.blocks:
+            hidden_states = block(hidden_states)
+        return (hidden_states,)
+
+
+register_layout(Stub, BlockLayout(lists=("blocks",)))
+
+
+def stub_table(batch: int, num_steps: int, repeats: int) -> Table:
+    """Microseconds of Python that BlockDance adds to a call of the transformer: the quickest of the rounds, in turns."""
+    inputs = {"hidden_states": torch.randn(batch, 16, 8), "encoder_hidden_states": torch.randn(batch, 4, 8)}
+    loop = Loop(Stub(), inputs, batch, num_steps)
+    shallow, deep = Reuse(boundary=20), Reuse(boundary=26, order=1)
+    generator = torch.Generator().manual_seed(0)
+    mixed = random_schedule(batch, num_steps, 0.3 * num_steps, shallow, generator)
+    actions = mixed.actions * torch.randint(1, 3, mixed.actions.shape, generator=generator)
+    plans: dict[str, Plan] = {
+        "uniform": BlockDanceConfig(),
+        "mixed, one kind": mixed,
+        "mixed, two kinds": ReuseSchedule(actions, (shallow, deep)),
+    }
+    functions: dict[str, Any] = {"plain": loop}
+    for name, plan in plans.items():
+        functions[name] = lambda plan=plan: _run(loop, plan)
+    seconds = interleave(functions, repeats)
+    table = Table("plan", "added, µs a call", title=f"A stub of 28 blocks that do nothing, {batch} images")
+    for name in plans:
+        table.add_row(name, f"{(min(seconds[name]) - min(seconds['plain'])) / num_steps * 1e6:.0f}")
+    return table
+
+
+def _run(loop: Loop, plan: Plan) -> None:
+    with apply_blockdance(loop, plan, guidance_branches=1):
+        loop()
 
 
 def main() -> None:
-    """Prints a row per batch size."""
+    """Prints a row per batch size, and one per plan on the stub."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_arguments(parser)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
@@ -35,7 +101,9 @@ def main() -> None:
         middle, low, high = ratio(seconds["computing"], seconds["plain"])
         step = sorted(seconds["plain"])[len(seconds["plain"]) // 2] / options.steps
         table.add_row(str(batch), f"{step * 1e3:.2f}", f"{middle:.4f}", f"{low:.4f} to {high:.4f}")
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    console.print(stub_table(16, options.steps, 4 * options.repeats))
 
 
 if __name__ == "__main__":

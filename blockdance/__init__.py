@@ -1,20 +1,17 @@
 """BlockDance: reuse of block outputs between the denoising steps of a diffusion transformer."""
 
-from blockdance.api import BlockDanceHandle, apply_blockdance, remove_blockdance
+from blockdance.api import BlockDanceHandle, apply_blockdance, get_blockdance, remove_blockdance
 from blockdance.cost import ForwardCost, count_macs
 from blockdance.errors import BlockDanceError, ScheduleError, StepUnknownError, UnsupportedModelError
 from blockdance.executor import ReuseExecutor
-from blockdance.families import find_layout, register_layout
-from blockdance.layout import BlockLayout
+from blockdance.kinds import BlockReuse, Kind, Reuse
+from blockdance.layouts import BlockLayout, find_layout, register_layout
 from blockdance.observation import PolicyState
 from blockdance.plan import Decider, Plan
 from blockdance.plan_file import load_plan, save_plan
 from blockdance.report import BlockDanceReport
 from blockdance.schedule import (
     BlockDanceConfig,
-    BlockReuse,
-    Kind,
-    Reuse,
     ReuseSchedule,
     block_caching,
     blockdance_n,
@@ -52,6 +49,7 @@ __all__ = [
     "count_macs",
     "find_layout",
     "full_compute",
+    "get_blockdance",
     "load_plan",
     "measure_feature_change",
     "random_schedule",

@@ -11,7 +11,7 @@ from diffusers import DiffusionPipeline
 
 from blockdance import BlockDanceConfig, ReuseSchedule, apply_blockdance, find_layout, full_compute, save_plan
 from blockdance.errors import BlockDanceError
-from blockdance.layout import block_list, block_stack
+from blockdance.layouts import block_list, block_stack
 from blockdance.similarity import DEFAULT_TOLERANCE, FeatureChange, measure_feature_change
 
 _DTYPES = ("float32", "bfloat16", "float16")

@@ -1,44 +1,80 @@
 """One call turns BlockDance on, one turns it off."""
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
-from diffusers.hooks.hooks import CacheContext
 from torch import nn
 
+from blockdance.attachment import attach, attachment_of, detach
 from blockdance.cost import ForwardCost
-from blockdance.errors import BlockDanceError
-from blockdance.families import find_layout, pipeline_parts
+from blockdance.drivers import unwrapped
+from blockdance.errors import UnsupportedModelError
 from blockdance.plan import Plan
-from blockdance.plan_file import load_plan
-from blockdance.report import BlockDanceReport
+from blockdance.plan_source import resolve_plan
+from blockdance.report import BlockDanceReport, joined
 from blockdance.runtime import Controller
-
-_ATTRIBUTE = "_blockdance_controller"
+from blockdance.schedule import BlockDanceConfig
+from blockdance.session import Loop, Options, Session
+from blockdance.targets import transformers_of
 
 
 class BlockDanceHandle:
-    """Returned by `apply_blockdance`; a context manager that turns BlockDance off when it ends."""
+    """Steers what `apply_blockdance` turned on; a context manager that turns it off when it ends.
 
-    def __init__(self, transformer: nn.Module, controller: Controller) -> None:
-        self._transformer = transformer
-        self._controller = controller
+    Args:
+        session: the plan that is on.
+        pipeline: whose generations it tells of; None for those of any.
+    """
 
-    def report(self) -> BlockDanceReport:
-        """What the last generation did: actions per image, MACs, cache bytes. `print` shows it as text."""
-        return self._controller.report()
+    def __init__(self, session: Session, pipeline: Any) -> None:
+        self._session = session
+        self._is_of = session.loop_of(pipeline) if pipeline is not None else None
+        self._plan = session.plan
 
-    def cost(self) -> ForwardCost:
-        """MACs of one forward call of the last generation, all its rows together."""
-        return self._controller.cost()
+    @property
+    def plan(self) -> Plan:
+        """What is carried out. It can be set while BlockDance is on, to whatever `apply_blockdance` takes."""
+        return self._session.plan
+
+    @plan.setter
+    def plan(self, plan: Plan | str | Path) -> None:
+        self._session.plan = resolve_plan(plan, self._session.transformers)
+
+    def invalidate(self) -> None:
+        """Drops what is cached; the next step computes. For callbacks that rewrite latents or prompts in the middle of a generation."""
+        for controller in self._loop.controllers.values():
+            controller.invalidate()
+
+    def report(self, component: str | None = None) -> BlockDanceReport:
+        """What the last generation did: actions per image, MACs, cache bytes. `print` shows it as text.
+
+        It can still be asked for after BlockDance is off.
+
+        Args:
+            component: name of one of the pipeline's transformers; by default all that ran, together.
+        """
+        if component is not None:
+            return self._controller(component).report()
+        controllers = list(self._loop.controllers.values())
+        ran = [controller for controller in controllers if controller.generation is not None] or controllers[:1]
+        return joined([controller.report() for controller in ran])
+
+    def cost(self, component: str | None = None) -> ForwardCost:
+        """MACs of one forward call of the last generation, all its rows together.
+
+        Args:
+            component: name of one of the pipeline's transformers; by default the one that ran last.
+        """
+        loop = self._loop
+        if component is None and loop.last is not None:
+            return loop.last.cost()
+        return self._controller(component or next(iter(loop.controllers))).cost()
 
     def remove(self) -> None:
-        """Turns BlockDance off: the model is again what it was."""
-        _detach(self._transformer)
+        """Turns this plan off; does nothing where it is off already. Without another plan, the model is again what it was."""
+        detach(self._session)
 
     def __enter__(self) -> "BlockDanceHandle":
         return self
@@ -46,12 +82,24 @@ class BlockDanceHandle:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.remove()
 
+    @property
+    def _loop(self) -> Loop:
+        """The pipeline's own generations if it had any, else the last of any pipeline that follows the plan."""
+        own = self._is_of
+        return own if own is not None and own.last is not None else self._session.last
+
+    def _controller(self, component: str) -> Controller:
+        controllers = self._loop.controllers
+        if component not in controllers:
+            raise UnsupportedModelError(f"BlockDance is on for {', '.join(controllers)}, not for `{component}`.")
+        return controllers[component]
+
 
 def apply_blockdance(
     target: Any,
-    plan: Plan | str | Path,
+    plan: Plan | str | Path | None = None,
     *,
-    component: str = "transformer",
+    component: str | None = None,
     num_inference_steps: int | None = None,
     guidance_branches: int | None = None,
     groups: Sequence[int] | None = None,
@@ -59,11 +107,14 @@ def apply_blockdance(
 ) -> BlockDanceHandle:
     """Turns BlockDance on, on a diffusers pipeline or a transformer alone.
 
+    Pipelines that share the transformer (`from_pipe`, one per request in a server) follow the same plan, each with its own steps and
+    caches, also in several threads; or they are given plans of their own.
+
     Args:
-        target: a pipeline with a `transformer`, or the transformer.
-        plan: a `BlockDanceConfig` (training-free), a `ReuseSchedule`, a file that `save_plan` wrote, or anything with
-            `decide(state) -> ReuseSchedule`, such as an `ada.AdaPolicy`.
-        component: name of the pipeline's transformer; some have a second one (`transformer_2` of Wan 2.2).
+        target: a pipeline with one or more transformers, or a transformer.
+        plan: a `BlockDanceConfig` (training-free, the default), a `ReuseSchedule`, a file that `save_plan` wrote, the folder or Hub id of
+            a policy, or anything with `decide(state) -> ReuseSchedule`, such as an `ada.AdaPolicy`.
+        component: name of one of the pipeline's transformers; by default all of them (`transformer` and `transformer_2` of Wan 2.2).
         num_inference_steps: number of denoising steps; needed for a transformer alone.
         guidance_branches: copies of each image in one forward call. By default it is seen from the latents, which the branches
             of fused classifier-free guidance share.
@@ -72,84 +123,43 @@ def apply_blockdance(
         max_rows: most rows that the transformer is given at once; a larger batch runs in parts.
 
     Raises:
-        UnsupportedModelError: no block layout is known, or the pipeline has no transformer.
+        UnsupportedModelError: no block layout is known, or the pipeline has no (such) transformer.
         ScheduleError: a boundary that the model does not have, or something that is no plan.
         BlockDanceError: BlockDance is on already.
     """
-    transformer, pipeline = pipeline_parts(target, component)
-    if hasattr(transformer, _ATTRIBUTE):
-        raise BlockDanceError(
-            f"BlockDance is already on for this {type(transformer).__name__}. Turn it off first: `remove_blockdance(pipe)`, or "
-            "the `remove()` of the handle that `apply_blockdance` returned."
-        )
-    if isinstance(plan, str | Path):
-        plan = load_plan(plan, transformer)
-    controller = Controller(
-        transformer, find_layout(transformer), plan, pipeline, num_inference_steps, guidance_branches, groups, max_rows
+    transformers = transformers_of(target, component)
+    options = Options(
+        num_inference_steps=num_inference_steps, guidance_branches=guidance_branches, groups=groups, max_rows=max_rows
     )
-    if type(transformer) not in _CONTROLLED:
-        _CONTROLLED[type(transformer)] = _controlled(type(transformer))
-    transformer.__class__ = _CONTROLLED[type(transformer)]
-    object.__setattr__(transformer, _ATTRIBUTE, controller)
-    return BlockDanceHandle(transformer, controller)
+    pipeline = _pipeline(target)
+    loaded = resolve_plan(BlockDanceConfig() if plan is None else plan, transformers)
+    session = Session(transformers, loaded, options, pipeline)
+    attach(session)
+    return BlockDanceHandle(session, pipeline)
 
 
-def remove_blockdance(target: Any, component: str = "transformer") -> None:
-    """Turns BlockDance off on a pipeline or transformer; does nothing where it is off."""
-    transformer, _ = pipeline_parts(target, component)
-    _detach(transformer)
+def get_blockdance(target: Any, component: str | None = None) -> BlockDanceHandle | None:
+    """The handle of the plan that steers a pipeline's or transformer's calls; None where there is none."""
+    for transformer in transformers_of(target, component).values():
+        attachment = attachment_of(transformer)
+        session = None if attachment is None else attachment.steering(_pipeline(target))
+        if session is not None:
+            return BlockDanceHandle(session, _pipeline(target))
+    return None
 
 
-def _detach(transformer: nn.Module) -> None:
-    controller = getattr(transformer, _ATTRIBUTE, None)
-    if controller is None:
-        return
-    controller.reset()
-    object.__delattr__(transformer, _ATTRIBUTE)
-    transformer.__class__ = type(transformer).__bases__[0]
+def remove_blockdance(target: Any, component: str | None = None) -> None:
+    """Turns BlockDance off on a pipeline, or on a transformer for all pipelines that share it; does nothing where it is off."""
+    pipeline = _pipeline(target)
+    for transformer in transformers_of(target, component).values():
+        attachment = attachment_of(transformer)
+        if attachment is None:
+            continue
+        steering = attachment.steering(pipeline) if pipeline is not None else None
+        for session in attachment.sessions if pipeline is None else [steering]:
+            if session is not None:
+                detach(session)
 
 
-_CONTROLLED: dict[type[nn.Module], type[nn.Module]] = {}
-"""One subclass per model class: code that was compiled for it stays valid when BlockDance is turned on again."""
-
-
-def _controlled(model_class: type[nn.Module]) -> type[nn.Module]:
-    """A subclass of the same name whose calls go through the controller.
-
-    A subclass, rather than a hook or a patched `forward`, keeps the controller outside a compiled region in every order of
-    compiling and enabling, and leaves `forward`'s signature, `state_dict` and `save_pretrained` alone.
-    """
-
-    plain_context: Any = getattr(model_class, "cache_context", None)
-
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return getattr(self, _ATTRIBUTE).call(partial(model_class.__call__, self), args, kwargs)
-
-    def cache_context(self: Any, name: str, **kwargs: Any) -> Any:
-        return _NamedContext(getattr(self, _ATTRIBUTE), plain_context(self, name, **kwargs), name, kwargs)
-
-    members: dict[str, Any] = {
-        "__module__": model_class.__module__,
-        "__qualname__": model_class.__qualname__,
-        "__doc__": model_class.__doc__,
-        "__call__": torch._dynamo.disable(call, recursive=False),
-    }
-    if plain_context is not None:
-        members["cache_context"] = cache_context
-    return type(model_class.__name__, (model_class,), members)
-
-
-class _NamedContext:
-    """Passes diffusers' cache context on to the controller as well."""
-
-    def __init__(self, controller: Controller, inner: Any, name: str, fields: dict[str, Any]) -> None:
-        self._controller, self._inner = controller, inner
-        self._context = CacheContext(name, **fields)
-
-    def __enter__(self) -> Any:
-        self._controller.context = self._context
-        return self._inner.__enter__()
-
-    def __exit__(self, *error: Any) -> Any:
-        self._controller.context = None
-        return self._inner.__exit__(*error)
+def _pipeline(target: Any) -> Any:
+    return None if isinstance(unwrapped(target), nn.Module) else target

@@ -1,24 +1,23 @@
-"""The last one or two computed outputs at one boundary, kept per image row."""
+"""What one block gave at the last one or two steps that ran it, kept per image row in buffers of our own."""
 
-import math
-from collections.abc import Sequence
-from itertools import accumulate
+from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
 
-from blockdance.block_views import fit_tokens
-from blockdance.errors import StepUnknownError
-from blockdance.schedule import Kind, Reuse
+from blockdance.kinds import Kind
+from blockdance.pieces import Joiner, Placement, RowSet, pieces_of
+from blockdance.trees import fit_tokens, map_tensors, tensors_of
 
 
-class BoundaryCache:
-    """Keeps what a boundary put out at the last computed steps of every row, and the noise levels of those steps.
+class RowCache:
+    """Keeps what a block gave at the last computed steps of every row, and the noise levels of those steps.
 
-    Rows may have been computed at different steps. What is kept is a tree of tensors (None allowed) whose first size is a multiple of
-    the number of rows: at a boundary the tuple (the block's output, outputs that long skips read later, …).
+    Rows may have been computed at different steps. What is kept is a tensor or a tuple of tensors (None allowed) whose first size is a
+    multiple of the number of rows. The buffers are written in place: what a model or a CUDA graph gives may be freed or overwritten
+    afterwards, and an old output never lives beside a new one.
 
     Args:
         num_rows: images times fused guidance branches.
@@ -30,147 +29,146 @@ class BoundaryCache:
         self._history = history
         self._newest: Any = None
         self._previous: Any = None
-        self._newest_sigma: list[float] = [0.0] * num_rows
-        self._previous_sigma: list[float] = [0.0] * num_rows
-        self._depth = [0] * num_rows
+        self._levels: list[tuple[float, ...]] = [()] * num_rows
+        """Noise levels of every row's computed steps, the newest first."""
+        self.depth = 0
+        """How many outputs every row has at least."""
 
-    def store(self, output: Any, sigma: float, rows: list[int]) -> None:
-        """Adds the output that `rows` computed at noise level `sigma`."""
-        if self._history == 2 and len(rows) == self.num_rows:
-            self._previous = self._newest
-        elif self._history == 2:
-            self._previous = self._merge(self._previous, self._take(self._newest, rows), rows)
-        self._newest = output if len(rows) == self.num_rows else self._merge(self._newest, output, rows)
-        for row in rows:
-            self._previous_sigma[row], self._newest_sigma[row] = self._newest_sigma[row], sigma
-            self._depth[row] = min(self._depth[row] + 1, self._history)
+    def store(self, output: Any, sigma: float, placement: Placement) -> None:
+        """Adds what rows computed at noise level `sigma`; a copy is taken, which no backward pass goes through."""
+        if torch.is_grad_enabled():
+            output = map_tensors(Tensor.detach, output)
+        if placement.is_whole:
+            if self._history == 2:
+                self._newest, self._previous = self._previous, self._newest
+            self._newest = _overwrite(self._newest, output)
+            self._levels = [(sigma, *levels[: self._history - 1]) for levels in self._levels]
+            self.depth = min(self.depth + 1, self._history)
+            return
+        targets = placement.targets
+        if self._history == 2 and self._newest is not None:
+            past = RowSet(targets, self.num_rows)
+            where = Placement(pieces_of([(row, 0, place) for place, row in enumerate(targets)]), len(targets), self.num_rows)
+            self._previous = _write(self._previous, map_tensors(past.take, self._newest), where)
+        self._newest = _write(self._newest, output, placement)
+        for row in targets:
+            self._levels[row] = (sigma, *self._levels[row][: self._history - 1])
+        self.depth = min(map(len, self._levels))
 
     def serves(self, kind: Kind, row: int) -> bool:
         """Whether `row` has computed often enough for this kind of reuse."""
-        return self._depth[row] > kind.order
+        return len(self._levels[row]) > kind.order
 
-    def read(self, kind: Kind, sigma: float, rows: list[int]) -> Any:
-        """What a reuse step at noise level `sigma` injects for `rows`.
+    def read(self, kind: Kind, sigma: float, rows: RowSet) -> Any:
+        """What a reuse step at noise level `sigma` injects for `rows`: o₁ + s·(o₁ − o₀), or the newest output o₁ as it is.
 
-        Order 0 is the newest output o₁ (BlockDance). Order 1 is o₁ + w·(σ − σ₁)/(σ₁ − σ₀)·(o₁ − o₀).
-
-        Raises:
-            StepUnknownError: for order 1 where the noise level is not known.
+        It may share the buffer's memory until the next `store`.
         """
-        newest = self._take(self._newest, rows)
-        if not isinstance(kind, Reuse) or kind.order == 0:
+        newest = map_tensors(rows.take, self._newest)
+        if kind.order == 0:
             return newest
-        if math.isnan(sigma):
-            raise StepUnknownError(
-                "Extrapolation (order 1) needs the noise levels, which neither scheduler, context nor timestep tells here. Apply "
-                "BlockDance to the pipeline, or use order 0."
-            )
-        steps = [
-            kind.weight * (sigma - self._newest_sigma[row]) / (self._newest_sigma[row] - self._previous_sigma[row])
-            for row in rows
-        ]
-        previous = self._take(self._previous, rows)
-        return tree_map(lambda new, old: _extrapolate(new, old, steps), newest, previous)
-
-    def take(self, rows: list[int]) -> "BoundaryCache":
-        """A cache of the given rows, which may repeat."""
-        return BoundaryCache.gather([self], [(0, row) for row in rows])
+        slopes = [kind.slope(sigma, *self._levels[row]) for row in rows.rows]
+        return map_tensors(lambda new, old: _extrapolate(new, old, slopes), newest, map_tensors(rows.take, self._previous))
 
     @staticmethod
-    def gather(caches: Sequence["BoundaryCache"], rows: Sequence[tuple[int, int]]) -> "BoundaryCache":
-        """A cache of chosen rows of several caches, each given as (cache, row)."""
-        gathered = BoundaryCache(len(rows), caches[0]._history)
+    def gather(caches: Sequence["RowCache"], rows: Sequence[tuple[int, int]]) -> "RowCache":
+        """A cache of chosen rows of several caches, which may repeat, each given as (cache, row)."""
+        gathered = RowCache(len(rows), caches[0]._history)
+        joiner = Joiner(
+            pieces_of([(target, part, row) for target, (part, row) in enumerate(rows)]), [cache.num_rows for cache in caches]
+        )
+
+        def take(*leaves: Tensor) -> Tensor:
+            return joiner.join(leaves).clone() if joiner.is_view else joiner.join(leaves)
+
         for name in ("_newest", "_previous"):
             outputs = [getattr(cache, name) for cache in caches]
             if all(output is not None for output in outputs):
-                setattr(gathered, name, tree_map(lambda *leaves: _gather(leaves, caches, rows), *outputs))
-        for name in ("_newest_sigma", "_previous_sigma", "_depth"):
-            setattr(gathered, name, [getattr(caches[cache], name)[row] for cache, row in rows])
+                setattr(gathered, name, map_tensors(take, *outputs))
+        gathered._levels = [caches[part]._levels[row] for part, row in rows]
+        gathered.depth = min(map(len, gathered._levels))
         return gathered
 
-    def newest_and_rate(self, index: int, rows: list[int]) -> tuple[Tensor, Tensor]:
-        """The boundary's newest output of `rows`, and its change since the one before per change of noise level (zero for rows that
+    def newest_and_rate(self, index: int, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Copies of the newest output of `rows`, and of its change since the one before per change of noise level (zero for rows that
         computed once only), of one stream of the output."""
-        newest = _stream(self._take(self._newest, rows)[0], index)
+        chosen = RowSet(rows, self.num_rows)
+        newest = _stream(self._newest, index)
         if self._previous is None:
-            return newest, torch.zeros_like(newest)
-        change = newest - _stream(self._take(self._previous, rows)[0], index)
-        steps = [
-            self._newest_sigma[row] - self._previous_sigma[row] if self._depth[row] > 1 else float("inf") for row in rows
-        ]
-        scale = torch.tensor([1 / step if step else 0.0 for step in steps], dtype=newest.dtype, device=newest.device)
-        return newest, change * scale.view(-1, *[1] * (newest.ndim - 1))
+            return chosen.copy(newest), torch.zeros_like(chosen.take(newest))
+        change = chosen.take(newest) - chosen.take(_stream(self._previous, index))
+        steps = [levels[0] - levels[1] if len(levels) > 1 else 0.0 for levels in (self._levels[row] for row in rows)]
+        rates = [1.0 / step if step else 0.0 for step in steps]
+        return chosen.copy(newest), _by_row(rates, lambda rate, part: part * rate, change)
 
-    def forget(self, rows: list[int]) -> None:
+    def forget(self, rows: Sequence[int]) -> None:
         """Takes these rows as never computed."""
         for row in rows:
-            self._depth[row] = 0
+            self._levels[row] = ()
+        self.depth = 0
 
     @property
-    def storages(self) -> dict[int, int]:
-        """Bytes by address of every storage held."""
-        leaves = [leaf for leaf in tree_leaves((self._newest, self._previous)) if isinstance(leaf, Tensor)]
-        return {leaf.untyped_storage().data_ptr(): leaf.untyped_storage().nbytes() for leaf in leaves}
+    def addresses(self) -> set[int]:
+        """Where the memory of what is held lies."""
+        return {leaf.untyped_storage().data_ptr() for leaf in self._tensors()}
 
-    def _take(self, output: Any, rows: list[int]) -> Any:
-        if len(rows) == self.num_rows or output is None:
-            return output
-        return tree_map(lambda leaf: take_rows(leaf, rows, self.num_rows), output)
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of everything held; no two buffers share memory."""
+        return sum(leaf.nbytes for leaf in self._tensors())
 
-    def _merge(self, old: Any, new: Any, rows: list[int]) -> Any:
-        if new is None:
-            return old
-        if old is None:
-            old = tree_map(lambda leaf: _empty_rows(leaf, len(rows), self.num_rows), new)
-        return tree_map(lambda whole, part: _put_rows(*_of_equal_length(whole, part), rows, self.num_rows), old, new)
+    def _tensors(self) -> list[Tensor]:
+        return list(tensors_of((self._newest, self._previous)))
 
 
-def take_rows(tensor: Any, rows: list[int], num_rows: int) -> Any:
-    """Selects rows of a tensor whose first size is `num_rows` or a multiple of it (frames folded into the batch)."""
-    if not isinstance(tensor, Tensor):
-        return tensor
-    index = torch.tensor(rows, device=tensor.device)
-    return tensor.unflatten(0, (num_rows, -1)).index_select(0, index).flatten(0, 1)
+def _overwrite(buffer: Any, output: Any) -> Any:
+    """Copies a whole batch's output into the buffer, or into a new one where it does not fit."""
+    if isinstance(output, tuple):
+        buffers = buffer if buffer is not None else (None,) * len(output)
+        return tuple(_overwrite(one, other) for one, other in zip(buffers, output, strict=True))
+    if not isinstance(output, Tensor):
+        return output
+    if buffer is None or buffer.shape != output.shape:
+        return output.clone()
+    return buffer.copy_(output)
 
 
-def _gather(leaves: Sequence[Any], caches: Sequence[BoundaryCache], rows: Sequence[tuple[int, int]]) -> Any:
-    if not isinstance(leaves[0], Tensor):
-        return leaves[0]
-    offsets = [0, *accumulate(cache.num_rows for cache in caches)]
-    whole = leaves[0] if len(leaves) == 1 else torch.cat(list(leaves))
-    return take_rows(whole, [offsets[cache] + row for cache, row in rows], offsets[-1])
-
-
-def _put_rows(whole: Any, part: Any, rows: list[int], num_rows: int) -> Any:
-    if not isinstance(whole, Tensor):
-        return whole
-    index = torch.tensor(rows, device=whole.device)
-    return whole.unflatten(0, (num_rows, -1)).index_copy(0, index, part.unflatten(0, (len(rows), -1))).flatten(0, 1)
-
-
-def _of_equal_length(whole: Any, part: Any) -> tuple[Any, Any]:
-    """Some models pad tokens to the longest sequence of a call, so that rows that ran apart differ in length."""
-    if not isinstance(whole, Tensor) or whole.shape[1:] == part.shape[1:]:
-        return whole, part
-    tokens = max(whole.shape[1], part.shape[1])
-    return fit_tokens(whole, tokens), fit_tokens(part, tokens)
-
-
-def _empty_rows(part: Any, num_part: int, num_rows: int) -> Any:
+def _write(buffer: Any, part: Any, placement: Placement) -> Any:
+    """Copies some rows' output into the buffer of the whole batch."""
+    if isinstance(part, tuple):
+        buffers = buffer if buffer is not None else (None,) * len(part)
+        return tuple(_write(one, other, placement) for one, other in zip(buffers, part, strict=True))
     if not isinstance(part, Tensor):
         return part
-    return part.new_zeros(part.shape[0] // num_part * num_rows, *part.shape[1:])
-
-
-def _extrapolate(newest: Any, previous: Any, steps: list[float]) -> Any:
-    if not isinstance(newest, Tensor):
-        return newest
-    if len(set(steps)) == 1:
-        return torch.lerp(previous, newest, 1.0 + steps[0])
-    factor = torch.tensor(steps, dtype=newest.dtype, device=newest.device)
-    factor = factor.repeat_interleave(newest.shape[0] // len(steps)).view(-1, *[1] * (newest.ndim - 1))
-    return newest + factor * (newest - previous)
+    if buffer is None:
+        size = part.shape[0] // placement.num_parts
+        buffer = part.new_zeros(size * placement.num_rows, *part.shape[1:])
+    elif buffer.shape[1:] != part.shape[1:]:
+        # some models pad tokens to the longest sequence of a call, so that rows that ran apart differ in length
+        tokens = max(buffer.shape[1], part.shape[1])
+        buffer, part = fit_tokens(buffer, tokens), fit_tokens(part, tokens)
+    placement.put(buffer, part)
+    return buffer
 
 
 def _stream(output: Any, index: int) -> Tensor:
     return output if isinstance(output, Tensor) else output[index]
+
+
+def _by_row(numbers: Sequence[float], function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """Applies a function of a number and tensors to all rows, each with its own number, which travels to the device as an argument
+    of a kernel, not as a tensor."""
+    counts = [(number, len(list(group))) for number, group in groupby(numbers)]
+    if len(counts) == 1:
+        return function(numbers[0], *tensors)
+    size = tensors[0].shape[0] // len(numbers)
+    parts, start = [], 0
+    for number, count in counts:
+        parts.append(function(number, *(tensor.narrow(0, start * size, count * size) for tensor in tensors)))
+        start += count
+    return torch.cat(parts)
+
+
+def _extrapolate(newest: Tensor, previous: Tensor, slopes: Sequence[float]) -> Tensor:
+    """o₁ + s·(o₁ − o₀) with a slope per row."""
+    return _by_row(slopes, lambda slope, new, old: torch.lerp(old, new, 1.0 + slope), newest, previous)

@@ -1,22 +1,26 @@
 """What an action costs, in multiply-accumulate operations (MACs) counted from the model itself."""
 
-import copy
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_map_only, tree_unflatten
 from torch.utils.flop_counter import FlopCounterMode
 
-from blockdance.layout import BlockLayout, blocks_of
-from blockdance.schedule import Kind
+from blockdance.fake_copy import fake_copy, home
+from blockdance.kinds import Kind
+from blockdance.layouts import BlockLayout, blocks_of
+from blockdance.opaque import OpaqueLayers
+from blockdance.overrides import plainly
 
 
 @dataclass(frozen=True)
@@ -46,35 +50,39 @@ class ForwardCost:
 
 
 _LARGEST_VALUE = 2**16
-"""Integer inputs of up to this many elements (ids, masks) are kept by value: lengths and shapes may be read from them."""
+"""Integer inputs of up to this many elements (ids, masks) are kept by value: a model may read lengths and shapes from them."""
 
 
 class CallShape:
-    """The shapes of a forward call's inputs: enough to count its MACs later, without holding the inputs' memory.
+    """What a forward call's MACs depend on: enough to count them later, without holding the inputs' memory.
 
     Args:
-        key: shapes and dtypes of the tensors and the plain values; two calls of equal key cost the same.
-        leaves: the inputs' leaves: a `torch.Size` with a dtype for a tensor of floats, small integer tensors by value.
-        spec: how the leaves make up `(args, kwargs)`.
+        key: shapes and dtypes of the tensors and the plain values.
+        values: the small integer tensors' bytes, for models whose MACs depend on them.
+        leaves: the inputs' leaves: a `_Shape` for a tensor of floats, small integer tensors by value.
+        spec: how the leaves make up the inputs.
     """
 
-    def __init__(self, key: tuple[Any, ...], leaves: list[Any], spec: TreeSpec) -> None:
-        self._key, self._leaves, self._spec = key, leaves, spec
+    def __init__(self, key: tuple[Any, ...], values: tuple[bytes, ...], leaves: list[Any], spec: TreeSpec) -> None:
+        self.key, self.values = key, values
+        self._leaves, self._spec = leaves, spec
 
     @staticmethod
-    def of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> "CallShape":
-        """The shape of a call."""
-        leaves, spec = tree_flatten((args, kwargs))
+    def of(inputs: Mapping[str, Any], timestep: str) -> "CallShape":
+        """The shape of a call.
+
+        Args:
+            inputs: the forward call's arguments by name.
+            timestep: name of the one that carries the timestep, whose value costs nothing.
+        """
+        given = {name: tree_map_only(Tensor, _shape, value) if name == timestep else value for name, value in inputs.items()}
+        leaves, spec = tree_flatten(given)
         key = (str(spec), *(_signature(leaf) for leaf in leaves))
-        return CallShape(key, [_without_memory(leaf) for leaf in leaves], spec)
+        kept = [_without_memory(leaf) for leaf in leaves]
+        values = tuple(leaf.contiguous().view(torch.uint8).numpy().tobytes() for leaf in kept if isinstance(leaf, Tensor))
+        return CallShape(key, values, kept, spec)
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, CallShape) and self._key == other._key
-
-    def __hash__(self) -> int:
-        return hash(self._key)
-
-    def inputs(self, device: torch.device) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def inputs(self, device: torch.device) -> dict[str, Any]:
         """Inputs of this shape on a device; floats are ones."""
         leaves = [
             torch.ones(leaf.shape, dtype=leaf.dtype, device=device) if isinstance(leaf, _Shape)
@@ -82,8 +90,8 @@ class CallShape:
             else leaf
             for leaf in self._leaves
         ]  # fmt: skip
-        args, kwargs = tree_unflatten(leaves, self._spec)
-        return args, kwargs
+        inputs: dict[str, Any] = tree_unflatten(leaves, self._spec)
+        return inputs
 
 
 @dataclass(frozen=True)
@@ -92,10 +100,14 @@ class _Shape:
     dtype: torch.dtype
 
 
+def _shape(tensor: Tensor) -> _Shape:
+    return _Shape(tuple(tensor.shape), tensor.dtype)
+
+
 def _signature(leaf: Any) -> Any:
     if isinstance(leaf, Tensor):
-        return tuple(leaf.shape), leaf.dtype
-    return leaf if isinstance(leaf, int | float | str | bool | None) else type(leaf)
+        return _shape(leaf)
+    return leaf if isinstance(leaf, _Shape | int | float | str | bool | None) else type(leaf)
 
 
 def _without_memory(leaf: Any) -> Any:
@@ -103,7 +115,33 @@ def _without_memory(leaf: Any) -> Any:
         return leaf
     if not leaf.is_floating_point() and leaf.numel() <= _LARGEST_VALUE:
         return leaf.detach().cpu()
-    return _Shape(tuple(leaf.shape), leaf.dtype)
+    return _shape(leaf)
+
+
+@dataclass
+class _Known:
+    """Costs of one model, by shape; where they depend on values too, None stands there and they are found by both."""
+
+    by_shape: dict[Any, ForwardCost | None] = field(default_factory=dict)
+    by_value: dict[Any, ForwardCost] = field(default_factory=dict)
+
+
+# MACs depend on the model and its inputs alone, so they outlive the controllers of one model
+_KNOWN: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()
+
+
+def cost_of(transformer: nn.Module, layout: BlockLayout, shape: CallShape) -> ForwardCost:
+    """MACs of a forward call of a shape; each is counted once for a model."""
+    known = _KNOWN.setdefault(transformer, _Known())
+    if shape.key not in known.by_shape:
+        known.by_shape[shape.key] = _count_on_fake_tensors(transformer, layout, (), shape.inputs(home(transformer)))
+    cost = known.by_shape[shape.key]
+    if cost is None:
+        key = (shape.key, shape.values)
+        if key not in known.by_value:
+            known.by_value[key] = _count_for_real(transformer, layout, (), shape.inputs(home(transformer)))
+        cost = known.by_value[key]
+    return cost
 
 
 def count_macs(
@@ -112,7 +150,7 @@ def count_macs(
     """Counts the MACs of one forward call.
 
     It runs on fake tensors, which compute nothing and take no memory; where the model reads values from its inputs (lengths
-    from a mask) or its weights are offloaded, it is one real call.
+    from a mask), it is one real call. What the counter cannot see into, such as int8 layers, is counted from its shapes.
 
     Args:
         transformer: the model.
@@ -120,52 +158,77 @@ def count_macs(
         args, kwargs: the inputs of the call, or tensors of their shapes and dtypes on the model's device.
         shared: objects that the model refers to and that need no copy.
     """
-    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-        if not _is_offloaded(transformer):
-            try:
-                return _count_on_fake_tensors(transformer, layout, args, kwargs, shared)
-            except Exception:  # each model fails in its own way; a real call shows the error if the inputs are to blame
-                pass
-        return _count(transformer, layout, args, kwargs)
+    cost = _count_on_fake_tensors(transformer, layout, args, kwargs, shared)
+    return _count_for_real(transformer, layout, args, kwargs) if cost is None else cost
 
 
 def _count_on_fake_tensors(
-    transformer: nn.Module, layout: BlockLayout, args: Sequence[Any], kwargs: Mapping[str, Any], shared: Sequence[Any]
-) -> ForwardCost:
-    """Counts on a copy without memory: models keep tensors between calls (rotary tables), and fake ones must not stay in them."""
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        with FakeCopyMode(mode):
-            copied = copy.deepcopy(transformer, {id(item): item for item in shared})
-        inputs = tree_map_only(Tensor, mode.from_tensor, (tuple(args), dict(kwargs)))
-        return _count(copied, layout, *inputs)
+    transformer: nn.Module, layout: BlockLayout, args: Sequence[Any], kwargs: Mapping[str, Any], shared: Sequence[Any] = ()
+) -> ForwardCost | None:
+    """None where the model does something that fake tensors cannot do, such as reading a value."""
+    try:
+        with _eager(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            copied = fake_copy(transformer, mode, shared)
+            inputs = tree_map_only(Tensor, mode.from_tensor, (tuple(args), dict(kwargs)))
+            # the math backend breaks attention into the matrix products that the counter knows on every device
+            with sdpa_kernel(SDPBackend.MATH):
+                return _count(copied, layout, *inputs)
+    except Exception:  # each model fails in its own way; a real call shows the error if the inputs are to blame
+        return None
+
+
+def _count_for_real(transformer: nn.Module, layout: BlockLayout, args: Sequence[Any], kwargs: Mapping[str, Any]) -> ForwardCost:
+    """Takes no more memory than a denoising step: attention runs as it does there."""
+    with _eager(), plainly():
+        return _count(transformer, layout, args, kwargs)
+
+
+@contextmanager
+def _eager() -> Iterator[None]:
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def _count(transformer: nn.Module, layout: BlockLayout, args: Sequence[Any], kwargs: Mapping[str, Any]) -> ForwardCost:
     blocks = blocks_of(transformer, layout)
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False, custom_mapping={_CPU_ATTENTION: _attention_flops})
+    opaque = OpaqueLayers(counter.get_total_flops)
     flops = [0] * len(blocks)
 
-    def add(position: int, sign: int) -> None:
-        flops[position] += sign * counter.get_total_flops()
+    def total() -> int:
+        return counter.get_total_flops() + opaque.flops
 
-    # the math backend breaks attention into the matrix products that the counter knows on every device
-    with sdpa_kernel(SDPBackend.MATH), counter, ExitStack() as hooks:
+    def add(position: int, sign: int) -> None:
+        flops[position] += sign * total()
+
+    with counter, opaque, ExitStack() as hooks:
         hooks.enter_context(patch("torch.nn.attention.flex_attention.flex_attention", _dense_attention))
         for parameter in transformer.parameters():  # the counter's hooks on gradients fail on views of parameters
             hooks.callback(parameter.requires_grad_, parameter.requires_grad)
             parameter.requires_grad_(False)
+        opaque.watch(transformer, hooks)  # first: a block may itself be such a layer
         for position, block in enumerate(blocks):
             hooks.callback(block.register_forward_pre_hook(lambda *_, at=position: add(at, -1)).remove)
             hooks.callback(block.register_forward_hook(lambda *_, at=position: add(at, 1)).remove)
         transformer.forward(*args, **kwargs)
-    return ForwardCost(counter.get_total_flops() / 2, tuple(count / 2 for count in flops))
+    if opaque.unknown:
+        warnings.warn(
+            f"MACs of {type(transformer).__name__} are counted without {', '.join(sorted(opaque.unknown))}: what these operators compute "
+            "is not known, so savings may be reported too high or too low.",
+            stacklevel=2,
+        )
+    return ForwardCost(total() / 2, tuple(count / 2 for count in flops))
+
+
+_CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+
+def _attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
+    """FLOPs of softmax(Q·Kᵀ)·V for shapes `(batch, heads, tokens, channels)`."""
+    batch, heads, queries, channels = query
+    return 2 * batch * heads * queries * key[2] * (channels + value[3])
 
 
 def _dense_attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, enable_gqa: bool = False, **__: Any) -> Tensor:
     """Stands in for block-sparse attention, which the counter does not know: it is counted as if it were dense."""
     return scaled_dot_product_attention(query, key, value, enable_gqa=enable_gqa)
-
-
-def _is_offloaded(transformer: nn.Module) -> bool:
-    """Whether accelerate or diffusers moves weights between devices, which fake tensors would spoil."""
-    return any("_hf_hook" in vars(module) or "_diffusers_hook" in vars(module) for module in transformer.modules())

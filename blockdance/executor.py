@@ -1,18 +1,21 @@
 """Carries out one forward call: groups the rows by action, skips, captures, injects, and puts the rows together again."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
-from blockdance.cache import take_rows
 from blockdance.errors import ScheduleError
-from blockdance.layout import SHARED_ARGUMENTS, BlockLayout, block_stack, parameter_names
-from blockdance.schedule import COMPUTE, BlockReuse, Kind, Reuse
+from blockdance.kinds import Keep, Kind
+from blockdance.kinds.views import Capture
+from blockdance.layouts import BlockLayout, BlockStack, parameter_names
+from blockdance.pieces import RowSet
+from blockdance.rows import RowGroup, RowPlan
+from blockdance.schedule import COMPUTE
 from blockdance.state import ReuseState
-from blockdance.views import views_of
+from blockdance.trees import map_tensors, tensors_of
+from blockdance.views import form_of, views_of
 
 Forward = Callable[..., Any]
 
@@ -39,7 +42,8 @@ class ReuseExecutor:
         observed: Sequence[int] = (),
         max_rows: int | None = None,
     ) -> None:
-        self.num_blocks = len(block_stack(transformer, layout))
+        stack = BlockStack.of(transformer, layout)
+        self.num_blocks = len(stack)
         for kind in kinds:
             if kind.skipped_blocks[-1] >= self.num_blocks:
                 raise ScheduleError(
@@ -48,21 +52,39 @@ class ReuseExecutor:
                 )
         self.kinds = tuple(kinds)
         self.max_rows = max_rows
-        boundaries: dict[int, Literal[1, 2]] = {kind.boundary: 1 for kind in kinds if isinstance(kind, Reuse)}
-        extrapolated = (kind.boundary for kind in kinds if isinstance(kind, Reuse) and kind.order == 1)
-        self._histories = boundaries | dict.fromkeys((*extrapolated, *observed), 2)
-        self._blocks = {block for kind in kinds if isinstance(kind, BlockReuse) for block in kind.blocks}
+        self._reads = [kind.keeps(stack) for kind in kinds]
+        self._histories: dict[Keep, Literal[1, 2]] = {keep: 1 for reads in self._reads for keep in reads}
+        for kind, reads in zip(kinds, self._reads, strict=True):
+            self._histories |= dict.fromkeys(reads if kind.order else (), 2)
+        self._histories |= {Keep(boundary, Capture): 2 for boundary in observed}
         self._layout = layout
         self._parameters = parameter_names(transformer)
-        self._views = views_of(transformer, layout, kinds)
+        forms = [form_of(kind, stack) for kind in kinds]
+        self._views = views_of(transformer, layout, tuple(self._histories), forms)
+        self._forms = [self._views.computing, *forms]
+        # where no block runs, a model without a head would hand out the cache's own memory
+        self._gives_cache = [False, *(len(kind.skipped_blocks) == self.num_blocks for kind in kinds)]
 
     def new_state(self, num_images: int, num_branches: int) -> ReuseState:
         """An empty state for a new generation."""
-        return ReuseState.empty(num_images, num_branches, self._histories, self._blocks)
+        return ReuseState.empty(num_images, num_branches, self._histories)
 
-    def serves(self, state: ReuseState, action: int, image: int) -> bool:
-        """Whether every branch of this image has computed often enough for the action."""
-        return action == COMPUTE or state.serves(self.kinds[action - 1], image)
+    def possible(self, state: ReuseState, actions: Sequence[int]) -> list[int]:
+        """The actions, one per image; those that need more computed steps than a branch of the image has become compute."""
+        scarce = {
+            action
+            for action in set(actions)
+            if action != COMPUTE
+            and any(state.caches[keep].depth <= self.kinds[action - 1].order for keep in self._reads[action - 1])
+        }
+        return [
+            COMPUTE if action in scarce and not self._serves(state, action, image) else action
+            for image, action in enumerate(actions)
+        ]
+
+    def _serves(self, state: ReuseState, action: int, image: int) -> bool:
+        kind, rows = self.kinds[action - 1], range(image, state.num_rows, state.num_images)
+        return all(state.caches[keep].serves(kind, row) for keep in self._reads[action - 1] for row in rows)
 
     def run(
         self,
@@ -82,74 +104,58 @@ class ReuseExecutor:
             state: updated by computing rows, read by reusing ones.
             actions: one per image.
             sigma: noise level of this step.
-            twins: for each image the first image of the batch that equals it and takes the same action; only those run, and the
-                others are given what they gave. None where all images differ.
+            twins: for each image the first one of the batch that equals it so far, itself if none: of equal images that take the
+                same action only the first is run, and what it gives is given to all. None where no two are known to be equal.
         """
-        twins = range(state.num_images) if twins is None else twins
-        groups: dict[int, list[int]] = {}
-        for image, first in enumerate(twins):
-            if image == first:
-                groups.setdefault(actions[image], []).append(image)
-        parts = [_Part(action, images, twins, state) for action, some in groups.items() for images in self._chunks(some, state)]
-        if len(parts) == 1 and len(parts[0].rows) == state.num_rows:
-            return self._run_part(forward, args, kwargs, state, parts[0], sigma)
-        outputs, runs = [], []
-        for part in parts:
-            part_args, part_kwargs = self._select(args, kwargs, part.rows, state.num_rows)
-            outputs.append(self._run_part(forward, part_args, part_kwargs, state, part, sigma))
-            runs.extend(part.rows)
-        places = {row: place for place, row in enumerate(runs)}
-        order = [places[state.row_of(row, twins)] for row in range(state.num_rows)]
-        return tree_map(lambda *some: _restore_order(some, order, len(runs)), *outputs, is_leaf=_is_list)
-
-    def _chunks(self, images: list[int], state: ReuseState) -> list[list[int]]:
-        """Images that run together: no more rows than `max_rows`."""
-        size = len(images) if self.max_rows is None else max(1, self.max_rows // state.num_branches)
-        return [images[start : start + size] for start in range(0, len(images), size)]
+        plan = RowPlan.of(tuple(actions), None if twins is None else tuple(twins), state.num_branches, self.max_rows)
+        if plan.is_whole:
+            return self._run_group(forward, args, kwargs, state, plan.groups[0], sigma)
+        outputs = []
+        for group in plan.groups:
+            group_args, group_kwargs = self._select(args, kwargs, group)
+            outputs.append(self._run_group(forward, group_args, group_kwargs, state, group, sigma))
+        return plan.join(outputs)
 
     def clear(self) -> None:
         """Lets go of every tensor that a call left in the views."""
         self._views.clear()
 
-    def _run_part(
-        self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any], state: ReuseState, part: "_Part", sigma: float
+    def _run_group(
+        self,
+        forward: Forward,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        state: ReuseState,
+        group: RowGroup,
+        sigma: float,
     ) -> Any:
-        views, rows = self._views, part.rows
-        if part.action == COMPUTE:
-            with views.computing():
-                output = forward(*args, **kwargs)
-            state.shapes = views.take_shapes(len(rows))
-            outputs, changes = views.take_captured()
-            for boundary, kept in outputs.items():
-                if any(output is None for output in kept):
-                    continue  # the call left this block out, as skip-layer guidance does: nothing new to keep
-                state.caches[boundary].store(part.for_twins(kept), sigma, part.served)
-        else:
-            kind = self.kinds[part.action - 1]
-            if isinstance(kind, BlockReuse):
-                views.add({block: state.changes[block].read(kind, sigma, rows) for block in kind.blocks})
-            else:
-                views.inject(kind.boundary, state.caches[kind.boundary].read(kind, sigma, rows), len(rows), state.shapes)
-            with views.reusing(kind):
-                output = forward(*args, **kwargs)
-            views.let_go()
-            changes = views.take_changes()
-        for block, change in changes.items():
-            state.changes[block].store(part.for_twins(change), sigma, part.served)
-        return output
+        views, action = self._views, group.action
+        if action != COMPUTE:
+            kind = self.kinds[action - 1]
+            views.inject({keep: state.caches[keep].read(kind, sigma, group.rows) for keep in self._reads[action - 1]})
+        views.receive(
+            {keep: partial(cache.store, sigma=sigma, placement=group.placement) for keep, cache in state.caches.items()}
+        )
+        views.install(self._forms[action])
+        try:
+            output = forward(*args, **kwargs)
+        finally:
+            views.restore()
+        views.deliver()
+        return _apart(output, state) if self._gives_cache[action] else output
 
-    def _select(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: list[int], num_rows: int
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def _select(self, args: tuple[Any, ...], kwargs: dict[str, Any], group: RowGroup) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Splits every input that has a batch dimension."""
+        rows = group.rows
 
         def select(name: str, value: Any) -> Any:
-            if name in self._layout.shared_arguments or name in SHARED_ARGUMENTS:
+            if name in self._layout.shared_arguments:
                 return value
             if name in self._layout.image_lists and value is not None:
-                return [value[row] for row in rows] if len(value) == num_rows else value
+                return [value[row] for row in rows.rows] if len(value) == rows.num_rows else value
+            chosen = group.images if name in self._layout.per_image_arguments else rows
             dim = self._layout.batch_dims.get(name, 0)
-            return tree_map(lambda leaf: _select_rows(leaf, rows, num_rows, dim), value)
+            return map_tensors(lambda leaf: _select_rows(leaf, chosen, dim), value)
 
         return (
             tuple(select(name, value) for name, value in zip(self._parameters, args, strict=False)),
@@ -157,47 +163,13 @@ class ReuseExecutor:
         )
 
 
-class _Part:
-    """Rows that go through the model together.
-
-    Args:
-        action: what they do.
-        images: the images that run.
-        twins: for each image of the batch, the one that runs for it.
-        state: tells how rows belong to images.
-    """
-
-    def __init__(self, action: int, images: Sequence[int], twins: Sequence[int], state: ReuseState) -> None:
-        self.action = action
-        self.rows = state.rows_of(images)
-        running = set(images)
-        served = [image for image, first in enumerate(twins) if first in running]
-        self.served = state.rows_of(served)
-        places = {row: place for place, row in enumerate(self.rows)}
-        self._places = [places[state.row_of(row, twins)] for row in self.served]
-
-    def for_twins(self, output: Any) -> Any:
-        """What the rows that ran gave, for all rows that they serve."""
-        if len(self.served) == len(self.rows):
-            return output
-        return tree_map(lambda leaf: take_rows(leaf, self._places, len(self.rows)), output)
+def _select_rows(leaf: Tensor, rows: RowSet, dim: int) -> Tensor:
+    return rows.take(leaf, dim) if leaf.ndim > dim and leaf.shape[dim] == rows.num_rows else leaf
 
 
-def _select_rows(leaf: Any, rows: list[int], num_rows: int, dim: int) -> Any:
-    if not isinstance(leaf, Tensor) or leaf.ndim <= dim or leaf.shape[dim] != num_rows:
-        return leaf
-    return take_rows(leaf.transpose(0, dim), rows, num_rows).transpose(0, dim)
-
-
-def _is_list(node: Any) -> bool:
-    return isinstance(node, list)
-
-
-def _restore_order(parts: Sequence[Any], order: list[int], num_rows: int) -> Any:
-    """Joins the parts' outputs, tensors or lists with one element per image, and gives every row its own; rows may repeat."""
-    if isinstance(parts[0], list):
-        joined = [element for part in parts for element in part]
-        return [joined[row] for row in order]
-    if not isinstance(parts[0], Tensor):
-        return parts[0]
-    return take_rows(torch.cat(list(parts)), order, num_rows)
+def _apart(output: Any, state: ReuseState) -> Any:
+    """The output, copied where it lies in the cache's memory, which later steps write over."""
+    held = set().union(*(cache.addresses for cache in state.caches.values()))
+    if not any(leaf.untyped_storage().data_ptr() in held for leaf in tensors_of(output)):
+        return output
+    return map_tensors(lambda leaf: leaf.clone() if leaf.untyped_storage().data_ptr() in held else leaf, output)

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from blockdance.cost import CallShape
 from blockdance.observation import Observer
 from blockdance.schedule import ReuseSchedule
@@ -18,22 +20,81 @@ class Call:
 
 
 @dataclass
+class Branch:
+    """A guidance branch that has calls of its own.
+
+    Args:
+        state: its caches; None before its first call and when they are freed.
+        size: shape of its latents, without batch and fused branches.
+        sizes: shapes of its last call's tensors.
+        shape: the same as the report needs it.
+        last_step: the last step that called it.
+    """
+
+    state: ReuseState | None = None
+    size: Any = None
+    sizes: list[Any] | None = None
+    shape: CallShape | None = None
+    last_step: int = -1
+
+    def look(self, inputs: dict[str, Any], timestep: str) -> CallShape:
+        """The shape of a call, looked at anew only where its tensors' shapes are not the last call's."""
+        sizes = [value.shape for value in inputs.values() if isinstance(value, Tensor)]
+        if self.shape is None or self.sizes != sizes:
+            self.sizes, self.shape = sizes, CallShape.of(inputs, timestep)
+        return self.shape
+
+
+@dataclass
 class Generation:
-    """One pass through the denoising loop; every guidance branch that has calls of its own has a state of its own."""
+    """One pass through the denoising loop.
+
+    Args:
+        num_images: images of the batch, guidance branches not counted.
+        schedule: the actions; None as long as a decider has not decided.
+        taken: for each image and step, the action taken; −1 for steps that have not run.
+        branches: by name.
+        calls: the forward calls so far.
+        observed: what a decider will see at its next decision.
+        observer: collects what a decider sees.
+        seen_steps: steps whose latents the observer has seen.
+        peak_cache_bytes: most bytes that the caches held.
+        is_over: whether the caches are freed for good.
+        is_unsplit: whether images computed because their actions differed and the model cannot run rows apart.
+    """
 
     num_images: int
     schedule: ReuseSchedule | None
     taken: list[list[int]]
-    states: dict[str, ReuseState] = field(default_factory=dict)
-    sizes: dict[str, Any] = field(default_factory=dict)
-    shapes: dict[str, tuple[list[Any], CallShape]] = field(default_factory=dict)
-    last_step: dict[str, int] = field(default_factory=dict)
+    branches: dict[str, Branch] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
     observed: dict[str, Any] | None = None
     observer: Observer = field(default_factory=Observer)
     seen_steps: set[int] = field(default_factory=set)
     peak_cache_bytes: int = 0
+    is_over: bool = False
+    is_unsplit: bool = False
 
     @property
     def cache_bytes(self) -> int:
-        return sum(state.num_bytes for state in self.states.values())
+        return sum(branch.state.num_bytes for branch in self.branches.values() if branch.state is not None)
+
+    @property
+    def last_step(self) -> int:
+        """The last step that ran."""
+        return max((branch.last_step for branch in self.branches.values()), default=-1)
+
+    @property
+    def has_reused(self) -> bool:
+        return any(action > 0 for actions in self.taken for action in actions)
+
+    def free(self) -> None:
+        """Frees the caches; what is computed next is kept again."""
+        for branch in self.branches.values():
+            branch.state = None
+
+    def end(self) -> None:
+        """Frees everything but what the report needs."""
+        self.free()
+        self.observed, self.observer = None, Observer()
+        self.is_over = True

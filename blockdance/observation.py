@@ -50,7 +50,9 @@ class PolicyState:
     def take(self, images: Sequence[int]) -> "PolicyState":
         """The state of some images, which may repeat."""
         index = torch.as_tensor(images, device=self.latents.device)
-        values = {name: value[index] if name in _PER_IMAGE and value is not None else value for name, value in vars(self).items()}
+        values = {
+            name: value[index] if name in _PER_IMAGE and value is not None else value for name, value in vars(self).items()
+        }
         return PolicyState(**values)
 
     @staticmethod
@@ -77,7 +79,9 @@ _PER_IMAGE = (
 
 def _cat_padded(parts: Sequence[Tensor]) -> Tensor:
     longest = max(part.shape[1] for part in parts)
-    return torch.cat([torch.cat([part, part.new_zeros(len(part), longest - part.shape[1], *part.shape[2:])], 1) for part in parts])
+    return torch.cat(
+        [torch.cat([part, part.new_zeros(len(part), longest - part.shape[1], *part.shape[2:])], 1) for part in parts]
+    )
 
 
 @dataclass(frozen=True)

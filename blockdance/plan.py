@@ -5,8 +5,9 @@ from typing import Protocol, runtime_checkable
 from torch import nn
 
 from blockdance.errors import ScheduleError
+from blockdance.kinds import Kind, Reuse
 from blockdance.observation import PolicyState
-from blockdance.schedule import BlockDanceConfig, Kind, Reuse, ReuseSchedule
+from blockdance.schedule import BlockDanceConfig, ReuseSchedule
 
 
 @runtime_checkable

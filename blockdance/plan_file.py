@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from blockdance.errors import ScheduleError
-from blockdance.families import find_layout, pipeline_parts
-from blockdance.layout import block_stack
-from blockdance.schedule import BlockDanceConfig, BlockReuse, Kind, Reuse, ReuseSchedule
+from blockdance.kinds import KINDS, Kind
+from blockdance.layouts import block_stack, find_layout, pipeline_parts
+from blockdance.schedule import BlockDanceConfig, ReuseSchedule
 
 _FORMAT = "blockdance-plan-1"
 
@@ -27,7 +27,7 @@ def save_plan(plan: BlockDanceConfig | ReuseSchedule, path: str | Path, target: 
     if isinstance(plan, BlockDanceConfig):
         content["config"] = asdict(plan)
     else:
-        content["schedule"] = {"actions": plan.actions.tolist(), "kinds": [asdict(kind) for kind in plan.kinds]}
+        content["schedule"] = {"actions": plan.actions.tolist(), "kinds": [dict(vars(kind)) for kind in plan.kinds]}
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n")
@@ -78,5 +78,10 @@ def _plan(content: dict[str, Any]) -> BlockDanceConfig | ReuseSchedule:
     return ReuseSchedule(torch.tensor(schedule["actions"]), tuple(_kind(kind) for kind in schedule["kinds"]))
 
 
-def _kind(kind: dict[str, Any]) -> Kind:
-    return BlockReuse(blocks=tuple(kind["blocks"])) if "blocks" in kind else Reuse(**kind)
+def _kind(values: dict[str, Any]) -> Kind:
+    """The kind of reuse whose fields these are; JSON knows no tuples."""
+    for kind_class in KINDS:
+        if set(values) <= {field.name for field in fields(kind_class)}:
+            kind: Kind = kind_class(**{name: tuple(one) if isinstance(one, list) else one for name, one in values.items()})
+            return kind
+    raise ValueError(f"no kind of reuse has the settings {', '.join(sorted(values))}")

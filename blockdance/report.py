@@ -1,10 +1,15 @@
 """What a generation did, per image."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from blockdance.schedule import COMPUTE, Kind
+from blockdance.cost import CallShape, ForwardCost
+from blockdance.generation import Generation
+from blockdance.kinds import Kind
+from blockdance.schedule import COMPUTE
 
 
 @dataclass(frozen=True)
@@ -42,3 +47,36 @@ class BlockDanceReport:
             lines.append(f"  image {image}: {''.join(symbols[action] for action in actions)}  {saved:.1%} saved")
         legend = [f"{action} = {kind}" for action, kind in enumerate(self.kinds, 1)]
         return "\n".join([*lines, "  █ computes; " + "; ".join(legend)])
+
+
+def report_of(generation: Generation, kinds: Sequence[Kind], cost: Callable[[CallShape], ForwardCost]) -> BlockDanceReport:
+    """What one transformer did in a generation.
+
+    Args:
+        generation: what was kept of it.
+        kinds: the kinds of reuse that its actions refer to.
+        cost: MACs of a forward call of a shape.
+    """
+    computed = torch.zeros(generation.num_images, dtype=torch.float64)
+    full = torch.zeros_like(computed)
+    for call in generation.calls:
+        per_image = cost(call.shape).per_action(kinds) / generation.num_images
+        computed += per_image[call.actions]
+        full += per_image[COMPUTE]
+    return BlockDanceReport(
+        torch.tensor(generation.taken), tuple(kinds), computed, full, generation.cache_bytes, generation.peak_cache_bytes
+    )
+
+
+def joined(reports: Sequence[BlockDanceReport]) -> BlockDanceReport:
+    """The reports of a generation's transformers as one: where several ran at a step, the largest action is shown."""
+    if len(reports) == 1:
+        return reports[0]
+    return BlockDanceReport(
+        torch.stack([report.actions for report in reports]).amax(0),
+        max((report.kinds for report in reports), key=len),
+        torch.stack([report.macs_computed for report in reports]).sum(0),
+        torch.stack([report.macs_full for report in reports]).sum(0),
+        sum(report.cache_bytes for report in reports),
+        sum(report.peak_cache_bytes for report in reports),
+    )

@@ -1,23 +1,26 @@
-"""The controller: which step, which branch, which rows; the cache's lifetime; the report."""
+"""The controller: which step, which branch, which rows; the caches' lifetime."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-from blockdance.cache import take_rows
-from blockdance.cost import CallShape, ForwardCost, count_macs
+from blockdance.companions import refuse_companions
+from blockdance.cost import CallShape, ForwardCost, cost_of
+from blockdance.drivers import UNKNOWN, Driver, PipelineCall
 from blockdance.errors import ScheduleError
 from blockdance.executor import ReuseExecutor
-from blockdance.generation import Call, Generation
-from blockdance.layout import BlockLayout, block_stack, parameter_names
+from blockdance.generation import Branch, Call, Generation
+from blockdance.gradients import inference_only
+from blockdance.layouts import BlockLayout, block_stack, blocks_of, parameter_names
 from blockdance.observation import NoiseScale, PolicyState
+from blockdance.pieces import RowSet
 from blockdance.plan import Decider, Plan, plan_kinds
-from blockdance.report import BlockDanceReport
+from blockdance.report import BlockDanceReport, report_of
 from blockdance.schedule import COMPUTE, BlockDanceConfig, ReuseSchedule
 from blockdance.state import ReuseState
 from blockdance.steps import Location, StepTracker
@@ -59,30 +62,79 @@ class Controller:
         self._pipeline = pipeline
         self._steps = StepTracker(pipeline, num_inference_steps, layout.timestep_rises)
         self._parameters = parameter_names(transformer)
-        if isinstance(plan, Decider):
-            plan.check(transformer)
+        # asked once: looking at a protocol's methods takes longer than all else that a call needs
+        self._decider = plan if isinstance(plan, Decider) else None
+        if self._decider is not None:
+            self._decider.check(transformer)
         self.kinds = plan_kinds(plan, len(block_stack(transformer, layout)))
-        observed = [plan.kinds[0].boundary] if isinstance(plan, Decider) else []
-        self._executor = ReuseExecutor(transformer, layout, self.kinds, observed, max_rows)
+        observed = [] if self._decider is None else [self._decider.kinds[0].boundary]
+        self._make_executor = partial(ReuseExecutor, transformer, layout, self.kinds, observed, max_rows)
+        self._executor, self._blocks = self._make_executor(), blocks_of(transformer, layout)
         self._groups = None if groups is None else list(groups)
         self._generation: Generation | None = None
-        self._device = torch.device("cpu")
+        self._pipeline_call: Callable[[], PipelineCall | None] = _no_call
         self.context: Any = None
 
-    def call(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Runs one forward call as the plan says; any exception drops the state."""
+    def call(
+        self,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        context: Any = None,
+        driver: Driver = UNKNOWN,
+    ) -> Any:
+        """Runs one forward call as the plan says; any exception ends the generation.
+
+        Args:
+            forward: the transformer's own `forward`.
+            args, kwargs: its inputs.
+            context: the `CacheContext` that the pipeline has set, or None.
+            driver: who makes the call.
+        """
+        self.context = context
         try:
-            with self._room_for_graphs():
-                return self._call(forward, args, kwargs)
+            with self._room_for_graphs(), inference_only(self._transformer, args, kwargs) as closed:
+                return closed(self._call(forward, args, kwargs, driver))
         except BaseException:
             self.reset()
             raise
 
     def reset(self) -> None:
-        """Drops cache and position."""
-        self._generation = None
+        """Ends the generation: caches and position are dropped. What it did can still be reported."""
+        if self._generation is not None:
+            self._generation.end()
         self._steps.forget()
         self._executor.clear()
+
+    def invalidate(self) -> None:
+        """Drops the caches; the generation goes on at the same step, and the next call computes."""
+        if self._generation is not None:
+            self._generation.free()
+
+    @property
+    def plan(self) -> Plan:
+        """What it carries out."""
+        return self._plan
+
+    @property
+    def layout(self) -> BlockLayout:
+        """Where the transformer's blocks are."""
+        return self._layout
+
+    @property
+    def generation(self) -> Generation | None:
+        """The last generation."""
+        return self._generation
+
+    @property
+    def step(self) -> int:
+        """The last step that ran."""
+        return -1 if self._generation is None else self._generation.last_step
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the last call was one of the loop's last step."""
+        return self._generation is not None and self.step == self._steps.num_steps - 1
 
     def _room_for_graphs(self) -> AbstractContextManager[Any]:
         """Compiled code needs up to four graphs for each action (one row, two, any number, all), and torch stops at eight."""
@@ -94,34 +146,42 @@ class Controller:
         )
         return limit
 
-    def _call(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _call(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], driver: Driver) -> Any:
         inputs = dict(zip(self._parameters, args, strict=False)) | kwargs
         if not self._layout.is_step(inputs):
             return forward(*args, **kwargs)
-        place = self._steps.locate(inputs.get(self._layout.timestep), self.context)
+        if driver.call is not None and driver.call is not self._pipeline_call():
+            self.reset()
+        place = self._steps.locate(inputs.get(self._layout.timestep), self.context, inputs[self._layout.latents])
         num_rows = self._layout.num_rows(inputs)
         generation = self._generation
-        if generation is None or place.is_new_generation or num_rows % generation.num_images:
-            generation = self._begin(inputs[self._layout.latents], num_rows)
-            self._device = next(leaf.device for leaf in tree_leaves(inputs[self._layout.latents]))
-        state = self._state(generation, place.branch, inputs, num_rows)
+        if generation is None or generation.is_over or place.is_new_generation or num_rows % generation.num_images:
+            generation = self._begin(inputs[self._layout.latents], num_rows, driver)
+        branch = generation.branches.setdefault(place.branch, Branch())
+        state = self._state(generation, branch, inputs, num_rows)
         self._look(generation, state, place, inputs)
         self._decide(generation, place.step)
         actions = self._actions(generation, state, place.step, self._layout.splits_rows(inputs))
         # before the call: some models take the items off a list that they are given
-        shape = self._shape(generation, place.branch, inputs, args, kwargs)
+        shape = branch.look(inputs, self._layout.timestep)
         twins = self._twins(generation, place.step)
         output = self._executor.run(forward, args, kwargs, state, actions, self._steps.sigmas[place.step], twins)
         self._observe(generation, state, place, inputs)
         generation.calls.append(Call(shape, actions))
         generation.peak_cache_bytes = max(generation.peak_cache_bytes, generation.cache_bytes)
-        generation.last_step[place.branch] = place.step
+        branch.last_step = place.step
         if place.step == self._steps.num_steps - 1:
             self._finish(generation, place)
         return output
 
-    def _begin(self, latents: Any, num_rows: int) -> Generation:
+    def _begin(self, latents: Any, num_rows: int, driver: Driver) -> Generation:
+        if self._generation is not None:
+            self._generation.end()
+        refuse_companions(self._transformer, self._plan)
         self._executor.clear()
+        blocks = blocks_of(self._transformer, self._layout)
+        if any(one is not other for one, other in zip(blocks, self._blocks, strict=False)) or len(blocks) != len(self._blocks):
+            self._executor, self._blocks = self._make_executor(), blocks
         num_steps = self._steps.num_steps
         num_images = num_rows // self._count_branches(latents, num_rows)
         schedule = None
@@ -135,46 +195,54 @@ class Controller:
                 )
             schedule = self._plan.expand(num_images)
         taken = [[-1] * num_steps for _ in range(num_images)]
-        self._generation = Generation(num_images, schedule, taken)
-        return self._generation
+        generation = self._generation = Generation(num_images, schedule, taken)
+        if driver.call is not None:
+            # the call may end before the last step: interrupted, or by an exception of a callback
+            self._pipeline_call = ref(driver.call, lambda _: generation.end())
+        return generation
 
     def _count_branches(self, latents: Any, num_rows: int) -> int:
-        """Fused classifier-free guidance repeats the latents, so equal halves are branches of the same images, unless the pipeline
-        calls the model for each branch or does without guidance."""
+        """Fused guidance repeats the latents: for the unconditional branch, and for one with perturbed attention. So equal parts are
+        branches of the same images, unless the pipeline calls the model for each branch or does without guidance."""
         if self._guidance_branches is not None:
             return self._guidance_branches
         is_one_branch = self.context is not None and self.context.name != FUSED_GUIDANCE
-        without_guidance = getattr(self._pipeline, "do_classifier_free_guidance", True) is False
-        if num_rows % 2 or is_one_branch or without_guidance or self._layout.separate_guidance:
+        guided = getattr(self._pipeline, "do_classifier_free_guidance", True) is not False
+        perturbed = getattr(self._pipeline, "do_perturbed_attention_guidance", False) is True
+        branches = 1 + guided + perturbed
+        if num_rows % branches or is_one_branch or self._layout.separate_guidance:
             return 1
-        half = num_rows // 2
-        return 2 if all(torch.equal(one, other) for one, other in zip(latents[:half], latents[half:], strict=True)) else 1
+        part = num_rows // branches
+        is_repeated = all(
+            torch.equal(one, other) for one, other in zip(latents[:-part], latents[part:], strict=True)
+        )  # fmt: skip
+        return branches if is_repeated else 1
 
-    def _state(self, generation: Generation, branch: str, inputs: dict[str, Any], num_rows: int) -> ReuseState:
+    def _state(self, generation: Generation, branch: Branch, inputs: dict[str, Any], num_rows: int) -> ReuseState:
         """The state of a branch; where guidance starts or stops half-way, the conditional rows keep theirs."""
         num_branches = num_rows // generation.num_images
         size = _size(inputs[self._layout.latents], generation.num_images)
-        state = generation.states.get(branch)
-        if state is None or generation.sizes[branch] != size:
+        state = branch.state
+        if state is None or branch.size != size:
             state = self._executor.new_state(generation.num_images, num_branches)
         elif state.num_branches != num_branches:
             state = state.with_branches(num_branches, self._layout.cond_last)
-        generation.states[branch], generation.sizes[branch] = state, size
+        branch.state, branch.size = state, size
         return state
 
     def _look(self, generation: Generation, state: ReuseState, place: Location, inputs: dict[str, Any]) -> None:
         """Shows the observer of a decider the latents of every step, those of the conditional rows."""
-        if not isinstance(self._plan, Decider) or place.step in generation.seen_steps:
+        if self._decider is None or place.step in generation.seen_steps:
             return
         generation.seen_steps.add(place.step)
         rows = self._conditional_rows(state)
         latents = inputs[self._layout.latents]
-        chosen = take_rows(latents, rows, state.num_rows) if isinstance(latents, Tensor) else _stack(latents, rows)
+        chosen = RowSet(rows, state.num_rows).copy(latents) if isinstance(latents, Tensor) else _stack(latents, rows)
         generation.observer.see(chosen, place.step, self._steps.sigmas, self._noise_scale())
 
     def _decide(self, generation: Generation, step: int) -> None:
         """Asks a decider before the first step after each of its decision steps."""
-        if not isinstance(self._plan, Decider) or generation.observed is None or step <= generation.observed["step"]:
+        if self._decider is None or generation.observed is None or step <= generation.observed["step"]:
             return
         seen = generation.observed | {"step": step}
         generation.observed = None
@@ -185,10 +253,8 @@ class Controller:
         done = torch.tensor(generation.taken)
         scale = self._noise_scale()
         levels = torch.tensor([scale.share(level) for level in self._steps.sigmas])
-        decided = self._plan.decide(
-            PolicyState(
-                latents=latents, clean=clean, sigmas=levels.to(latents.device), actions=done.to(latents.device), **seen
-            )
+        decided = self._decider.decide(
+            PolicyState(latents=latents, clean=clean, sigmas=levels.to(latents.device), actions=done.to(latents.device), **seen)
         )
         if decided.num_steps != self._steps.num_steps:
             raise ScheduleError(
@@ -201,20 +267,20 @@ class Controller:
 
     def _observe(self, generation: Generation, state: ReuseState, place: Location, inputs: dict[str, Any]) -> None:
         """Keeps after a decision step what a decider will see, from the conditional rows."""
-        if not isinstance(self._plan, Decider) or not place.is_first or place.branch.startswith("uncond"):
+        if self._decider is None or not place.is_first or place.branch.startswith("uncond"):
             return
-        if place.step not in self._plan.decision_steps(self._steps.num_steps):
+        if place.step not in self._decider.decision_steps(self._steps.num_steps):
             return
         rows = self._conditional_rows(state)
 
         def select(name: str) -> Any:
             value = inputs.get(name)
-            return value if value is None else take_rows(value, rows, state.num_rows)
+            return value if value is None else RowSet(rows, state.num_rows).copy(value)
 
         embeds, mask = select("encoder_hidden_states"), select("encoder_attention_mask")
         if embeds is not None and mask is None:
             mask = embeds.new_ones(embeds.shape[:2])
-        cache = state.caches[self._plan.kinds[0].boundary]
+        cache = state.output_of(self._decider.kinds[0].boundary)
         features, change = cache.newest_and_rate(self._layout.image_index, rows)
         generation.observed = {
             "prompt_embeds": embeds,
@@ -248,30 +314,20 @@ class Controller:
         planned = [COMPUTE] * generation.num_images
         if generation.schedule is not None:
             planned = generation.schedule.actions[:, step].tolist()
-        planned = [action if self._executor.serves(state, action, image) else COMPUTE for image, action in enumerate(planned)]
+        planned = self._executor.possible(state, planned)
         if not splits_rows and len(set(planned)) > 1:
+            generation.is_unsplit = True
             planned = [COMPUTE] * generation.num_images
         for image, action in enumerate(planned):
             # where a step has several calls, one that reuses makes it a step that reuses
             generation.taken[image][step] = max(generation.taken[image][step], action)
         return planned
 
-    def _shape(
-        self, generation: Generation, branch: str, inputs: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> CallShape:
-        """The call's shapes, looked at again only where those of its tensors are not its branch's last ones."""
-        sizes = [value.shape for value in inputs.values() if isinstance(value, Tensor)]
-        known = generation.shapes.get(branch)
-        if known is None or known[0] != sizes:
-            known = generation.shapes[branch] = (sizes, CallShape.of(args, kwargs))
-        return known[1]
-
     def _finish(self, generation: Generation, place: Location) -> None:
         """Frees the caches of branches that have no step left to run."""
-        done = [branch for branch, step in generation.last_step.items() if branch == place.branch or step < place.step - 1]
-        for branch in done:
-            generation.states.pop(branch, None)
-            generation.sizes.pop(branch, None)
+        for name, branch in generation.branches.items():
+            if name == place.branch or branch.last_step < place.step - 1:
+                branch.state = None
         self._executor.clear()
 
     def report(self) -> BlockDanceReport:
@@ -280,16 +336,7 @@ class Controller:
         Raises:
             ScheduleError: before the first generation.
         """
-        generation = self._last_generation()
-        computed = torch.zeros(generation.num_images, dtype=torch.float64)
-        full = torch.zeros_like(computed)
-        for call in generation.calls:
-            per_image = self._cost(call.shape).per_action(self.kinds) / generation.num_images
-            computed += per_image[call.actions]
-            full += per_image[COMPUTE]
-        return BlockDanceReport(
-            torch.tensor(generation.taken), self.kinds, computed, full, generation.cache_bytes, generation.peak_cache_bytes
-        )
+        return report_of(self._last_generation(), self.kinds, self._cost)
 
     def cost(self) -> ForwardCost:
         """MACs of the last forward call.
@@ -299,31 +346,32 @@ class Controller:
         """
         return self._cost(self._last_generation().calls[-1].shape)
 
+    def _cost(self, shape: CallShape) -> ForwardCost:
+        return cost_of(self._transformer, self._layout, shape)
+
     def _last_generation(self) -> Generation:
         if self._generation is None or not self._generation.calls:
-            raise ScheduleError("There is nothing to report yet: run the pipeline first.")
+            raise ScheduleError(
+                "There is nothing to report yet: run the pipeline first. If it has run, its transformer is another object than the one "
+                "that BlockDance was turned on for; turn it on again."
+            )
         return self._generation
 
-    def _cost(self, shape: CallShape) -> ForwardCost:
-        costs = _COSTS.setdefault(self._transformer, {})
-        if shape not in costs:
-            inputs = shape.inputs(self._device)
-            costs[shape] = count_macs(self._transformer, self._layout, *inputs, shared=(self,))
-        return costs[shape]
+
+def _no_call() -> None:
+    return None
 
 
 def _stack(latents: Sequence[Tensor], rows: Sequence[int]) -> Tensor:
     """A list with one tensor per image as one tensor."""
     chosen = [latents[row] for row in rows]
     if len({image.shape for image in chosen}) > 1:
-        raise ScheduleError("A policy decides about images of one size; this batch mixes sizes. Run them in batches of their own.")
+        raise ScheduleError(
+            "A policy decides about images of one size; this batch mixes sizes. Run them in batches of their own."
+        )
     return torch.stack(chosen)
 
 
 def _size(latents: Any, num_images: int) -> Any:
     """Shape of the latents without batch and guidance branches."""
     return tuple(latents.shape[1:]) if isinstance(latents, Tensor) else [image.shape for image in latents[:num_images]]
-
-
-# MACs depend on the model and the shapes of its inputs alone, so they outlive the controllers of one model
-_COSTS: WeakKeyDictionary[nn.Module, dict[CallShape, ForwardCost]] = WeakKeyDictionary()

@@ -1,70 +1,17 @@
-"""Which steps reuse: kinds of reuse, schedules of actions, and the training-free BlockDance-N. Pure tensors."""
+"""Which steps reuse: schedules of actions, and the training-free BlockDance-N. Pure tensors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from blockdance.errors import ScheduleError
+from blockdance.kinds import BlockReuse, Kind, Reuse
 
 COMPUTE = 0
 PAPER_BOUNDARY = 20 / 28  # BlockDance section 3.3: block 20 of PixArt-α's and DiT-XL/2's 28
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reuse:
-    """One kind of reuse: action `k` of a schedule stands for its `k-1`-th kind."""
-
-    boundary: int
-    """Index, in execution order, of the last block that a reuse step skips."""
-    order: Literal[0, 1] = 0
-    """0 injects the cached output as it is (the paper); 1 extrapolates it linearly in the noise level."""
-    weight: float = 1.0
-    """Share of the linear extrapolation that is applied; only order 1 uses it."""
-
-    def __post_init__(self) -> None:
-        if self.boundary < 0:
-            raise ScheduleError(f"`boundary` must be the index of a block, 0 or more; got {self.boundary}.")
-        if self.order not in (0, 1):
-            raise ScheduleError(f"`order` must be 0 (inject as it is) or 1 (extrapolate); got {self.order!r}.")
-
-    @property
-    def skipped_blocks(self) -> tuple[int, ...]:
-        """The blocks that do not run."""
-        return tuple(range(self.boundary + 1))
-
-    def __str__(self) -> str:
-        weight = f", weight {self.weight:g}" if self.order == 1 and self.weight != 1 else ""
-        return f"after block {self.boundary}, order {self.order}{weight}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class BlockReuse:
-    """A kind of reuse that skips chosen blocks one by one and adds the change each of them made when it last ran.
-
-    It is Block Caching's (arXiv 2312.03209, section 3.1): a block that is not reused runs on what the blocks before it gave.
-    """
-
-    blocks: tuple[int, ...]
-    """Indices, in execution order, of the blocks that are reused."""
-    order: ClassVar[Literal[0]] = 0
-
-    def __post_init__(self) -> None:
-        if not self.blocks or list(self.blocks) != sorted(set(self.blocks)) or self.blocks[0] < 0:
-            raise ScheduleError(f"`blocks` must be indices of blocks, ascending and each once; got {self.blocks}.")
-
-    @property
-    def skipped_blocks(self) -> tuple[int, ...]:
-        """The blocks that do not run."""
-        return self.blocks
-
-    def __str__(self) -> str:
-        return f"blocks {', '.join(map(str, self.blocks))} one by one"
-
-
-Kind = Reuse | BlockReuse
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from blockdance.cost import CallShape, ForwardCost, count_macs
+from blockdance.cost import CallShape, ForwardCost, cost_of
 from blockdance.errors import BlockDanceError, ScheduleError
-from blockdance.families import find_layout, pipeline_parts
-from blockdance.layout import BlockLayout, blocks_of, parameter_names
+from blockdance.layouts import BlockLayout, blocks_of, find_layout, parameter_names, pipeline_parts
 from blockdance.schedule import BlockDanceConfig, ReuseSchedule, block_caching, step_range
 from blockdance.steps import Location, StepTracker
 
@@ -150,8 +149,7 @@ class FeatureRecorder:
                 "No two denoising steps of the transformer's blocks were seen. Run the pipeline inside the recorder, with two or "
                 "more steps and the transformer not compiled."
             )
-        inputs = self._shape.inputs(next(self._transformer.parameters()).device)
-        cost = count_macs(self._transformer, self._layout, *inputs)
+        cost = cost_of(self._transformer, self._layout, self._shape)
         cosine, output_change, block_change = self._sums / self._counts[:, None]
         return FeatureChange(cosine, output_change, block_change, cost)
 
@@ -172,7 +170,7 @@ class FeatureRecorder:
             self._sums = torch.zeros(3, self._num_images, self._tracker.num_steps, len(self._blocks))
             self._counts = torch.zeros(self._tracker.num_steps)
         if self._shape is None:
-            self._shape = CallShape.of(args, kwargs)
+            self._shape = CallShape.of(inputs, self._layout.timestep)
 
     def _observe(
         self, position: int, names: list[str], block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any

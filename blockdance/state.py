@@ -1,36 +1,27 @@
 """What a batch carries from step to step."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
-from blockdance.cache import BoundaryCache
-from blockdance.schedule import BlockReuse, Kind
+from blockdance.cache import RowCache
+from blockdance.kinds import Keep
+from blockdance.kinds.views import Capture
 
 
 @dataclass
 class ReuseState:
-    """One cache per boundary, and one per block that is reused individually. Rows are ordered branch by branch."""
+    """One cache for everything that a kind of reuse keeps. Rows are ordered branch by branch."""
 
     num_images: int
     num_branches: int
-    caches: dict[int, BoundaryCache]
-    changes: dict[int, BoundaryCache]
-    shapes: dict[int, Any] = field(default_factory=dict)
-    """Shapes that the views' placeholders take; guidance branches differ in the length of their prompts."""
+    caches: dict[Keep, RowCache]
 
     @staticmethod
-    def empty(
-        num_images: int, num_branches: int, histories: Mapping[int, Literal[1, 2]], blocks: Iterable[int]
-    ) -> "ReuseState":
-        """The state before the first step, for boundaries with the number of outputs that each keeps, and single blocks."""
+    def empty(num_images: int, num_branches: int, histories: Mapping[Keep, Literal[1, 2]]) -> "ReuseState":
+        """The state before the first step, for what is kept and the number of outputs of each."""
         rows = num_images * num_branches
-        return ReuseState(
-            num_images,
-            num_branches,
-            {boundary: BoundaryCache(rows, history) for boundary, history in histories.items()},
-            {block: BoundaryCache(rows, history=1) for block in blocks},
-        )
+        return ReuseState(num_images, num_branches, {keep: RowCache(rows, history) for keep, history in histories.items()})
 
     @property
     def num_rows(self) -> int:
@@ -46,19 +37,12 @@ class ReuseState:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all caches, each storage counted once."""
-        storages: dict[int, int] = {}
-        for cache in (*self.caches.values(), *self.changes.values()):
-            storages |= cache.storages
-        return sum(storages.values())
+        """Bytes of all caches."""
+        return sum(cache.num_bytes for cache in self.caches.values())
 
-    def serves(self, kind: Kind, image: int) -> bool:
-        """Whether every branch of an image has computed often enough for a kind of reuse."""
-        rows = range(image, self.num_rows, self.num_images)
-        caches = (
-            [self.changes[block] for block in kind.blocks] if isinstance(kind, BlockReuse) else [self.caches[kind.boundary]]
-        )
-        return all(cache.serves(kind, row) for cache in caches for row in rows)
+    def output_of(self, block: int) -> RowCache:
+        """What is kept of a block's output."""
+        return self.caches[Keep(block, Capture)]
 
     def take(self, images: Sequence[int]) -> "ReuseState":
         """The state of the given images, which may repeat: several continuations of one image share its past."""
@@ -77,14 +61,14 @@ class ReuseState:
         state = self._take_rows(conditional * num_branches, self.num_images, num_branches)
         kept = num_branches - 1 if cond_last else 0
         fresh = [row for row in range(state.num_rows) if row // self.num_images != kept]
-        for cache in (*state.caches.values(), *state.changes.values()):
+        for cache in state.caches.values():
             cache.forget(fresh)
         return state
 
     def _take_rows(self, rows: list[int], num_images: int, num_branches: int) -> "ReuseState":
-        caches = {boundary: cache.take(rows) for boundary, cache in self.caches.items()}
-        changes = {block: cache.take(rows) for block, cache in self.changes.items()}
-        return ReuseState(num_images, num_branches, caches, changes, self.shapes)
+        chosen = [(0, row) for row in rows]
+        caches = {keep: RowCache.gather([cache], chosen) for keep, cache in self.caches.items()}
+        return ReuseState(num_images, num_branches, caches)
 
     @staticmethod
     def cat(states: Sequence["ReuseState"]) -> "ReuseState":
@@ -96,11 +80,6 @@ class ReuseState:
             for index, state in enumerate(states)
             for image in range(state.num_images)
         ]
-        first = states[0]
-        return ReuseState(
-            sum(state.num_images for state in states),
-            branches,
-            {name: BoundaryCache.gather([state.caches[name] for state in states], rows) for name in first.caches},
-            {name: BoundaryCache.gather([state.changes[name] for state in states], rows) for name in first.changes},
-            first.shapes,
-        )
+        num_images = sum(state.num_images for state in states)
+        caches = {keep: RowCache.gather([state.caches[keep] for state in states], rows) for keep in states[0].caches}
+        return ReuseState(num_images, branches, caches)

@@ -1,6 +1,7 @@
 """Which denoising step is a call? From the pipeline's cache context, else the scheduler's position, else the timestep."""
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +9,9 @@ import torch
 from torch import Tensor
 
 from blockdance.errors import StepUnknownError
+
+MAX_CALLS = 8
+"""Most calls of one name at one step: with more, it is not guidance that repeats the timestep."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,9 @@ class StepTracker:
         self._last_step: dict[str, int] = {}
         self._last_timestep: dict[str, float] = {}
         self._repeats: dict[str, int] = {}
+        self._latents: dict[str, Any] = {}
+        self._guess: float | None = None
+        self._restarts = 0
         self._rises: bool | None = None
 
     @property
@@ -57,18 +64,22 @@ class StepTracker:
         """Noise level of every step: the scheduler's sigmas, else from its alphas, else the timestep."""
         return self._sigmas
 
-    def locate(self, timestep: Tensor | float | None, context: Any) -> Location:
+    def locate(self, timestep: Tensor | float | None, context: Any, latents: Any = None) -> Location:
         """Finds the place of a call.
 
         Args:
             timestep: what the model was given; of several, the noisiest counts (clean frames of a video have 0).
             context: the `CacheContext` that the pipeline has set, or None.
+            latents: what the model was given. Without a pipeline they tell, where a timestep repeats, another guidance branch of the
+                same latents from the first step of another generation.
 
         Raises:
             StepUnknownError: neither context, scheduler nor `num_inference_steps` tells.
         """
         name = "call" if context is None else context.name
         changed = self._read_scheduler(context)
+        if changed:
+            self._guess = None
         step = self._find(name, timestep, context)
         if step >= self.num_steps:
             raise StepUnknownError(
@@ -77,19 +88,47 @@ class StepTracker:
             )
         if self._pipeline is None and context is not None:
             self._note_level(step, getattr(context, "sigma", None), timestep)
-        is_new_generation = changed or not self._last_step or step < self._last_step.get(name, -1)
+        is_restart = self._last_step.get(name) == step and self._is_restart(name, context, latents)
+        if is_restart and self._pipeline is None:
+            step = 0
+            self._sigmas[0] = self._values[0] = float("nan") if timestep is None else float(torch.as_tensor(timestep).max())
+        is_new_generation = changed or is_restart or not self._last_step or step < self._last_step.get(name, -1)
         if is_new_generation:
             self._last_step.clear()
         # a name that comes again in its step is one more guidance branch of a pipeline that does not name them
         self._repeats[name] = self._repeats[name] + 1 if self._last_step.get(name) == step else 0
         self._last_step[name] = step
         repeat = self._repeats[name]
+        if repeat == 0:
+            self._restarts = self._restarts if step == 0 else 0
+            self._latents[name] = latents.clone() if self._pipeline is None and isinstance(latents, Tensor) else None
         return Location(step, f"{name} {repeat}" if repeat else name, repeat == 0, is_new_generation)
+
+    def _is_restart(self, name: str, context: Any, latents: Any) -> bool:
+        """Whether a call whose timestep is that of the last call belongs to another generation."""
+        if self._repeats[name] + 1 >= MAX_CALLS:
+            is_restart = True
+        elif self._pipeline is not None or getattr(context, "step_index", None) is not None:
+            is_restart = False
+        else:
+            before = self._latents.get(name)
+            is_restart = isinstance(before, Tensor) and not (before.shape == latents.shape and torch.equal(before, latents))
+        if is_restart:
+            self._restarts += 1
+            if self._restarts == MAX_CALLS:
+                warnings.warn(
+                    "The timestep does not move from call to call, so BlockDance takes each for the first step of a generation and "
+                    "reuses nothing. Apply it to the pipeline, or tell the step: `with transformer.cache_context(name, step_index=…)`.",
+                    stacklevel=2,
+                )
+        return is_restart
 
     def forget(self) -> None:
         """Drops the position: the next call starts a new generation."""
         self._last_step.clear()
         self._last_timestep.clear()
+        self._latents.clear()
+        self._guess = None
 
     def _read_scheduler(self, context: Any) -> bool:
         """Reads timesteps and noise levels where they changed; returns whether they did."""
@@ -128,6 +167,8 @@ class StepTracker:
         # most schedulers count their own steps; asking them spares reading the timestep back from the GPU
         position = getattr(scheduler, "step_index", None)
         position = getattr(scheduler, "begin_index", None) if position is None else position
+        if position is None and isinstance(timestep, Tensor) and isinstance(self._timesteps, Tensor):
+            position = _place_in(self._timesteps, timestep)
         if position is not None:
             return int(position)
         value = None if timestep is None else float(torch.as_tensor(timestep).max())
@@ -144,7 +185,9 @@ class StepTracker:
         distances = [min(abs(one - candidate) for one in given) for candidate in self._values]
         nearest = min(distances)
         if nearest > 1e-3 * max(1.0, max(self._values)):
-            if hasattr(scheduler, "step_index"):  # no step taken yet, and a pipeline that passes a timestep of its own
+            is_first = not self._last_step or self._guess == value
+            if hasattr(scheduler, "step_index") and is_first:  # no step taken yet, by a pipeline with timesteps of its own
+                self._guess = value
                 return 0
             raise StepUnknownError(
                 f"The model was called at timestep {value:g}, which is none of the scheduler's {self.num_steps} timesteps "
@@ -175,11 +218,24 @@ class StepTracker:
         return step
 
 
+def _place_in(timesteps: Tensor, timestep: Tensor) -> int | None:
+    """Index of a timestep that is a view of one of these, as a loop over them gives it: told by its address, so that nothing is read
+    from the device. None where it is not such a view."""
+    if timestep.untyped_storage().data_ptr() != timesteps.untyped_storage().data_ptr() or timesteps.ndim != 1:
+        return None
+    is_one = all(size == 1 or stride == 0 for size, stride in zip(timestep.shape, timestep.stride(), strict=True))
+    place, rest = divmod(int(timestep.storage_offset() - timesteps.storage_offset()), timesteps.stride(0))
+    return place if is_one and rest == 0 and 0 <= place < len(timesteps) else None
+
+
 def noise_levels(scheduler: Any, timesteps: list[float]) -> list[float]:
     """Noise level of every timestep: the scheduler's `sigmas`, else √((1 − ᾱ)/ᾱ), else the timestep itself."""
     sigmas = getattr(scheduler, "sigmas", None)
     if sigmas is not None and len(sigmas) >= len(timesteps):
         given: list[float] = torch.as_tensor(sigmas).float().tolist()
+        between = getattr(scheduler, "sigmas_interpol", None)
+        if between is not None:  # KDPM2's second stages are at levels between two of its sigmas
+            given[1::2] = torch.as_tensor(between).float().tolist()[1 : len(given) : 2]
         return given[: len(timesteps)]
     alphas = getattr(scheduler, "alphas_cumprod", None)
     if alphas is not None:

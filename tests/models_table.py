@@ -9,8 +9,7 @@ import torch
 from diffusers.models import transformers
 
 from blockdance import BlockDanceConfig
-from blockdance.families import LAYOUTS, UNSUPPORTED
-from blockdance.layout import BlockLayout, block_stack
+from blockdance.layouts import LAYOUTS, UNSUPPORTED, BlockLayout, block_stack
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 START, END = "<!-- table: start -->\n", "<!-- table: end -->\n"

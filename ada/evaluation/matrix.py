@@ -8,7 +8,7 @@ from ada.evaluation.methods import ADA, ADA_BUDGET, FEWER_STEPS, RANDOM, Method,
 from ada.evaluation.subject import Subject
 from ada.policy import AdaPolicy
 from blockdance import BlockDanceConfig, Reuse, ReuseSchedule, find_layout, random_schedule
-from blockdance.layout import block_stack
+from blockdance.layouts import block_stack
 
 MOST_STEP_COUNTS = 10
 PAPER_RANGES = ((0.25, 0.95), (0.6, 0.95))

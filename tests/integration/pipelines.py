@@ -68,7 +68,7 @@ from transformers import (
 )
 
 from blockdance import find_layout
-from blockdance.layout import blocks_of
+from blockdance.layouts import blocks_of
 
 STEPS = 6
 TEXT_WIDTH = 12

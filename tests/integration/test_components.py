@@ -16,7 +16,7 @@ from integration.pipelines import CASES, CONTROLNETS, STEPS, Case, generate, reu
 from peft import LoraConfig, get_peft_model_state_dict
 
 from blockdance import BlockDanceConfig, Reuse, ReuseSchedule, apply_blockdance, find_layout, full_compute
-from blockdance.layout import blocks_of
+from blockdance.layouts import blocks_of
 
 CONFIG = BlockDanceConfig(interval=2, reuse_range=(0.2, 1), boundary=2)
 ACTIONS = [0, 0, 1, 0, 1, 0]  # CONFIG's for six steps

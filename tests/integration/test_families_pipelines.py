@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline, FlowMatchHeunDiscreteScheduler
+from diffusers import DiffusionPipeline, FlowMatchHeunDiscreteScheduler, PixArtSigmaPAGPipeline
 from integration.pipelines import CASES, FROM_IMAGE, STEPS, Case, generate, reuse_by_hand
 from torch import Tensor
 
 from blockdance import BlockDanceConfig, Reuse, ReuseSchedule, apply_blockdance, find_layout, full_compute, remove_blockdance
-from blockdance.layout import blocks_of
+from blockdance.layouts import blocks_of
 
 CONFIG = BlockDanceConfig(interval=2, reuse_range=(0.2, 1), boundary=2)
 ACTIONS = [0, 0, 1, 0, 1, 0]  # CONFIG's for six steps
@@ -252,27 +252,64 @@ def test_images_of_equal_noise_are_not_taken_for_guidance_branches(name: str, gu
         assert torch.equal(handle.report().actions, rows)
 
 
-def test_wan_with_two_transformers_reuses_in_each() -> None:
-    """Wan 2.2: one transformer for the noisy steps, another for the rest; each caches for itself."""
-    case = CASES["wan"]
-    pipeline = build(case)
+def test_three_fused_branches_of_perturbed_attention_guidance() -> None:
+    """Rows are [uncond, cond, perturbed]: two images, not six."""
+    case = CASES["pixart_sigma"]
+    parts = build(case).components
+    pipeline = PixArtSigmaPAGPipeline(**parts, pag_applied_layers="blocks.1")
+    pipeline.set_progress_bar_config(disable=True)
+    rows = torch.tensor([ACTIONS, [0] * STEPS])
+    with apply_blockdance(pipeline, ReuseSchedule(rows, (Reuse(boundary=2),))) as handle:
+        together = generate(case, pipeline, pag_scale=3.0)
+        assert torch.equal(handle.report().actions, rows)
+    torch.testing.assert_close(together[1], generate(case, pipeline, pag_scale=3.0)[1], rtol=1e-4, atol=1e-4)
+
+
+def build_wan_of_two() -> DiffusionPipeline:
+    """Wan 2.2: one transformer for the noisy steps, another for the rest."""
+    pipeline = build(CASES["wan"])
     pipeline.register_modules(transformer_2=copy.deepcopy(pipeline.transformer))
     pipeline.register_to_config(boundary_ratio=0.8)
     pipeline.transformer_2.load_state_dict({name: 0.9 * tensor for name, tensor in pipeline.transformer.state_dict().items()})
+    return pipeline
+
+
+def test_wan_with_two_transformers_reuses_in_each() -> None:
+    """Both are turned on; each caches for itself, and the first one's cache is freed when it hands over."""
+    case, pipeline = CASES["wan"], build_wan_of_two()
     plain = generate(case, pipeline)
-    first = apply_blockdance(pipeline, CONFIG)
-    second = apply_blockdance(pipeline.transformer_2, CONFIG)
+    held: list[int] = []
+    handle = apply_blockdance(pipeline, CONFIG)
+
+    def weigh(pipeline: DiffusionPipeline, step: int, timestep: Tensor, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        held.append(handle.report("transformer").cache_bytes)
+        return {}
+
     for _ in range(2):
-        assert not torch.equal(generate(case, pipeline), plain)
-        switch = first.report().actions[0].tolist().index(-1)
+        held.clear()
+        assert not torch.equal(generate(case, pipeline, callback_on_step_end=weigh), plain)
+        first, second = handle.report("transformer"), handle.report("transformer_2")
+        switch = first.actions[0].tolist().index(-1)
         assert 2 < switch < 5
-        assert first.report().actions.tolist() == [ACTIONS[:switch] + [-1] * (STEPS - switch)] * 2
+        assert first.actions.tolist() == [ACTIONS[:switch] + [-1] * (STEPS - switch)] * 2
         after = [0, *ACTIONS[switch + 1 :]]
-        assert second.report().actions.tolist() == [[-1] * switch + after] * 2
-        assert second.report().cache_bytes == 0
-    first.remove()
-    second.remove()
+        assert second.actions.tolist() == [[-1] * switch + after] * 2
+        assert handle.report().actions.tolist() == [ACTIONS[:switch] + after] * 2
+        assert handle.report().cache_bytes == 0
+        assert held[switch - 1] > 0
+        assert held[switch + 1] == 0
+    handle.remove()
     assert torch.equal(generate(case, pipeline), plain)
+
+
+def test_wan_of_two_saves_with_the_defaults() -> None:
+    """The first transformer's steps lie before 40 %, so alone it would save nothing."""
+    case, pipeline = CASES["wan"], build_wan_of_two()
+    pipeline.register_to_config(boundary_ratio=0.9)
+    handle = apply_blockdance(pipeline)
+    generate(case, pipeline, steps=10)
+    assert not handle.report("transformer").actions.gt(0).any()
+    assert (handle.report().compute_saved > 0.05).all()
 
 
 @pytest.mark.parametrize("order", [0, 1])

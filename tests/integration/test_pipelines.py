@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import build_pixart_pipeline
-from diffusers import HeunDiscreteScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
+from diffusers import HeunDiscreteScheduler, KDPM2DiscreteScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
 
 from blockdance import BlockDanceConfig, Reuse, ReuseSchedule, ScheduleError, apply_blockdance, full_compute, remove_blockdance
 
@@ -95,6 +95,17 @@ def test_a_scheduler_that_repeats_timesteps_counts_them_as_steps(pixart_pipeline
     handle = apply_blockdance(pixart_pipeline, CONFIG)
     generate(pixart_pipeline, steps=6)
     assert torch.equal(handle.report().actions[0], CONFIG.schedule(calls, 4).actions[0])
+
+
+@pytest.mark.parametrize("scheduler_class", [HeunDiscreteScheduler, KDPM2DiscreteScheduler])
+def test_extrapolation_under_two_stage_schedulers(pixart_pipeline: PixArtAlphaPipeline, scheduler_class: type[Any]) -> None:
+    """Two stages may be at one noise level, between which there is no line to extrapolate."""
+    pixart_pipeline.scheduler = scheduler_class()
+    plain = generate(pixart_pipeline, steps=6)
+    apply_blockdance(pixart_pipeline, BlockDanceConfig(interval=2, reuse_range=(0.2, 1), boundary=2, order=1))
+    images = generate(pixart_pipeline, steps=6)
+    assert images.isfinite().all()
+    assert 0 < float((images - plain).abs().mean()) < 0.2
 
 
 def test_a_schedule_for_other_steps_is_refused(pixart_pipeline: PixArtAlphaPipeline) -> None:

@@ -13,7 +13,7 @@ from families.base import Family, call
 from torch import Tensor, nn
 
 from blockdance import BlockDanceConfig, PolicyState, Reuse, ReuseSchedule, apply_blockdance, find_layout
-from blockdance.layout import blocks_of
+from blockdance.layouts import blocks_of
 
 ROWS = 2
 TIMESTEPS = (0.9, 0.7, 0.5, 0.3)
@@ -112,8 +112,8 @@ class ChangingPolicy:
         self.kinds = kinds
         self._decisions = cycle(decisions)
 
-    def decision_step(self, num_steps: int) -> int:
-        return 1
+    def decision_steps(self, num_steps: int) -> tuple[int, ...]:
+        return (1,)
 
     def check(self, transformer: nn.Module) -> None:
         assert isinstance(transformer, nn.Module)

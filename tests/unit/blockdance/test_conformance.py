@@ -13,9 +13,11 @@ from families.base import BATCH, Family, call
 from models_table import PAGE, page_with_table
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from blockdance import (
+    BlockLayout,
     BlockReuse,
     Kind,
     Reuse,
@@ -25,8 +27,7 @@ from blockdance import (
     find_layout,
     full_compute,
 )
-from blockdance.families import LAYOUTS, UNSUPPORTED
-from blockdance.layout import blocks_of
+from blockdance.layouts import LAYOUTS, UNSUPPORTED, blocks_of
 
 CLASSES = {
     name: model_class
@@ -75,15 +76,17 @@ def boundaries_of(model: nn.Module) -> list[int]:
 class Loop:
     """Stands for the pipeline and its scheduler: it counts the steps as a scheduler does."""
 
-    def __init__(self, family: Family, model: nn.Module, inputs: dict[str, Any], values: list[float]) -> None:
+    def __init__(
+        self, family: Family, model: nn.Module, inputs: dict[str, Any], values: list[float], rows: int = BATCH
+    ) -> None:
         self.transformer = model
         self.scheduler = SimpleNamespace(timesteps=torch.tensor(values), sigmas=torch.tensor(values), step_index=None)
-        self._family, self._inputs, self._values = family, inputs, values
+        self._family, self._inputs, self._values, self._rows = family, inputs, values, rows
 
     def __iter__(self) -> Iterator[list[Tensor]]:
         for step, value in enumerate(self._values):
             self.scheduler.step_index = step
-            yield call(self.transformer, self._family, self._inputs, value)
+            yield call(self.transformer, self._family, self._inputs, value, self._rows)
 
 
 def assert_equal(one: list[Tensor], other: list[Tensor], **tolerance: float) -> None:
@@ -150,8 +153,8 @@ def test_mixed_actions_equal_each_image_alone(family: Family) -> None:
     rows = torch.tensor([[0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 2, 1], [0, 0, 3, 2]])
     values = [0.9, 0.7, 0.4, 0.2]
 
-    def generate(actions: Tensor) -> tuple[list[list[Tensor]], Tensor]:
-        loop = Loop(family, model, inputs, values)
+    def generate(actions: Tensor, given: dict[str, Any] = inputs) -> tuple[list[list[Tensor]], Tensor]:
+        loop = Loop(family, model, given, values, BATCH if given is inputs else 1)
         with apply_blockdance(loop, ReuseSchedule(actions, kinds), guidance_branches=1) as handle:
             return list(loop), handle.report().actions
 
@@ -161,10 +164,10 @@ def test_mixed_actions_equal_each_image_alone(family: Family) -> None:
         return
     assert torch.equal(taken, rows)
     for image in range(BATCH):
-        alone, _ = generate(rows[image : image + 1])  # the whole batch takes this image's schedule
+        alone, _ = generate(rows[image : image + 1], inputs_of(image, inputs, layout))
         for one, batch in zip(alone, together, strict=True):
             for a, b in zip(one, batch, strict=True):
-                torch.testing.assert_close(row(b, image), row(a, image), rtol=1e-4, atol=1e-4)
+                torch.testing.assert_close(row(b, image), row(a, 0, batch=1), rtol=1e-4, atol=1e-4)
     full, _ = generate(torch.zeros_like(rows))
     for image in range(1, BATCH):
         assert not torch.allclose(row(together[2][0], image), row(full[2][0], image), rtol=1e-3, atol=1e-3)
@@ -195,8 +198,25 @@ def test_rows_of_different_lengths_can_run_apart(name: str) -> None:
             torch.testing.assert_close(batch[image], one[image], rtol=1e-4, atol=1e-4)
 
 
-def row(output: Tensor, image: int) -> Tensor:
-    return output.unflatten(0, (BATCH, -1))[image]
+def row(output: Tensor, image: int, batch: int = BATCH) -> Tensor:
+    return output.unflatten(0, (batch, -1))[image]
+
+
+def inputs_of(image: int, inputs: dict[str, Any], layout: BlockLayout) -> dict[str, Any]:
+    """What the model is given for one image of the batch alone."""
+
+    def of(name: str, value: Any) -> Any:
+        if name in layout.shared_arguments:
+            return value
+        if name in layout.image_lists and value is not None:
+            return [value[image]] if len(value) == BATCH else value
+        dim = layout.batch_dims.get(name, 0)
+        return tree_map(lambda leaf: leaf.narrow(dim, image, 1) if is_split(leaf, dim) else leaf, value)
+
+    def is_split(leaf: Any, dim: int) -> bool:
+        return isinstance(leaf, Tensor) and leaf.ndim > dim and leaf.shape[dim] == BATCH
+
+    return {name: of(name, value) for name, value in inputs.items()}
 
 
 def test_reported_macs_are_those_that_a_counter_sees(family: Family) -> None:

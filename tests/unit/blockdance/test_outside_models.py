@@ -7,7 +7,18 @@ import torch
 from conftest import scramble
 from torch import Tensor, nn
 
-from blockdance import BlockLayout, Reuse, ReuseSchedule, UnsupportedModelError, apply_blockdance, register_layout
+from blockdance import (
+    BlockDanceConfig,
+    BlockLayout,
+    Reuse,
+    ReuseExecutor,
+    ReuseSchedule,
+    UnsupportedModelError,
+    apply_blockdance,
+    find_layout,
+    register_layout,
+)
+from blockdance.layouts import SHARED_ARGUMENTS
 
 
 class STDiTBlock(nn.Module):
@@ -19,7 +30,7 @@ class STDiTBlock(nn.Module):
         self.spatial, self.temporal, self.cross = (nn.MultiheadAttention(width, 2, batch_first=True) for _ in range(3))
         self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
 
-    def forward(self, x: Tensor, y: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor, t: Tensor, mask: Tensor) -> Tensor:
         batch, _, width = x.shape
         modulated = x + t[:, None]
         frames = modulated.view(batch * self.num_frames, -1, width)
@@ -27,12 +38,13 @@ class STDiTBlock(nn.Module):
         patches = x.view(batch, self.num_frames, -1, width).transpose(1, 2).reshape(-1, self.num_frames, width)
         change = self.temporal(patches, patches, patches)[0]
         x = x + change.view(batch, -1, self.num_frames, width).transpose(1, 2).reshape(batch, -1, width)
-        x = x + self.cross(x, y, y)[0]
+        x = x + self.cross(x, y, y, key_padding_mask=mask == 0)[0]
         return x + self.mlp(x)
 
 
 class STDiT(nn.Module):
-    """Shaped as Open-Sora's: a list `blocks`, latents `x` of the shape (batch, channels, frames, height, width)."""
+    """With Open-Sora's interface: a list `blocks`, latents `x` `(batch, channels, frames, height, width)`, prompts `y` with a row for
+    every branch and image, and a `mask` with a row for every image, which the model repeats."""
 
     def __init__(self, num_blocks: int = 4, width: int = 16, num_frames: int = 3) -> None:
         super().__init__()
@@ -40,41 +52,70 @@ class STDiT(nn.Module):
         self.blocks = nn.ModuleList(STDiTBlock(width, num_frames) for _ in range(num_blocks))
         self.final_layer = nn.Linear(width, 4)
 
-    def forward(self, x: Tensor, timestep: Tensor, y: Tensor) -> Tensor:
+    def forward(self, x: Tensor, timestep: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+        if len(mask) != len(y):
+            mask = mask.repeat(len(y) // len(mask), 1)
         hidden = self.x_embedder(x.flatten(2).transpose(1, 2))
         t = self.t_embedder(timestep[:, None])
         for block in self.blocks:
-            hidden = block(hidden, y, t)
+            hidden = block(hidden, y, t, mask)
         return self.final_layer(hidden).transpose(1, 2).view_as(x)
 
 
-def generate(model: nn.Module, x: Tensor, y: Tensor, timesteps: list[float]) -> list[Tensor]:
+STEPS = 10
+
+
+def sample(model: nn.Module, z: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+    """Open-Sora's IDDPM loop: rows [cond, uncond], guidance 7.0, and calls of `model.forward`."""
     with torch.no_grad():
-        return [model(x, torch.full((len(x),), timestep), y) for timestep in timesteps]
+        for timestep in torch.linspace(0.95, 0.05, STEPS):
+            combined = torch.cat([z, z])
+            cond, uncond = model.forward(combined, timestep.expand(len(combined)), y, mask=mask).chunk(2)
+            z = z - 0.1 * (uncond + 7.0 * (cond - uncond))
+    return z
+
+
+def open_sora_inputs(model: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
+    """Three videos whose prompts have two, five and three tokens."""
+    z, y = torch.randn(3, 4, 3, 2, 2), torch.randn(6, 5, 16)
+    return z, y, (torch.arange(5) < torch.tensor([[2], [5], [3]])).long()
 
 
 def test_an_open_sora_model_in_one_line() -> None:
     model = scramble(STDiT())
     with pytest.raises(UnsupportedModelError, match=r"its module lists: blocks.*register_layout\(STDiT"):
-        apply_blockdance(model, ReuseSchedule(torch.tensor([[0, 1]]), (Reuse(boundary=2),)))
+        apply_blockdance(model)
 
-    register_layout(STDiT, BlockLayout(lists=("blocks",), latents="x"))
+    register_layout(
+        STDiT, BlockLayout(lists=("blocks",), latents="x", cond_last=False, per_image_arguments=frozenset({"mask"}))
+    )
 
-    x, y = torch.randn(3, 4, 3, 2, 2), torch.randn(3, 5, 16)
-    timesteps = [0.9, 0.6, 0.5, 0.3]
-    rows = torch.tensor([[0, 0, 0, 0], [0, 1, 1, 0], [0, 0, 2, 1]])
+    z, y, mask = open_sora_inputs(model)
+    plain = sample(model, z, y, mask)
+    config = BlockDanceConfig(interval=2, reuse_range=(0.25, 0.95), boundary=2)
+    with apply_blockdance(model, config, num_inference_steps=STEPS) as handle:
+        together = sample(model, z, y, mask)
+        actions = handle.report().actions
+        assert actions.tolist() == config.schedule(STEPS, 4).actions.tolist() * 3
+        assert actions.sum() == 3 * 4
+    assert not torch.allclose(together, plain, atol=1e-3)
+    assert torch.equal(sample(model, z, y, mask), plain)
+
+
+def test_videos_that_take_different_actions_keep_their_own_masks() -> None:
+    register_layout(
+        STDiT, BlockLayout(lists=("blocks",), latents="x", cond_last=False, per_image_arguments=frozenset({"mask"}))
+    )
+    model = scramble(STDiT())
+    z, y, mask = open_sora_inputs(model)
+    rows = torch.tensor([[0] * STEPS, [0, 0, 1, 1, 0, 1, 0, 0, 1, 0], [0, 0, 0, 2, 0, 2, 1, 0, 0, 0]])
     kinds = (Reuse(boundary=2), Reuse(boundary=3, order=1))
-    with apply_blockdance(model, ReuseSchedule(rows, kinds), num_inference_steps=4) as handle:
-        together = generate(model, x, y, timesteps)
-        assert torch.equal(handle.report().actions, rows)
-    for image in range(3):
-        with apply_blockdance(model, ReuseSchedule(rows[image : image + 1], kinds), num_inference_steps=4):
-            alone = generate(model, x, y, timesteps)
-        for one, batch in zip(alone, together, strict=True):
-            torch.testing.assert_close(batch[image], one[image], rtol=1e-5, atol=1e-5)
-    plain = generate(model, x, y, timesteps)
-    torch.testing.assert_close(together[3][0], plain[3][0], rtol=1e-5, atol=1e-5)
-    assert not torch.allclose(together[2][1], plain[2][1], atol=1e-3)
+    with apply_blockdance(model, ReuseSchedule(rows, kinds), num_inference_steps=STEPS):
+        together = sample(model, z, y, mask)
+    for video in range(3):
+        alone = [z[video : video + 1], y[video::3], mask[video : video + 1]]
+        with apply_blockdance(model, ReuseSchedule(rows[video : video + 1], kinds), num_inference_steps=STEPS):
+            torch.testing.assert_close(together[video : video + 1], sample(model, *alone), rtol=1e-4, atol=1e-5)
 
 
 class AddOne(nn.Module):
@@ -107,3 +148,47 @@ def test_outputs_that_the_model_changes_in_place_are_kept_as_they_were(order: in
     with apply_blockdance(pipeline, schedule), torch.no_grad():
         outputs = [float(model(torch.zeros(1, 1), timestep)) for timestep in scheduler.timesteps]
     assert outputs == [33.0] * 4
+
+
+def test_a_layout_belongs_to_a_class_and_not_to_its_name() -> None:
+    """A copy of a class of diffusers is told how to take over the layout; another model of that name is not mistaken for it."""
+    copied = type("PixArtTransformer2DModel", (ChangingTransformer,), {})
+    other = type("STDiT", (nn.Module,), {})()
+    register_layout(STDiT, BlockLayout(lists=("blocks",), latents="x"))
+    with pytest.raises(UnsupportedModelError, match=r'is not diffusers\' class.*LAYOUTS\["PixArtTransformer2DModel"\]'):
+        find_layout(type("PixArtTransformer2DModel", (nn.Module,), {})())
+    with pytest.raises(UnsupportedModelError, match="knows no block layout of STDiT"):
+        find_layout(other)
+    layout = BlockLayout(lists=("blocks",), changes_outputs=True)
+    register_layout(ChangingTransformer, layout)
+    assert find_layout(copied()) is layout, "a subclass has its base's layout"
+
+
+class Masked(nn.Module):
+    """Adds a mask with one row per image to latents with one row per guidance branch and image, and frequencies to all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(AddOne() for _ in range(2))
+
+    def forward(self, hidden_states: Tensor, mask: Tensor, img_ids: Tensor) -> Tensor:
+        for block in self.blocks:
+            hidden_states = block(hidden_states)
+        return hidden_states + mask.repeat(len(hidden_states) // len(mask), 1) + img_ids
+
+
+def test_a_layout_says_which_arguments_have_other_rows() -> None:
+    """`img_ids` is shared in diffusers; here it has a row per latent, and the mask one per image."""
+    model = Masked()
+    layout = BlockLayout(
+        lists=("blocks",),
+        shared_arguments=SHARED_ARGUMENTS - {"img_ids"},
+        per_image_arguments=frozenset({"mask"}),
+    )
+    executor = ReuseExecutor(model, layout, (Reuse(boundary=1),))
+    state = executor.new_state(num_images=3, num_branches=2)
+    latents, ids = torch.zeros(6, 1), torch.arange(6.0)[:, None] * 100
+    inputs = {"hidden_states": latents, "mask": torch.tensor([[10.0], [20], [30]]), "img_ids": ids}
+    plain = model(**inputs)
+    executor.run(model, (), inputs, state, [0, 0, 0], 1.0)
+    assert torch.equal(executor.run(model, (), inputs, state, [0, 1, 0], 0.5), plain)

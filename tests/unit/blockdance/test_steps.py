@@ -1,11 +1,12 @@
 """Which step is it, and at what noise level: from contexts, schedulers and timesteps."""
 
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, KDPM2DiscreteScheduler
 from diffusers.hooks.hooks import CacheContext
 
 from blockdance import StepUnknownError
@@ -101,3 +102,52 @@ def test_noise_levels_of_flow_and_of_alphas() -> None:
     alphas = ddim.alphas_cumprod[ddim.timesteps]
     assert noise_levels(ddim, ddim.timesteps.tolist()) == pytest.approx(((1 - alphas) / alphas).sqrt().tolist())
     assert noise_levels(SimpleNamespace(), [3.0, 1.0]) == [3.0, 1.0]
+
+
+def test_second_order_stages_have_levels_of_their_own() -> None:
+    """KDPM2 evaluates the model between two of its sigmas; what its own input scaling divides by tells where."""
+    scheduler = KDPM2DiscreteScheduler()
+    scheduler.set_timesteps(4)
+    levels = noise_levels(scheduler, scheduler.timesteps.tolist())
+    sample, seen = torch.ones(1), []
+    for timestep in scheduler.timesteps:
+        scaled = scheduler.scale_model_input(sample, timestep)
+        seen.append(float((1 / scaled**2 - 1).sqrt()))
+        scheduler.step(torch.zeros(1), timestep, sample)
+    assert levels == pytest.approx(seen, rel=1e-3)
+    assert all(later < earlier for earlier, later in pairwise(levels))
+
+
+def test_an_unknown_timestep_is_the_first_step_once_only() -> None:
+    """Before a scheduler has counted a step its pipeline may pass a timestep of its own; a loop that never counts is named."""
+    tracker, scheduler = tracker_on([900.0, 600.0, 300.0])
+    scheduler.step_index = None
+    assert steps(tracker, 77.0, 77.0) == [0, 0]
+    with pytest.raises(StepUnknownError, match="timestep 55"):
+        tracker.locate(55.0, None)
+
+
+def test_without_a_scheduler_other_latents_at_the_same_timestep_are_another_generation() -> None:
+    """The one before was given up after its first step. The same latents again are another guidance branch."""
+    tracker = StepTracker(None, 3)
+    first, second = torch.zeros(1, 2), torch.ones(1, 2)
+    calls = [(9, first), (9, first), (9, second), (9, second), (5, second + 1), (5, second + 1)]
+    places = [tracker.locate(timestep, None, latents) for timestep, latents in calls]
+    assert [place.is_new_generation for place in places] == [True, False, True, False, False, False]
+    assert [place.branch for place in places] == ["call", "call 1"] * 3
+    assert [place.step for place in places] == [0, 0, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("moving", [True, False])
+def test_a_timestep_that_does_not_move_is_said(moving: bool) -> None:
+    tracker = StepTracker(None, 30)
+    with pytest.warns(UserWarning, match="timestep does not move"):
+        places = [tracker.locate(9, None, torch.full((1,), float(call * moving))) for call in range(100)]
+    assert len({place.branch for place in places}) <= 8
+
+
+def test_the_levels_that_contexts_tell() -> None:
+    tracker = StepTracker(None, None)
+    for step, sigma in enumerate((0.9, 0.4)):
+        tracker.locate(100.0, CacheContext("cond", step_index=step, num_inference_steps=2, sigma=sigma))
+    assert tracker.sigmas == pytest.approx([0.9, 0.4])

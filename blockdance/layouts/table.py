@@ -1,13 +1,11 @@
-"""The block layout of every diffusion transformer in diffusers: one table, and `register_layout` for models from outside."""
+"""The block layout of every diffusion transformer class in diffusers."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
 
 from torch import nn
 
-from blockdance.errors import UnsupportedModelError
-from blockdance.layout import BlockLayout, Inputs, block_list
+from blockdance.layouts.layout import SHARED_ARGUMENTS, BlockLayout, Inputs, block_list
 
 
 def _hunyuan_dit_skips(transformer: nn.Module) -> Mapping[int, tuple[int, ...]]:
@@ -95,7 +93,7 @@ LAYOUTS: dict[str, BlockLayout] = {
     "Flux3Transformer2DModel": BlockLayout(
         ("mode_blocks.image", "single_transformer_blocks"),
         streams=_TEXT_IMAGE,
-        shared_arguments=frozenset({"image_cond_ids"}),
+        shared_arguments=SHARED_ARGUMENTS | {"image_cond_ids"},
         note="Text and condition blocks before the joint ones always run.",
     ),
     "FluxTransformer2DModel": _FLUX,
@@ -130,7 +128,7 @@ LAYOUTS: dict[str, BlockLayout] = {
     "Kandinsky6Transformer3DModel": replace(
         _VISUAL_LIST, streams=("vis", "aud"), image_stream="vis", note="Text blocks always run."
     ),
-    "Krea2Transformer2DModel": replace(_ONE_LIST, shared_arguments=frozenset({"position_ids"})),
+    "Krea2Transformer2DModel": replace(_ONE_LIST, shared_arguments=SHARED_ARGUMENTS | {"position_ids"}),
     "LTX2VideoTransformer3DModel": replace(_ONE_LIST, streams=("hidden_states", "audio_hidden_states")),
     "LTXVideoTransformer3DModel": _ONE_LIST,
     "LatteTransformer3DModel": BlockLayout(("transformer_blocks", "temporal_transformer_blocks"), interleaved=True),
@@ -166,7 +164,7 @@ LAYOUTS: dict[str, BlockLayout] = {
         splits_rows=_without("kv_cache"),
         note=_KEY_VALUES,
     ),
-    "SanaWMTransformer3DModel": replace(_BLOCKS, shared_arguments=frozenset({"cam_pos_embeds"})),
+    "SanaWMTransformer3DModel": replace(_BLOCKS, shared_arguments=SHARED_ARGUMENTS | {"cam_pos_embeds"}),
     "SkyReelsV2Transformer3DModel": _BLOCKS,
     "StableAudio3DiTModel": _ONE_LIST,
     "StableAudioDiTModel": _ONE_LIST,
@@ -231,59 +229,3 @@ _SEPARATE_GUIDANCE = (
 )
 """Classes whose pipelines call them apart for each guidance branch, or without guidance."""
 LAYOUTS |= {name: replace(LAYOUTS[name], separate_guidance=True) for name in _SEPARATE_GUIDANCE}
-
-_LAYER_OF_UNET = "it is a layer of UNets, which run it several times per denoising step"
-UNSUPPORTED: dict[str, str] = {
-    "DreamLiteTransformer2DModel": _LAYER_OF_UNET,
-    "MiniMaxMusic3RVQDepthDecoder": "it decodes audio codes one after the other and has no denoising steps",
-    "RFD4ProteinaTransformer": "it runs its layers several times per denoising step, fewer times at later steps",
-    "TransformerTemporalModel": _LAYER_OF_UNET,
-}
-"""Why a class of diffusers has no layout."""
-
-
-def register_layout(model_class: type[nn.Module], layout: BlockLayout) -> None:
-    """Tells BlockDance where a model class from outside diffusers keeps its blocks."""
-    LAYOUTS[model_class.__name__] = layout
-
-
-def find_layout(transformer: nn.Module) -> BlockLayout:
-    """Looks up a transformer's layout, by its class or the nearest base class that has one.
-
-    Raises:
-        UnsupportedModelError: no layout is known, or the model lacks a list that its layout names.
-    """
-    name = type(transformer).__name__
-    for model_class in type(transformer).__mro__:
-        if model_class.__name__ in LAYOUTS:
-            layout = LAYOUTS[model_class.__name__]
-            break
-        if model_class.__name__ in UNSUPPORTED:
-            raise UnsupportedModelError(f"BlockDance cannot work on {name}: {UNSUPPORTED[model_class.__name__]}.")
-    else:
-        found = [path for path, child in transformer.named_modules() if isinstance(child, nn.ModuleList) and "." not in path]
-        raise UnsupportedModelError(
-            f"BlockDance knows no block layout of {name} (its module lists: {', '.join(found) or 'none'}). Tell it: "
-            f"`register_layout({name}, BlockLayout(lists=(...)))` with the lists that hold its blocks, in execution order. "
-            f"Known classes: {', '.join(sorted(LAYOUTS))}."
-        )
-    for path in layout.lists:
-        block_list(transformer, path)
-    return layout
-
-
-def pipeline_parts(target: Any, component: str = "transformer") -> tuple[nn.Module, Any]:
-    """The transformer of a pipeline with the pipeline, or one alone with None.
-
-    Raises:
-        UnsupportedModelError: there is no transformer.
-    """
-    transformer = target if isinstance(target, nn.Module) else getattr(target, component, None)
-    # a model compiled with `torch.compile(model)` wraps the one whose lists are viewed
-    transformer = getattr(transformer, "_orig_mod", transformer)
-    if not isinstance(transformer, nn.Module):
-        raise UnsupportedModelError(
-            f"{type(target).__name__} is neither a transformer nor a pipeline with one. BlockDance works on diffusion "
-            "transformers; UNet pipelines have none."
-        )
-    return transformer, None if isinstance(target, nn.Module) else target

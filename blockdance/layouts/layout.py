@@ -38,7 +38,7 @@ SHARED_ARGUMENTS = frozenset(
         "visual_rope_pos",
     }
 )
-"""Names that diffusers gives to arguments without a batch dimension."""
+"""Names that diffusers gives to arguments without a batch dimension: what a layout takes unless it says otherwise."""
 
 Inputs = Mapping[str, Any]
 
@@ -64,10 +64,12 @@ class BlockLayout:
         cond_last: whether fused classifier-free guidance orders rows `[uncond, cond]`; False for `[cond, uncond]`.
         separate_guidance: whether its pipelines call it apart for the conditional and the unconditional branch, or without guidance.
         shared_arguments: arguments of the forward call that have no batch dimension, though their first size may happen to equal
-            the batch size, beside `SHARED_ARGUMENTS`. Every other tensor whose first size is the batch size is split when images
-            take different actions.
+            the batch size; in the place of `SHARED_ARGUMENTS`, so that a model may add to them or take some away. Every other
+            tensor whose first size is the batch size is split when images take different actions.
         batch_dims: arguments whose batch dimension is another than the first.
         image_lists: arguments that are lists with one element per row.
+        per_image_arguments: arguments with one row per image, though the latents have one per guidance branch and image: the model
+            repeats them itself. They are given row by row to images that run apart.
         one_image: whether a call takes one image only, as models of packed sequences do; nothing is split then.
         splits_rows: whether the rows of a call with these inputs can run apart; where not, a batch computes whenever its images'
             actions differ.
@@ -90,8 +92,9 @@ class BlockLayout:
     timestep_rises: bool = False
     cond_last: bool = True
     separate_guidance: bool = False
-    shared_arguments: frozenset[str] = frozenset()
+    shared_arguments: frozenset[str] = SHARED_ARGUMENTS
     batch_dims: Mapping[str, int] = field(default_factory=dict)
+    per_image_arguments: frozenset[str] = frozenset()
     image_lists: frozenset[str] = frozenset()
     one_image: bool = False
     splits_rows: Callable[[Inputs], bool] = _always
@@ -141,6 +144,34 @@ def block_stack(transformer: nn.Module, layout: BlockLayout) -> list[tuple[str, 
     if layout.interleaved:
         return [(path, index) for index in range(max(lengths.values())) for path in layout.lists if index < lengths[path]]
     return [(path, index) for path in layout.lists for index in range(lengths[path])]
+
+
+@dataclass(frozen=True)
+class BlockStack:
+    """What a kind of reuse needs to know of a model's blocks, without holding the model.
+
+    Args:
+        places: of every block in execution order, the path of its list and its index there.
+        layout: what else is known of the model class.
+        long_skips: which block reads which earlier blocks' outputs besides its predecessor's.
+    """
+
+    places: tuple[tuple[str, int], ...]
+    layout: BlockLayout
+    long_skips: Mapping[int, tuple[int, ...]]
+
+    @staticmethod
+    def of(transformer: nn.Module, layout: BlockLayout) -> "BlockStack":
+        """The stack of a model."""
+        long_skips = layout.long_skips(transformer) if layout.long_skips is not None else {}
+        return BlockStack(tuple(block_stack(transformer, layout)), layout, long_skips)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def list_of(self, position: int) -> str:
+        """Path of the list that holds a block."""
+        return self.places[position][0]
 
 
 def blocks_of(transformer: nn.Module, layout: BlockLayout) -> list[nn.Module]:

@@ -1,0 +1,150 @@
+"""One `apply_blockdance`: a plan on the transformers of a pipeline, carried out for everyone who drives them."""
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+from weakref import WeakKeyDictionary, proxy, ref
+
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from blockdance.drivers import Driver
+from blockdance.layouts import find_layout
+from blockdance.plan import Plan
+from blockdance.runtime import Controller
+from blockdance.savings import warn_of_nothing_saved
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What `apply_blockdance` takes beside plan and transformers; see there."""
+
+    num_inference_steps: int | None = None
+    guidance_branches: int | None = None
+    groups: Sequence[int] | None = None
+    max_rows: int | None = None
+
+
+class Loop:
+    """The generations of one driver: a controller for each transformer.
+
+    Args:
+        transformers: by component name.
+        plan: what to do.
+        options: see `Options`.
+        pipeline: whose scheduler counts the steps, or None.
+    """
+
+    def __init__(self, transformers: Mapping[str, nn.Module], plan: Plan, options: Options, pipeline: Any) -> None:
+        # a pipeline that nobody else keeps may go: servers make one for every request
+        kept = proxy(pipeline) if isinstance(pipeline, DiffusionPipeline) else pipeline
+        arguments = {name: getattr(options, name) for name in asdict(options)}
+        self.controllers = {
+            name: Controller(transformer, find_layout(transformer), plan, kept, **arguments)
+            for name, transformer in transformers.items()
+        }
+        self.last: Controller | None = None
+        self._has_warned = False
+
+    def call(self, name: str, forward: Callable[..., Any], args: Any, kwargs: Any, context: Any, driver: Driver) -> Any:
+        """Runs one forward call of a transformer."""
+        controller = self.last = self.controllers[name]
+        output = controller.call(forward, args, kwargs, context, driver)
+        for other in self.controllers.values():
+            # Wan 2.2 hands over to its second transformer for good; others call both at every step
+            if other is not controller and 0 <= other.step < controller.step - 1:
+                other.invalidate()
+        if controller.is_done and not self._has_warned:
+            self._has_warned = warn_of_nothing_saved(self.controllers.values())
+        return output
+
+    def reset(self) -> None:
+        """Ends the generations."""
+        for controller in self.controllers.values():
+            controller.reset()
+
+
+class _OfThread(threading.local):
+    """The generations of a loop that is no pipeline's."""
+
+    loop: Loop | None = None
+
+
+class Session:
+    """A plan that is on.
+
+    Args:
+        transformers: the models that it steers, by component name.
+        plan: what to do.
+        options: see `Options`.
+        owner: the pipeline that it was turned on for, or None for transformers alone.
+    """
+
+    def __init__(self, transformers: Mapping[str, nn.Module], plan: Plan, options: Options, owner: Any) -> None:
+        self.transformers = dict(transformers)
+        self._options = options
+        self._has_owner = owner is not None
+        self._owner = ref(owner) if isinstance(owner, DiffusionPipeline) else lambda: owner
+        self._guard = threading.Lock()
+        self.plan = plan
+
+    @property
+    def plan(self) -> Plan:
+        """What to do. Setting it ends the generations that run; their next call begins with nothing to reuse.
+
+        Raises:
+            ScheduleError: it is no plan, or names a block that the model does not have.
+        """
+        return self._plan
+
+    @plan.setter
+    def plan(self, plan: Plan) -> None:
+        own = Loop(self.transformers, plan, self._options, self.owner)
+        self._plan, self._own = plan, own
+        self._followers: WeakKeyDictionary[Any, Loop] = WeakKeyDictionary()
+        self._threads = _OfThread()
+        self.last: Loop = own
+
+    @property
+    def owner(self) -> Any:
+        """The pipeline that it was turned on for; None for transformers alone."""
+        return self._owner()
+
+    @property
+    def is_general(self) -> bool:
+        """Whether it was turned on for transformers, whoever drives them."""
+        return not self._has_owner
+
+    @property
+    def is_orphan(self) -> bool:
+        """Whether its pipeline is gone."""
+        return self._has_owner and self.owner is None
+
+    def name_of(self, transformer: nn.Module) -> str:
+        """The component name of one of its transformers."""
+        return next(name for name, own in self.transformers.items() if own is transformer)
+
+    def loop_of(self, pipeline: Any) -> Loop:
+        """The generations of a driver. Pipelines that share the transformer without a plan of their own follow this one, each with its
+        own steps and caches; so does, for a transformer alone, each thread."""
+        if pipeline is None and self.is_general:
+            if self._threads.loop is None:
+                self._threads.loop = Loop(self.transformers, self._plan, self._options, None)
+            return self._threads.loop
+        if pipeline is None or pipeline is self.owner:
+            return self._own
+        with self._guard:
+            if pipeline not in self._followers:
+                self._followers[pipeline] = Loop(self.transformers, self._plan, self._options, pipeline)
+            return self._followers[pipeline]
+
+    def call(self, name: str, forward: Callable[..., Any], args: Any, kwargs: Any, context: Any, driver: Driver) -> Any:
+        """Runs one forward call of a transformer for a driver."""
+        loop = self.last = self.loop_of(driver.pipeline)
+        return loop.call(name, forward, args, kwargs, context, driver)
+
+    def reset(self) -> None:
+        """Ends all generations; what they did can still be reported."""
+        for loop in (self._own, self.last, *self._followers.values()):
+            loop.reset()

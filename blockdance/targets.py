@@ -1,0 +1,52 @@
+"""The transformers that a pipeline or a model stands for."""
+
+from typing import Any
+
+from torch import nn
+
+from blockdance.drivers import unwrapped
+from blockdance.errors import UnsupportedModelError
+from blockdance.layouts import find_layout, has_layout
+
+
+def transformers_of(target: Any, component: str | None = None) -> dict[str, nn.Module]:
+    """The transformers that BlockDance works on, by component name.
+
+    Args:
+        target: a pipeline, or a transformer.
+        component: name of one of the pipeline's components; by default all of its transformers.
+
+    Raises:
+        UnsupportedModelError: the pipeline has no such component, or no transformer; or no block layout is known.
+    """
+    target = unwrapped(target)
+    if isinstance(target, nn.Module):
+        return {"transformer": _supported(target)}
+    parts = {name: unwrapped(part) for name, part in vars(target).items()}
+    modules = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
+    if component is not None:
+        if component not in modules:
+            raise UnsupportedModelError(
+                f"{type(target).__name__} has no component `{component}` that is a model. It has: {_listed(modules)}. Name one of its "
+                "transformers, or none for all of them."
+            )
+        return {component: _supported(modules[component])}
+    found = {name: part for name, part in modules.items() if has_layout(type(part))}
+    if not found and "transformer" in modules:
+        found = {"transformer": _supported(modules["transformer"])}
+    if not found:
+        raise UnsupportedModelError(
+            f"{type(target).__name__} is neither a transformer nor a pipeline with one (its models: {_listed(modules)}). BlockDance works "
+            "on diffusion transformers; UNet pipelines have none."
+        )
+    once = {id(part): name for name, part in reversed(found.items())}
+    return {name: part for name, part in found.items() if once[id(part)] == name}
+
+
+def _supported(transformer: nn.Module) -> nn.Module:
+    find_layout(transformer)
+    return transformer
+
+
+def _listed(modules: dict[str, nn.Module]) -> str:
+    return ", ".join(f"`{name}` ({type(part).__name__})" for name, part in modules.items()) or "none"

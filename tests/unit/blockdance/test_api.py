@@ -1,0 +1,71 @@
+"""What may be given to `apply_blockdance`, and what is said of what may not."""
+
+from configparser import ConfigParser
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from conftest import build_pixart, build_sd3
+
+from ada.policy import AdaPolicy
+from blockdance import (
+    BlockDanceConfig,
+    ScheduleError,
+    UnsupportedModelError,
+    apply_blockdance,
+    get_blockdance,
+    remove_blockdance,
+    save_plan,
+)
+
+PLAN = BlockDanceConfig(interval=3, boundary=1)
+
+
+def load_someones_policy(source: str) -> BlockDanceConfig:
+    assert source == "someone/policy"
+    return PLAN
+
+
+def test_the_default_plan_and_all_transformers() -> None:
+    pipeline = SimpleNamespace(transformer=build_pixart(), unconditional_transformer=build_sd3(), vae=None)
+    handle = apply_blockdance(pipeline)
+    assert handle.plan == BlockDanceConfig()
+    for name in ("transformer", "unconditional_transformer"):
+        assert get_blockdance(pipeline, name) is not None
+    remove_blockdance(pipeline)
+    assert get_blockdance(pipeline) is None
+    assert "forward" not in vars(pipeline.unconditional_transformer)
+    apply_blockdance(pipeline, component="unconditional_transformer")
+    assert "forward" not in vars(pipeline.transformer)
+
+
+def test_a_typo_in_component_names_the_components() -> None:
+    pipeline = SimpleNamespace(transformer=build_pixart(), transformer_2=build_sd3())
+    with pytest.raises(UnsupportedModelError, match=r"no component `transformer2` .*`transformer_2` \(SD3Transformer2DModel\)"):
+        apply_blockdance(pipeline, component="transformer2")
+
+
+def test_a_file_and_a_hub_id(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    model = build_pixart()
+    save_plan(PLAN, tmp_path / "plan.json", model)
+    with apply_blockdance(model, str(tmp_path / "plan.json"), num_inference_steps=4) as handle:
+        assert handle.plan == PLAN
+    monkeypatch.setattr("blockdance.plan_source.entry_points", lambda group: ())
+    with pytest.raises(ScheduleError, match=r"someone/policy is the folder or Hub id .*pip install blockdance-ada"):
+        apply_blockdance(model, "someone/policy")
+    loader = EntryPoint("ours", f"{__name__}:load_someones_policy", "blockdance.plans")
+    monkeypatch.setattr(EntryPoint, "load", lambda self: load_someones_policy)
+    monkeypatch.setattr("blockdance.plan_source.entry_points", lambda group: (loader,) if group == loader.group else ())
+    with apply_blockdance(model, "someone/policy", num_inference_steps=4) as handle:
+        assert handle.plan == PLAN
+    with pytest.raises(FileNotFoundError, match="There is no plan"):
+        apply_blockdance(model, "missing.json")
+
+
+def test_this_package_names_what_loads_its_policies() -> None:
+    settings = ConfigParser()
+    settings.read(Path(__file__).parents[3] / "setup.cfg")
+    name, _, value = settings["options.entry_points"]["blockdance.plans"].strip().partition(" = ")
+    assert EntryPoint(name, value, "blockdance.plans").load() == AdaPolicy.from_pretrained
