@@ -15,7 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from ada.rewards import RewardError
 from ada.schedules import LadderError
-from ada.training import NothingLearnt, Run, RunError
+from ada.training import NothingLearntError, Run, RunError
 from blockdance import BlockDanceError
 
 
@@ -51,5 +51,5 @@ def main(arguments: list[str] | None = None) -> LightningModule:
 if __name__ == "__main__":
     try:
         main()
-    except (OSError, BlockDanceError, LadderError, RewardError, RunError, NothingLearnt) as error:
+    except (OSError, BlockDanceError, LadderError, RewardError, RunError, NothingLearntError) as error:
         sys.exit(f"error: {error}")

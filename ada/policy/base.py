@@ -115,7 +115,9 @@ class AdaPolicy(nn.Module, ABC):
         folder = find_folder(source, revision)
         form, config, weights = read_folder(folder)
         if not issubclass(AdaPolicy.forms.get(form, object), cls):
-            raise IncompatiblePolicyError(f"The policy in {source} has the form {form!r}; {cls.__name__} reads {sorted(cls.forms)}.")
+            raise IncompatiblePolicyError(
+                f"The policy in {source} has the form {form!r}; {cls.__name__} reads {sorted(cls.forms)}."
+            )
         try:
             policy = AdaPolicy.forms[form](**config)
             policy.load_state_dict(weights, strict=True)

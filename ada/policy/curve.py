@@ -44,7 +44,9 @@ class Curve:
             ValueError: no λ keeps to it.
         """
         if changed < min(self.changed):
-            raise ValueError(f"`quality` must be {min(self.changed):.3f} or more: so many images change at the largest λ; got {changed}.")
+            raise ValueError(
+                f"`quality` must be {min(self.changed):.3f} or more: so many images change at the largest λ; got {changed}."
+            )
         return next(
             weight
             for place, weight in enumerate(self.quality_weight)
@@ -54,6 +56,8 @@ class Curve:
     def _invert(self, values: Sequence[float], wanted: float, name: str, what: str) -> float:
         low, high = min(values), max(values)
         if not low - 1e-6 <= wanted <= high + 1e-6:
-            raise ValueError(f"`{name}` must lie between {low:.3f} and {high:.3f}, {what} that this policy can meet; got {wanted}.")
+            raise ValueError(
+                f"`{name}` must lie between {low:.3f} and {high:.3f}, {what} that this policy can meet; got {wanted}."
+            )
         nearest = min(range(len(values)), key=lambda place: abs(values[place] - wanted))
         return self.quality_weight[nearest]

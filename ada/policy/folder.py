@@ -7,8 +7,8 @@ from typing import Any
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
-    HFValidationError,
     HfHubHTTPError,
+    HFValidationError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -73,7 +73,9 @@ def find_folder(source: str | Path, revision: str | None = None) -> Path:
     except RevisionNotFoundError as error:
         raise FileNotFoundError(f"The repository {name} has no revision {revision!r} on the Hub.") from error
     except RepositoryNotFoundError as error:
-        raise FileNotFoundError(f"There is no repository {name} on the Hub, or it is private and you are not logged in.") from error
+        raise FileNotFoundError(
+            f"There is no repository {name} on the Hub, or it is private and you are not logged in."
+        ) from error
     except LocalEntryNotFoundError as error:
         raise FileNotFoundError(
             f"{name} is not in the local cache and the Hub cannot be reached. Check the network, or give the folder of a policy."

@@ -201,5 +201,7 @@ class LadderPolicy(AdaPolicy):
 
     def _measured(self) -> Curve:
         if self.curve is None:
-            raise ValueError("This policy has no measured curve, so it knows no λ for a mean: give `quality_weight` or `compute`.")
+            raise ValueError(
+                "This policy has no measured curve, so it knows no λ for a mean: give `quality_weight` or `compute`."
+            )
         return self.curve

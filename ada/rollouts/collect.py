@@ -88,5 +88,7 @@ class Collector:
             )
         damage = -scored.total.unflatten(0, (len(cases), rungs))
         if not damage.isfinite().all():
-            raise RewardError(f"A damage of the prompts {prompts} is no finite number. Check that the model decodes them to finite images.")
+            raise RewardError(
+                f"A damage of the prompts {prompts} is no finite number. Check that the model decodes them to finite images."
+            )
         return (damage - damage[:, :1]).clamp(min=0), torch.stack(sights, 1)

@@ -25,7 +25,9 @@ class Mixture:
     def of(cls, errors: Tensor, saved: Tensor) -> "Mixture":
         """The best mixtures by mean error: the lower convex hull of (saved, mean error) to the right of the smallest error."""
         means = errors.double().mean(0).tolist()
-        points = sorted((float(gain), mean, place) for place, (gain, mean) in enumerate(zip(saved.tolist(), means, strict=True)))
+        points = sorted(
+            (float(gain), mean, place) for place, (gain, mean) in enumerate(zip(saved.tolist(), means, strict=True))
+        )
         hull: list[tuple[float, float, int]] = []
         for point in points:
             if hull and point[0] == hull[-1][0]:

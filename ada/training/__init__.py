@@ -3,13 +3,13 @@
 from ada.training.ladder import LadderTraining
 from ada.training.outcome import LevelOutcome, Outcome, measure_outcome
 from ada.training.rollout_data import RolloutDataModule
-from ada.training.run import NothingLearnt, Run, RunError
+from ada.training.run import NothingLearntError, Run, RunError
 from ada.training.steps import StepTraining
 
 __all__ = [
     "LadderTraining",
     "LevelOutcome",
-    "NothingLearnt",
+    "NothingLearntError",
     "Outcome",
     "RolloutDataModule",
     "Run",

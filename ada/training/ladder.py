@@ -1,6 +1,7 @@
 """Training of a `LadderPolicy` on a table of rollouts: critic and exact policy gradient, wired for Lightning."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from ada.policy import BaseModel, LadderPolicy
 from ada.rewards.damage import bounded_damage
-from ada.schedules import Tree, entropy, expected
+from ada.schedules import Ladder, Tree, entropy, expected
 from ada.training.outcome import Outcome, measure_outcome
 from ada.training.rollout_data import RolloutDataModule
 
@@ -54,7 +55,9 @@ class LadderTraining(LightningModule):
         super().__init__()
         low, high = quality_weight_range
         if not 0 < low <= high:
-            raise ValueError(f"`quality_weight_range` must be two positive numbers, the smaller first; got {quality_weight_range}.")
+            raise ValueError(
+                f"`quality_weight_range` must be two positive numbers, the smaller first; got {quality_weight_range}."
+            )
         if critic_weight < 0 or policy_gradient_weight < 0 or critic_weight + policy_gradient_weight == 0:
             raise ValueError(
                 "`critic_weight` and `policy_gradient_weight` must be 0 or more, and not both 0; got "
@@ -76,49 +79,73 @@ class LadderTraining(LightningModule):
         """Makes the policy for what the data module has rolled out."""
         data = self.data
         sights, damage = (tensor.to(self.device) for tensor in data.train_data.tensors)
+        base_model = BaseModel.of(data.pipeline.transformer)
+        self.prepare(base_model, data.ladder, data.reuse_costs, sights, bounded_damage(damage, data.visible_damage))
+
+    def prepare(
+        self, base_model: BaseModel, ladder: Ladder, reuse_costs: Sequence[float], sights: Tensor, cost: Tensor
+    ) -> LadderPolicy:
+        """Makes a fresh policy, calibrated on the training cases.
+
+        Args:
+            base_model: fingerprint of the model.
+            ladder: the rungs.
+            reuse_costs: of each kind of reuse.
+            sights: `(cases, nodes, width)`.
+            cost: bounded damage `(cases, rungs)`.
+        """
         low, high = self.quality_weight_range
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.policy = LadderPolicy(
-                base_model=asdict(BaseModel.of(data.pipeline.transformer)),
-                ladder=data.ladder.to_dict(),
-                reuse_costs=data.reuse_costs,
+                base_model=asdict(base_model),
+                ladder=ladder.to_dict(),
+                reuse_costs=reuse_costs,
                 sight_width=sights.shape[-1],
                 quality_weight=math.sqrt(low * high),
                 quality_weight_range=[low, high],
                 **self.options,
-            ).to(self.device)
-        self.tree = Tree.of(data.ladder.actions, data.ladder.decision_steps)
-        cost = bounded_damage(damage, data.visible_damage)
+            ).to(sights.device)
+        self.tree = Tree.of(ladder.actions, ladder.decision_steps).to(sights.device)
         self.policy.calibrate(sights, self.tree.nodes[:, 0], cost)
-        self.saved = data.ladder.saved(data.reuse_costs).float()
-        grid = torch.linspace(math.log(low), math.log(high), GRID).exp()
-        self._gain = gain_of_choosing(cost.cpu(), self.saved, grid)
+        self._saved = ladder.saved(reuse_costs).float().to(sights.device)
+        grid = torch.linspace(math.log(low), math.log(high), GRID).exp().to(sights.device)
+        self._gain = gain_of_choosing(cost, self._saved, grid)
+        return self.policy
 
     # --- learning ---
 
     def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         sights, damage = batch
-        cost = bounded_damage(damage, self.data.visible_damage)
-        tree = self.tree.to(cost.device)
-        predicted = self.policy.predict(sights, tree.nodes[:, 0].expand(len(cost), -1))
-        loss = self.critic_weight * critic_loss(predicted, cost, tree)
-        self.log("train/critic_loss", loss)
-        if self.policy_gradient_weight:
-            value, spread = self._expected_reward(predicted, cost, tree)
-            loss = loss - self.policy_gradient_weight * value - self.entropy_weight * spread
-            self.log_dict({"train/expected_reward": value, "train/entropy": spread})
-        self.log("train/loss", loss, prog_bar=True)
+        loss, parts = self.loss(sights, bounded_damage(damage, self.data.visible_damage), self._generator())
+        self.log_dict({f"train/{name}": value for name, value in parts.items()} | {"train/loss": loss})
         return loss
 
-    def _expected_reward(self, predicted: Tensor, cost: Tensor, tree: Tree) -> tuple[Tensor, Tensor]:
+    def loss(self, sights: Tensor, cost: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """What is minimised, and its parts.
+
+        Args:
+            sights: `(cases, nodes, width)`.
+            cost: bounded damage `(cases, rungs)`.
+            generator: of λ, on the CPU.
+        """
+        predicted = self.policy.predict(sights, self.tree.nodes[:, 0].expand(len(cost), -1))
+        parts = {"critic_loss": critic_loss(predicted, cost, self.tree)}
+        loss = self.critic_weight * parts["critic_loss"]
+        if self.policy_gradient_weight:
+            value, spread = self._expected_reward(predicted, cost, generator)
+            loss = loss - self.policy_gradient_weight * value - self.entropy_weight * spread
+            parts |= {"expected_reward": value, "entropy": spread}
+        return loss, parts
+
+    def _expected_reward(self, predicted: Tensor, cost: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """E[R] at a λ drawn for each case, balanced over λ; and the entropy."""
-        place = torch.rand(len(cost), generator=self._generator()).to(cost.device)
+        place = torch.rand(len(cost), generator=generator).to(cost.device)
         low, high = (math.log(bound) for bound in self.quality_weight_range)
         weight = (low + (high - low) * place).exp()
-        balance = 1 / self._gain.to(cost.device)[(place * (GRID - 1)).round().long()]
-        log_probs = tree.log_probs(self.policy.logits(predicted, weight[:, None]))
-        rewards = self.saved.to(cost) - weight[:, None] * cost
+        balance = 1 / self._gain[(place * (GRID - 1)).round().long()]
+        log_probs = self.tree.log_probs(self.policy.logits(predicted, weight[:, None]))
+        rewards = self._saved - weight[:, None] * cost
         return (expected(log_probs, rewards) * balance).mean(), entropy(log_probs).mean()
 
     def _generator(self) -> torch.Generator:
@@ -126,25 +153,30 @@ class LadderTraining(LightningModule):
         return torch.Generator().manual_seed((self.seed * 7919 + self.global_step * 104_729 + self.global_rank) % 2**63)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        others = [parameter for name, parameter in self.policy.named_parameters() if name != "direction"]
-        groups = [{"params": [self.policy.direction]}, {"params": others, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, weight_decay=self.weight_decay)
+        optimizer = self.make_optimizer()
         cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """AdamW, whose decay pulls the direction alone towards zero: an image is like the others unless the data say otherwise."""
+        others = [parameter for name, parameter in self.policy.named_parameters() if name != "direction"]
+        groups = [{"params": [self.policy.direction]}, {"params": others, "weight_decay": 0.0}]
+        return torch.optim.AdamW(groups, lr=self.learning_rate, weight_decay=self.weight_decay)
 
     # --- validation: greedy decisions on held-out captions, against what needs no policy ---
 
     def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
         sights, damage = batch
-        outcome = measure_outcome(self.policy, self.tree, sights, damage, self.data.train_data.tensors[1], self.data.visible_damage)
+        outcome = measure_outcome(
+            self.policy, self.tree, sights, damage, self.data.train_data.tensors[1].to(damage.device), self.data.visible_damage
+        )
         self.log_dict(outcome.summary(), batch_size=len(sights))
-
 
     def outcome(self) -> Outcome:
         """What the policy is worth on the held-out captions."""
         sights, damage = self.data.validation_data.tensors
-        policy = self.policy.eval().cpu()
-        return measure_outcome(policy, self.tree, sights, damage, self.data.train_data.tensors[1], self.data.visible_damage)
+        policy, tree = self.policy.eval().cpu(), self.tree.to("cpu")
+        return measure_outcome(policy, tree, sights, damage, self.data.train_data.tensors[1], self.data.visible_damage)
 
     def finished_policy(self, outcome: Outcome) -> LadderPolicy:
         """The policy with its measured curve."""
@@ -154,7 +186,7 @@ class LadderTraining(LightningModule):
 
     def static_points(self) -> tuple[Tensor, Tensor]:
         """What each rung saves, and its mean bounded damage on the held-out captions."""
-        return self.saved, bounded_damage(self.data.validation_data.tensors[1], self.data.visible_damage).mean(0)
+        return self._saved.cpu(), bounded_damage(self.data.validation_data.tensors[1], self.data.visible_damage).mean(0)
 
 
 def critic_loss(predicted: Tensor, cost: Tensor, tree: Tree) -> Tensor:

@@ -67,14 +67,22 @@ def draw_outcome(outcome: Outcome, saved: Tensor, damage: Tensor) -> Figure:
     axis = figure.subplots()
     axis.scatter(saved, damage, s=16, color="#999999", label="each static schedule", zorder=2)
     levels = [level.saved for level in outcome.levels]
-    axis.plot(levels, [level.mixture for level in outcome.levels], color="#555555", linestyle="--", label="best mixture of static schedules")
+    axis.plot(
+        levels,
+        [level.mixture for level in outcome.levels],
+        color="#555555",
+        linestyle="--",
+        label="best mixture of static schedules",
+    )
     ours = [level.policy for level in outcome.levels]
     low = [level.mixture - level.advantage[2] for level in outcome.levels]
     high = [level.mixture - level.advantage[1] for level in outcome.levels]
     axis.fill_between(levels, low, high, color="#0072B2", alpha=0.2, linewidth=0, label="95 % of the difference to the mixture")
     axis.plot(levels, ours, color="#0072B2", marker="o", label="policy")
     axis.plot(levels, [level.oracle for level in outcome.levels], color="#D55E00", linestyle=":", label="oracle, by hindsight")
-    axis.set(xlabel="compute saved, mean over images", ylabel="damage d/(d + τ), lower is better", xlim=(0, None), ylim=(0, None))
+    axis.set(
+        xlabel="compute saved, mean over images", ylabel="damage d/(d + τ), lower is better", xlim=(0, None), ylim=(0, None)
+    )
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, fontsize=8)
@@ -82,7 +90,12 @@ def draw_outcome(outcome: Outcome, saved: Tensor, damage: Tensor) -> Figure:
 
 
 def picture_decisions(
-    pipeline: FrozenPipeline, policy: LadderPolicy, prompts: Sequence[str], seeds: Sequence[int], mean_compute: float, path: Path
+    pipeline: FrozenPipeline,
+    policy: LadderPolicy,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    mean_compute: float,
+    path: Path,
 ) -> None:
     """Held-out captions as the policy draws them in the stock pipeline, beside every step computed; each with what it saved."""
 

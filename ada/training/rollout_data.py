@@ -64,7 +64,11 @@ class RolloutDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for name, value in {"rollout_batch_size": rollout_batch_size, "batch_size": batch_size, "noise_seeds": noise_seeds}.items():
+        for name, value in {
+            "rollout_batch_size": rollout_batch_size,
+            "batch_size": batch_size,
+            "noise_seeds": noise_seeds,
+        }.items():
             if value < 1:
                 raise ValueError(f"`{name}` must be 1 or more; got {value}.")
         if visible_damage <= 0:
@@ -108,9 +112,9 @@ class RolloutDataModule(LightningDataModule):
                     self.collector.fill(todo, advance)
         trainer.strategy.barrier("rollouts")
         self.collector.table.reload()
-        self.train_data, self.validation_data = self._tensors(train), self._tensors(validation)
+        self.train_data, self.validation_data = self.tensors(train), self.tensors(validation)
 
-    def _tensors(self, cases: Sequence[Case]) -> TensorDataset:
+    def tensors(self, cases: Sequence[Case]) -> TensorDataset:
         """Sights `(cases, nodes, width)` and damage `(cases, rungs)`."""
         rows = [self.collector.table[case] for case in cases]
         return TensorDataset(torch.stack([row.sights for row in rows]), torch.stack([row.values["damage"] for row in rows]))
@@ -119,7 +123,9 @@ class RolloutDataModule(LightningDataModule):
         trainer = self.trainer
         assert trainer is not None
         # its order depends on seed and epoch alone, so that a resumed run sees the same batches
-        sampler: DistributedSampler[Any] = DistributedSampler(self.train_data, trainer.world_size, trainer.global_rank, seed=self.seed)
+        sampler: DistributedSampler[Any] = DistributedSampler(
+            self.train_data, trainer.world_size, trainer.global_rank, seed=self.seed
+        )
         return DataLoader(self.train_data, self.batch_size, sampler=sampler)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
@@ -131,7 +137,13 @@ def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar with an estimate; where there is no terminal, a line now and then."""
     console = Console()
     if console.is_terminal:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=console) as bar:
             task = bar.add_task(title, total=total)
             yield lambda done: bar.advance(task, done)

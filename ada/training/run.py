@@ -29,7 +29,7 @@ class RunError(ValueError):
     """A run's folder that belongs to another run."""
 
 
-class NothingLearnt(RuntimeError):
+class NothingLearntError(RuntimeError):
     """A policy that does not beat the mixture of static schedules, where it was required to."""
 
 
@@ -46,14 +46,16 @@ class Run:
     def __init__(self, trainer: Trainer, module: LightningModule, data: LightningDataModule, config: Any) -> None:
         self.trainer, self.module, self.data = trainer, module, data
         self.folder = Path(trainer.default_root_dir)
-        self._identity = json.loads(json.dumps({name: _plain(config.get(name)) for name in ("seed_everything", "model", "data")}))
+        self._identity = json.loads(
+            json.dumps({name: _plain(config.get(name)) for name in ("seed_everything", "model", "data")})
+        )
 
     def train(self, require_gain: bool = False) -> None:
         """Trains to the end, exports the policy and says what came of it.
 
         Raises:
             RunError: the folder holds a run of other settings.
-            NothingLearnt: with `require_gain`, the policy does not beat the mixture of static schedules.
+            NothingLearntError: with `require_gain`, the policy does not beat the mixture of static schedules.
         """
         started = time.monotonic()
         self._check_identity()
@@ -61,6 +63,8 @@ class Run:
         keep = ModelCheckpoint(self.folder / "checkpoints", save_last=True, save_on_train_epoch_end=True)
         self.trainer.callbacks.append(keep)  # type: ignore[attr-defined]
         last = self.folder / "checkpoints" / "last.ckpt"
+        if isinstance(self.module, StepTraining) and not last.is_file():
+            self.trainer.validate(self.module, self.data, verbose=False)  # where it starts from
         self.trainer.fit(self.module, self.data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
         if not self.trainer.is_global_zero:
             return
@@ -101,7 +105,6 @@ class Run:
         if require_gain:
             check_gain(outcome)
 
-
     def _picture(self, data: RolloutDataModule, outcome: Outcome, path: Path) -> None:
         """The exported policy at work, at 20 % saved or what comes nearest."""
         if not outcome.levels:
@@ -110,20 +113,24 @@ class Run:
         cases = data.cases("validation")
         shown = cases[:: max(1, len(cases) // NUM_PICTURED)][:NUM_PICTURED]
         policy = LadderPolicy.from_pretrained(self.folder / "policy")
-        picture_decisions(data.pipeline, policy, [case.prompt for case in shown], [case.seed for case in shown], 1 - saved, path)
+        picture_decisions(
+            data.pipeline, policy, [case.prompt for case in shown], [case.seed for case in shown], 1 - saved, path
+        )
 
 
 def check_gain(outcome: Outcome) -> None:
     """Demands that the policy beats the mixture at 15 and 20 % saved, and that it is nowhere worse.
 
     Raises:
-        NothingLearnt: says at which levels it does not.
+        NothingLearntError: says at which levels it does not.
     """
     verdicts = {level.saved: level.verdict for level in outcome.levels}
-    failed = [f"{saved:.0%}: {verdicts.get(saved, 'not reached')}" for saved in REQUIRED_LEVELS if verdicts.get(saved) != "better"]
+    failed = [
+        f"{saved:.0%}: {verdicts.get(saved, 'not reached')}" for saved in REQUIRED_LEVELS if verdicts.get(saved) != "better"
+    ]
     failed += [f"{saved:.0%}: worse" for saved, verdict in verdicts.items() if verdict == "worse"]
     if failed:
-        raise NothingLearnt(f"The policy does not beat the mixture of static schedules at {', '.join(failed)} saved.")
+        raise NothingLearntError(f"The policy does not beat the mixture of static schedules at {', '.join(failed)} saved.")
 
 
 def _plain(value: Any) -> Any:

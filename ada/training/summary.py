@@ -14,8 +14,20 @@ WIDTH = 132
 def print_outcome(outcome: Outcome, num_training_cases: int, minutes: float) -> None:
     """Prints the closing table: is the policy better than what needs no policy?"""
     console = _console()
-    table = Table(title=f"Held-out captions: {outcome.num_cases} images; damage is d/(d + τ), 0 to 1, lower is better", title_justify="left")
-    heads = ("compute saved", "policy", "mixture of static", "oracle", "advantage, 95 %", "gap closed", "visibly changed", "verdict")
+    table = Table(
+        title=f"Held-out captions: {outcome.num_cases} images; damage is d/(d + τ), 0 to 1, lower is better",
+        title_justify="left",
+    )
+    heads = (
+        "compute saved",
+        "policy",
+        "mixture of static",
+        "oracle",
+        "advantage, 95 %",
+        "gap closed",
+        "visibly changed",
+        "verdict",
+    )
     for head in heads:
         table.add_column(head, justify="right")
     colours = {"better": "green", "level": "yellow", "worse": "red"}
@@ -54,7 +66,9 @@ def print_history(history: Sequence[dict[str, float]], minutes: float) -> None:
         table.add_column(head, justify="right")
     stride = max(1, len(history) // 10)
     for row in [*history[:-1:stride], *history[-1:]]:
-        table.add_row(f"{row['rollouts']:.0f}", f"{row['reward']:+.4f}", f"{row['quality']:+.4f}", f"{row['compute_saved']:.1%}")
+        table.add_row(
+            f"{row['rollouts']:.0f}", f"{row['reward']:+.4f}", f"{row['quality']:+.4f}", f"{row['compute_saved']:.1%}"
+        )
     console.print(table)
     if history:
         gained = history[-1]["reward"] - history[0]["reward"]

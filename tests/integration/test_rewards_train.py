@@ -13,6 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import train
 from ada import reinforce
+from ada.schedules import Ladder
+from blockdance import Reuse
 
 DOCS = Path(__file__).parents[2] / "docs" / "rewards.md"
 
@@ -45,20 +47,45 @@ def command(folder: Path, config: dict[str, Any], run: str = "run") -> list[str]
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config))
     output = str(folder / run)
+    model, data = "model.init_args", "data.init_args"
     options = {
         "trainer.accelerator": "cpu", "trainer.enable_progress_bar": "false", "trainer.default_root_dir": output,
         "trainer.logger.init_args.save_dir": output, "trainer.max_epochs": "1", "trainer.limit_train_batches": "2",
-        "trainer.check_val_every_n_epoch": "1", "model.backbone.init_args.model": str(folder / "pipeline"),
-        "model.backbone.init_args.num_inference_steps": "6", "model.backbone.init_args.max_sequence_length": "12",
-        "model.kinds": '[{"boundary": 3, "order": 0}]', "model.group_size": "3", "model.hidden_size": "16",
-        "model.num_heads": "2", "data.source": str(folder / "prompts"), "data.batch_size": "2",
-        "data.train_limit": "null", "data.validation_limit": "null",
+        f"{model}.pipeline.init_args.model": str(folder / "pipeline"),
+        f"{model}.pipeline.init_args.num_inference_steps": "6",
+        f"{model}.kinds": '[{"boundary": 3, "order": 0}]', f"{model}.group_size": "3", f"{model}.hidden_size": "16",
+        f"{model}.num_heads": "2", f"{data}.source": str(folder / "prompts"), f"{data}.batch_size": "2",
+        f"{data}.train_split": "train", f"{data}.validation_limit": "null",
     }  # fmt: skip
-    return ["--config", str(path), *(part for name, value in options.items() for part in (f"--{name}", value))]
+    parts = (part for name, value in options.items() for part in (f"--{name}", value))
+    return ["--config", "configs/paper_ada.yaml", "--config", str(path), *parts]
+
+
+def read_config() -> dict[str, Any]:
+    """The docs' configuration, for the paper's algorithm."""
+    reward = yaml.safe_load(read_block("config.yaml"))["data"]["init_args"]["reward"]
+    return {"model": {"init_args": {"reward": reward}}}
+
+
+def test_the_docs_own_reward_trains_a_ladder(folder: Path) -> None:
+    """The docs' block as it is, over the default configuration."""
+    (folder / "config.yaml").write_text(read_block("config.yaml"))
+    Ladder(torch.tensor([[0] * 6, [0, 0, 0, 1, 0, 0]]), (Reuse(boundary=3),), (2,)).save(folder / "ladder.json")
+    data, output = "data.init_args", str(folder / "run")
+    options = {
+        "trainer.accelerator": "cpu", "trainer.default_root_dir": output, "trainer.logger.init_args.save_dir": output,
+        "trainer.max_epochs": "2", f"{data}.pipeline.init_args.model": str(folder / "pipeline"),
+        f"{data}.pipeline.init_args.num_inference_steps": "6", f"{data}.ladder": str(folder / "ladder.json"),
+        f"{data}.source": str(folder / "prompts"), f"{data}.train_split": "train", f"{data}.table": str(folder / "tables"),
+    }  # fmt: skip
+    parts = [part for name, value in options.items() for part in (f"--{name}", value)]
+    module = train.main(["--config", str(folder / "config.yaml"), *parts])
+    assert type(module.data.collector.reward.rewards["contrast"]).__module__ == "my_rewards"
+    assert module.data.train_data.tensors[1][:, 0].tolist() == [0.0] * 4, "the reference has no damage"
 
 
 def test_the_docs_own_reward_trains(folder: Path) -> None:
-    module = train.main(command(folder, yaml.safe_load(read_block("config.yaml"))))
+    module = train.main(command(folder, read_config()))
     reward = module.reward.rewards["contrast"]
     assert type(reward).__module__ == "my_rewards"
     images = torch.rand(2, 3, 8, 8)
@@ -70,8 +97,8 @@ def test_the_docs_own_reward_trains(folder: Path) -> None:
 
 
 def test_statistics_go_on_where_a_stopped_run_left_them(folder: Path) -> None:
-    config = yaml.safe_load(read_block("config.yaml"))
-    config["model"]["reward"]["init_args"]["normalisation"] = {"contrast": "running"}
+    config = read_config()
+    config["model"]["init_args"]["reward"]["init_args"]["normalisation"] = {"contrast": "running"}
     straight = train.main([*command(folder, config, "straight"), "--trainer.max_epochs", "2"])
     train.main(command(folder, config, "stopped"))
     resumed = train.main([*command(folder, config, "stopped"), "--trainer.max_epochs", "2"])
@@ -86,9 +113,9 @@ def test_a_dropped_image_gives_no_gradient(folder: Path, monkeypatch: pytest.Mon
         file.write("\n\nclass Broken(Contrast):\n    def __call__(self, images, prompts, reference):\n")
         file.write("        values = super().__call__(images, prompts, reference)\n")
         file.write("        values[1:2] = float('nan')\n        return values\n")
-    config = yaml.safe_load(read_block("config.yaml"))
-    config["model"] |= {"advantage": "none", "updates_per_rollout": 1, "clip_range": None}
-    settings = config["model"]["reward"]["init_args"]
+    config = read_config()
+    config["model"]["init_args"] |= {"advantage": "none", "updates_per_rollout": 1, "clip_range": None}
+    settings = config["model"]["init_args"]["reward"]["init_args"]
     settings |= {
         "rewards": {"broken": {"class_path": "my_rewards.Broken"}},
         "weights": {"broken": 1.0},

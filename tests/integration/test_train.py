@@ -19,7 +19,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import train
 from ada import AdaPolicy
 from ada.rewards import RewardError
-from blockdance import apply_blockdance
+from ada.schedules import Ladder
+from ada.training import NothingLearntError, RunError
+from blockdance import Reuse, apply_blockdance
 
 
 @pytest.fixture(scope="module")
@@ -38,47 +40,121 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def write_config(folder: Path, models: dict[str, str], **model: Any) -> Path:
-    """A configuration over the default one, as a user would write it."""
+    """A configuration of the paper's algorithm over the default one, as a user would write it."""
     clip = {"class_path": "ada.rewards.ClipScore", "init_args": {"model": models["scorer"], "scale": 0.1}}
+    reward = {
+        "rewards": {
+            "clip": {"class_path": "ada.rewards.Relative", "init_args": {"reward": clip}},
+            "ssim": {"class_path": "ada.rewards.SSIM"},
+        },
+        "weights": {"clip": 0.5, "ssim": 1.0},
+    }
+    settings = {
+        "pipeline": write_pipeline(models),
+        "reward": {"class_path": "ada.rewards.WeightedReward", "init_args": reward},
+        "kinds": [{"boundary": 3, "order": 1}, {"boundary": 2, "order": 0}],
+        "group_size": 3, "hidden_size": 16, "num_heads": 2,
+    }  # fmt: skip
+    data = {"source": models["prompts"], "batch_size": 2, "train_limit": None, "validation_limit": None}
     config = {
-        "trainer": {
-            "accelerator": "cpu",
-            "enable_progress_bar": False,
-            "max_epochs": 4,
-            "limit_train_batches": 2,
-            "check_val_every_n_epoch": 1,
-            "default_root_dir": str(folder / "run"),
-            "logger": {
-                "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
-                "init_args": {"save_dir": str(folder / "run"), "name": None, "version": ""},
-            },
-        },
-        "model": {
-            "backbone": {
-                "class_path": "ada.backbone.Backbone",
-                "init_args": {"model": models["pipeline"], "num_inference_steps": 8, "max_sequence_length": 12},
-            },
-            "kinds": [{"boundary": 3, "order": 1}, {"boundary": 2, "order": 0}],
-            "reward": {
-                "class_path": "ada.rewards.WeightedReward",
-                "init_args": {
-                    "rewards": {
-                        "clip": {"class_path": "ada.rewards.Relative", "init_args": {"reward": clip}},
-                        "ssim": {"class_path": "ada.rewards.SSIM"},
-                    },
-                    "weights": {"clip": 0.5, "ssim": 1.0},
-                },
-            },
-            "group_size": 3,
-            "hidden_size": 16,
-            "num_heads": 2,
-            **model,
-        },
-        "data": {"source": models["prompts"], "batch_size": 2, "train_limit": None, "validation_limit": None},
+        "trainer": write_trainer(folder) | {"max_epochs": 4, "limit_train_batches": 2, "check_val_every_n_epoch": 1},
+        "model": {"class_path": "ada.training.StepTraining", "init_args": settings | model},
+        "data": {"class_path": "ada.data.PromptDataModule", "init_args": data},
     }
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config))
     return path
+
+
+def write_pipeline(models: dict[str, str]) -> dict[str, Any]:
+    arguments = {"max_sequence_length": 12, "use_resolution_binning": False}
+    settings = {"model": models["pipeline"], "num_inference_steps": 8, "arguments": arguments}
+    return {"class_path": "ada.rollouts.FrozenPipeline", "init_args": settings}
+
+
+def write_trainer(folder: Path) -> dict[str, Any]:
+    logger = {"save_dir": str(folder / "run"), "name": None, "version": ""}
+    return {
+        "accelerator": "cpu",
+        "enable_progress_bar": False,
+        "default_root_dir": str(folder / "run"),
+        "logger": {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": logger},
+    }
+
+
+def write_ladder_config(folder: Path, models: dict[str, str], **data: Any) -> Path:
+    """A configuration of ladder training over the default one."""
+    Ladder(
+        torch.tensor([[int(action) for action in rung] for rung in RUNGS]),
+        (Reuse(boundary=3), Reuse(boundary=2, order=1, weight=0.5)),
+        (2, 4),
+    ).save(folder / "ladder.json")
+    ssim = {"rewards": {"ssim": {"class_path": "ada.rewards.SSIM"}}, "weights": {"ssim": 1.0}}
+    settings = {
+        "pipeline": write_pipeline(models),
+        "reward": {"class_path": "ada.rewards.WeightedReward", "init_args": ssim},
+        "ladder": str(folder / "ladder.json"),
+        "source": models["prompts"], "train_split": "train", "train_limit": None, "validation_limit": None,
+        "table": str(folder / "tables"), "rollout_batch_size": 2,
+    }  # fmt: skip
+    config = {
+        "trainer": write_trainer(folder) | {"max_epochs": 20},
+        "data": {"class_path": "ada.training.RolloutDataModule", "init_args": settings | data},
+    }
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+RUNGS = ("00000000", "00000010", "00000110", "00020010", "00011010")
+
+
+def test_a_ladder_policy_trains_exports_and_serves_a_stock_pipeline(
+    models: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = train.main(["--config", str(write_ladder_config(tmp_path, models))])
+    printed, run = capsys.readouterr().out, tmp_path / "run"
+    assert "mixture of static" in printed
+    assert "Rolling out 5 schedules on training captions: 6 of 6" in printed
+    assert {file.name for file in (run / "policy").iterdir()} == {
+        "config.json", "model.safetensors", "README.md", "outcome.json"
+    }  # fmt: skip
+    outcome = json.loads((run / "policy" / "outcome.json").read_text())
+    assert outcome["num_cases"] == 3
+    if outcome["levels"]:
+        assert (run / "pictures" / "decisions.png").stat().st_size > 1000
+    policy = AdaPolicy.from_pretrained(run / "policy")
+    for name, tensor in module.policy.state_dict().items():
+        assert torch.equal(policy.state_dict()[name], tensor)
+    pipeline = DiffusionPipeline.from_pretrained(models["pipeline"])
+    pipeline.set_progress_bar_config(disable=True)
+    handle = apply_blockdance(pipeline, policy.with_options(compute=0.65))
+    pipeline(["a dog", "a cat"], num_inference_steps=8, use_resolution_binning=False)
+    assert (handle.report().actions > 0).sum(1).tolist() == [3, 3], "the rung nearest to 65 % reuses three of eight steps"
+
+
+def test_rollouts_are_run_once(models: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = str(write_ladder_config(tmp_path, models))
+    first = train.main(["--config", config])
+    capsys.readouterr()
+    second = train.main(["--config", config, "--trainer.default_root_dir", str(tmp_path / "second")])
+    assert "Rolling out" not in capsys.readouterr().out
+    for name, tensor in first.policy.state_dict().items():
+        assert torch.equal(second.policy.state_dict()[name], tensor)
+
+
+def test_a_folder_of_another_run_is_refused(models: dict[str, str], tmp_path: Path) -> None:
+    config = str(write_ladder_config(tmp_path, models))
+    train.main(["--config", config])
+    with pytest.raises(RunError, match=r"model\.init_args\.weight_decay: 1\.0 → 2\.0"):
+        train.main(["--config", config, "--model.init_args.weight_decay", "2.0"])
+
+
+def test_a_policy_that_gains_nothing_fails_where_a_gain_is_required(models: dict[str, str], tmp_path: Path) -> None:
+    config = str(write_ladder_config(tmp_path, models))
+    with pytest.raises(NothingLearntError, match="does not beat"):
+        train.main(["--config", config, "--require_gain", "true"])
+    assert (tmp_path / "run" / "policy" / "model.safetensors").is_file(), "nothing is lost"
 
 
 def weights(module: Any) -> dict[str, torch.Tensor]:
@@ -162,7 +238,7 @@ def test_two_processes_train_as_one_with_the_same_global_batch(models: dict[str,
             "1",
         ]
         strategy = "ddp" if processes > 1 else "auto"
-        command += ["--trainer.devices", str(processes), "--trainer.strategy", strategy, "--data.batch_size", str(batch_size)]
+        command += ["--trainer.devices", str(processes), "--trainer.strategy", strategy, "--data.init_args.batch_size", str(batch_size)]
         run_command(*command)
         policies[processes] = load_file(folder / "run" / "policy" / "model.safetensors")
     for name, tensor in policies[1].items():
@@ -211,9 +287,9 @@ def test_learns_to_reuse_when_quality_does_not_matter(models: dict[str, str], tm
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model.group_sizes", "3"], "group_sizes"),
-        (["--model.updates_per_rollout", "3"], "clip_range"),
-        (["--model.prefix", "0.99"], "no step is left to decide"),
+        (["--model.init_args.group_sizes", "3"], "group_sizes"),
+        (["--model.init_args.updates_per_rollout", "3"], "clip_range"),
+        (["--model.init_args.prefix", "0.99"], "no step is left to decide"),
     ],
 )
 def test_wrong_settings_are_named(
@@ -239,20 +315,42 @@ def test_a_nan_reward_stops_and_keeps_the_checkpoint(
 
 
 def test_the_papers_configuration_trains_on_a_small_pixart(models: dict[str, str], tmp_path: Path) -> None:
-    """configs/pixart_alpha.yaml as it is, but for the model's size, the device and the length."""
+    """configs/paper_ada.yaml as it is, but for the models and the length."""
     module = train.main([
-        "--config", "configs/pixart_alpha.yaml",
+        "--config", "configs/paper_ada.yaml",
         "--trainer.default_root_dir", str(tmp_path), "--trainer.logger", "false", "--trainer.enable_progress_bar", "false",
-        "--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.strategy", "auto",
-        "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1", "--trainer.check_val_every_n_epoch", "1",
-        "--model.backbone.init_args.model", models["pipeline"], "--model.kinds", '[{"boundary": 2, "order": 0}]',
-        "--model.reward.init_args.rewards.image_reward.init_args.model", models["image_reward"],
-        "--model.reward.init_args.rewards.image_reward.init_args.tokenizer", models["image_reward"],
-        "--data.source", models["prompts"], "--data.column", "prompt", "--data.validation_split", "validation",
+        "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1",
+        "--model.init_args.pipeline.init_args.model", models["pipeline"],
+        "--model.init_args.pipeline.init_args.num_inference_steps", "8",
+        "--model.init_args.kinds", '[{"boundary": 2, "order": 0}]',
+        "--model.init_args.reward.init_args.rewards.scorer.init_args.model", models["scorer"],
+        "--data.init_args.source", models["prompts"], "--data.init_args.train_split", "train", "--data.init_args.batch_size", "2",
     ])  # fmt: skip
-    assert [type(reward).__name__ for reward in module.reward.rewards.values()] == ["ImageReward"]
-    assert module.reward.is_relative("image_reward")
     assert module.advantage == "none"
+    assert module.group_size == 1
     assert module.quality_weight_range == (2.0, 2.0)
-    assert module.backbone.transformer.dtype == torch.bfloat16
     assert (tmp_path / "policy" / "model.safetensors").is_file()
+
+
+def test_the_pixart_configuration_trains_on_a_small_pixart(models: dict[str, str], tmp_path: Path) -> None:
+    """configs/pixart_alpha.yaml as it is, but for the models' sizes, the device and the length."""
+    config = yaml.safe_load(Path("configs/pixart_alpha.yaml").read_text())
+    settings = config["data"]["init_args"]
+    settings["pipeline"]["init_args"] |= {"model": models["pipeline"], "num_inference_steps": 20, "max_rows": 4}
+    settings["pipeline"]["init_args"]["arguments"] |= {"max_sequence_length": 12, "use_resolution_binning": False}
+    ladder = json.loads(Path(settings["ladder"]).read_text())
+    for kind in ladder["kinds"]:
+        kind["boundary"] = 2
+    (tmp_path / "ladder.json").write_text(json.dumps(ladder))
+    parts = settings["reward"]["init_args"]["rewards"]
+    parts["perceptual"]["init_args"]["model"] = models["scorer"]
+    parts["image_reward"]["init_args"] = {"model": models["image_reward"], "tokenizer": models["image_reward"]}
+    settings |= {
+        "ladder": str(tmp_path / "ladder.json"), "source": models["prompts"], "column": "prompt",
+        "validation_split": "validation", "table": str(tmp_path / "tables"),
+    }  # fmt: skip
+    config["trainer"] |= write_trainer(tmp_path) | {"devices": 1, "strategy": "auto", "max_epochs": 2}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    module = train.main(["--config", str(tmp_path / "config.yaml")])
+    assert module.data.pipeline.transformer.dtype == torch.bfloat16
+    assert (tmp_path / "run" / "policy" / "model.safetensors").is_file()

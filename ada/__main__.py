@@ -1,0 +1,104 @@
+"""`python -m ada search | show | push | pull`."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from jsonargparse import auto_cli
+
+from ada.data import load_prompts
+from ada.policy import AdaPolicy
+from ada.rewards import RewardError, WeightedReward
+from ada.rollouts import Case, FrozenPipeline
+from ada.search import ScheduleSearch
+from blockdance import BlockDanceError, Reuse
+
+
+def search(
+    pipeline: FrozenPipeline,
+    reward: WeightedReward,
+    output: Path,
+    source: str = "checkpoints/emoji-prompts",
+    column: str = "prompt",
+    split: str = "train",
+    limit: int = 24,
+    boundary: int | None = None,
+    weight: float = 0.5,
+    visible_damage: float = 0.003,
+    most_saved: float = 0.5,
+    folder: Path = Path("runs/search"),
+) -> None:
+    """Searches the best schedule at every saving and writes a ladder; goes on where it was when it is given again.
+
+    Args:
+        pipeline: the frozen pipeline.
+        reward: quality beside the reference; what is lost is the damage.
+        output: the ladder's file.
+        source: captions of the kind that users send, as in training; never those that a policy is tested on.
+        column: the column that holds the caption.
+        split: their split.
+        limit: number of captions; with few, rungs are chosen for the images that happen to be among them.
+        boundary: last block that a reuse step skips; by default the model's last.
+        weight: share of the extrapolation of the kind that extrapolates.
+        visible_damage: the damage that a person just sees.
+        most_saved: share of the steps that the last rung reuses.
+        folder: where results are kept.
+    """
+    last = pipeline.num_blocks - 1 if boundary is None else boundary
+    prompts = load_prompts(source, split, column, limit)
+    cases = [Case(prompt, 10**6 + index) for prompt, index in zip(prompts["prompt"], prompts["index"], strict=True)]
+    kinds = (Reuse(boundary=last), Reuse(boundary=last, order=1, weight=weight))
+    found = ScheduleSearch(pipeline, reward, cases, kinds, visible_damage, folder=folder).ladder(most_saved)
+    found.save(output)
+    print(f"Wrote {len(found)} rungs to {output}; a policy decides after steps {', '.join(map(str, found.decision_steps))}.")
+
+
+def show(policy: str, revision: str | None = None) -> None:
+    """Says what a policy is.
+
+    Args:
+        policy: folder or Hub id.
+        revision: branch, tag or commit on the Hub.
+    """
+    loaded = AdaPolicy.from_pretrained(policy, revision=revision)
+    print(f"{type(loaded).__name__} for {loaded.base_model.transformer}, {loaded.num_parameters:,} parameters")
+    print(f"decides after steps {', '.join(map(str, loaded.decision_steps(20)))} of 20")
+    for action, kind in enumerate(loaded.kinds, 1):
+        print(f"  {action}: {kind}")
+
+
+def push(folder: Path, repo_id: str, private: bool | None = None) -> None:
+    """Publishes a policy folder, its card and figures included.
+
+    Args:
+        folder: as training exports it.
+        repo_id: `user/name` on the Hub.
+        private: whether a new repository is private.
+    """
+    print(AdaPolicy.from_pretrained(folder).push_to_hub(repo_id, folder, private=private))
+
+
+def pull(policy: str, folder: Path, revision: str | None = None) -> None:
+    """Downloads a policy into a folder.
+
+    Args:
+        policy: Hub id.
+        folder: where to.
+        revision: branch, tag or commit.
+    """
+    AdaPolicy.from_pretrained(policy, revision=revision).save_pretrained(folder)
+    print(f"Wrote {policy} to {folder}.")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit status."""
+    try:
+        auto_cli([search, show, push, pull], args=None if arguments is None else list(arguments), as_positional=True)
+    except (OSError, BlockDanceError, RewardError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""The static search: the best schedule at every saving, by what it does to images, and a ladder made of them."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ada.rewards import WeightedReward
+from ada.rewards.damage import VISIBLE_DISTANCE, bounded_damage
+from ada.rollouts import Case, FrozenPipeline, roll_out
+from ada.rollouts.pipeline import digest
+from ada.schedules import Ladder
+from blockdance import Reuse
+
+Schedule = tuple[int, ...]
+SCALES = (0.1, 0.3, 1.0, 3.0)
+"""Multiples of the visible damage at which damage is bounded; their mean lets every image count, the robust and the sensitive."""
+DECIDED_AT = (0.2, 0.3, 0.4, 0.55)
+"""Shares of the steps at which a ladder's policy decides."""
+
+
+class ScheduleSearch:
+    """Local search over schedules, every result kept on disk.
+
+    Args:
+        pipeline: the frozen pipeline.
+        reward: quality Q beside the reference; what is lost is the damage.
+        cases: captions with noise, of the kind that users send.
+        kinds: the kinds of reuse on offer.
+        visible: the damage that a person just sees.
+        first: share of the steps before which nothing reuses.
+        folder: where results are kept; None for memory alone.
+        batch_size: captions that run in one call of the pipeline.
+        report: called with a line now and then.
+    """
+
+    def __init__(
+        self,
+        pipeline: FrozenPipeline,
+        reward: WeightedReward,
+        cases: Sequence[Case],
+        kinds: Sequence[Reuse],
+        visible: float = VISIBLE_DISTANCE,
+        first: float = 0.2,
+        folder: Path | None = None,
+        batch_size: int = 4,
+        report: Callable[[str], None] = print,
+    ) -> None:
+        self.pipeline, self.reward, self.cases, self.kinds = pipeline, reward, list(cases), tuple(kinds)
+        self.visible, self.batch_size, self._report = visible, batch_size, report
+        self.num_steps = pipeline.num_inference_steps
+        self.open = range(max(3, round(first * self.num_steps)), self.num_steps - 1)
+        settings = [pipeline.fingerprint(), reward.describe(), [str(kind) for kind in kinds], [vars(case) for case in cases]]
+        self._file = None if folder is None else folder / f"{digest(settings)}.safetensors"
+        self._known: dict[str, Tensor] = load_file(self._file) if self._file is not None and self._file.is_file() else {}
+
+    def score(self, schedule: Schedule) -> float:
+        """What is minimised: bounded damage, mean over cases and `SCALES`."""
+        damage = self._known[_name(schedule)]
+        return float(torch.stack([bounded_damage(damage, scale * self.visible).mean() for scale in SCALES]).mean())
+
+    def measure(self, schedules: Sequence[Schedule]) -> None:
+        """Runs what is not known yet; schedules that begin alike share their steps."""
+        todo = sorted({schedule for schedule in schedules if _name(schedule) not in self._known})
+        if not todo:
+            return
+        actions = torch.tensor([(0,) * self.num_steps, *todo])
+        parts = [
+            self._damage(self.cases[at : at + self.batch_size], actions) for at in range(0, len(self.cases), self.batch_size)
+        ]
+        damage = torch.cat(parts)
+        self._known |= {_name(schedule): damage[:, place].clone() for place, schedule in enumerate(todo, 1)}
+        if self._file is not None:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            partial = self._file.with_suffix(".partial")
+            save_file(self._known, partial)
+            partial.replace(self._file)
+
+    def _damage(self, cases: Sequence[Case], actions: Tensor) -> Tensor:
+        """Damage `(cases, schedules)`."""
+        count = len(actions)
+        prompts, seeds = [case.prompt for case in cases], [case.seed for case in cases]
+        images = roll_out(
+            self.pipeline, prompts, seeds, actions.expand(len(cases), -1, -1).contiguous(), self.kinds, [2]
+        ).images
+        with torch.inference_mode():
+            repeated = [prompt for prompt in prompts for _ in range(count)]
+            total = self.reward(images.flatten(0, 1), repeated, images[:, :1].expand_as(images).flatten(0, 1)).total
+        damage = -total.unflatten(0, (len(cases), count))
+        return (damage - damage[:, :1]).clamp(min=0).cpu()
+
+    def best(self, num_reused: int, rounds: int = 3) -> Schedule:
+        """The best schedule found that reuses so many steps: evenly spread ones first, then moves, as long as they help."""
+        starts = [*self._spread(num_reused), *(known for known in self._schedules() if sum(map(bool, known)) == num_reused)]
+        self.measure(starts)
+        chosen = min(starts, key=self.score)
+        for _ in range(rounds):
+            moves = self._moves(chosen)
+            self.measure(moves)
+            better = min([chosen, *moves], key=self.score)
+            if better == chosen:
+                break
+            chosen = better
+        self._report(f"{num_reused:3d} of {self.num_steps} steps reuse: {_name(chosen)}  {self.score(chosen):.4f}")
+        return chosen
+
+    def _schedules(self) -> list[Schedule]:
+        return [tuple(map(int, name)) for name in self._known]
+
+    def _spread(self, num_reused: int) -> list[Schedule]:
+        """Evenly spread reuse of each kind, over several ranges."""
+        found: dict[Schedule, None] = {}
+        for start in range(self.open.start, self.open.start + max(1, len(self.open) // 2), 2):
+            for end in (self.open.stop - 1, self.open.stop - 2):
+                width = (end - start) / max(1, num_reused - 1)
+                steps = {round(start + width * place) for place in range(num_reused)}
+                if len(steps) == num_reused and max(steps) < self.open.stop:
+                    for action in range(1, len(self.kinds) + 1):
+                        found[tuple(action if step in steps else 0 for step in range(self.num_steps))] = None
+        return list(found)
+
+    def _moves(self, schedule: Schedule) -> list[Schedule]:
+        """One reuse a step earlier or later; or another kind in a third of the schedule."""
+        found: dict[Schedule, None] = {}
+        for step in (step for step in self.open if schedule[step]):
+            for other in (step - 1, step + 1):
+                if other in self.open and not schedule[other]:
+                    moved = list(schedule)
+                    moved[step], moved[other] = 0, schedule[step]
+                    found[tuple(moved)] = None
+        third = self.num_steps // 3
+        for start in (0, third, 2 * third):
+            for action in range(1, len(self.kinds) + 1):
+                inside = range(start, start + third if start < 2 * third else self.num_steps)
+                found[tuple(action if kept and step in inside else kept for step, kept in enumerate(schedule))] = None
+        return [moved for moved in found if moved != schedule]
+
+    def ladder(self, most_saved: float = 0.5) -> Ladder:
+        """The best schedule at every number of reused steps, and ways back: from what each reuses early, to few reuses late.
+
+        Args:
+            most_saved: share of the steps that the last rung reuses.
+        """
+        rungs = [(0,) * self.num_steps]
+        rungs += [self.best(count) for count in range(1, min(round(most_saved * self.num_steps), len(self.open)) + 1)]
+        steps = tuple(sorted({max(2, round(share * self.num_steps) - 1) for share in DECIDED_AT}))
+        middle = steps[-2] + 1 if len(steps) > 1 else steps[-1] + 1
+        gentle = rungs[min(3, len(rungs) - 1)]
+        for early in dict.fromkeys(rung[:middle] for rung in rungs if any(rung[:middle])):
+            back = early + tuple(action if step >= middle else 0 for step, action in enumerate(gentle))[middle:]
+            if back not in rungs:
+                rungs.append(back)
+        rungs = sorted(rungs, key=lambda rung: sum(map(bool, rung)))
+        return Ladder(torch.tensor(rungs), self.kinds, steps)
+
+
+def _name(schedule: Schedule) -> str:
+    return "".join(map(str, schedule))
