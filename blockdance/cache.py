@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from blockdance.kinds import Kind
-from blockdance.pieces import Joiner, Placement, RowSet, pieces_of
+from blockdance.pieces import Placement, RowSet, pieces_of
 from blockdance.trees import fit_tokens, map_tensors, tensors_of
 
 
@@ -70,24 +70,14 @@ class RowCache:
         slopes = [kind.slope(sigma, *self._levels[row]) for row in rows.rows]
         return map_tensors(lambda new, old: _extrapolate(new, old, slopes), newest, map_tensors(rows.take, self._previous))
 
-    @staticmethod
-    def gather(caches: Sequence["RowCache"], rows: Sequence[tuple[int, int]]) -> "RowCache":
-        """A cache of chosen rows of several caches, which may repeat, each given as (cache, row)."""
-        gathered = RowCache(len(rows), caches[0]._history)
-        joiner = Joiner(
-            pieces_of([(target, part, row) for target, (part, row) in enumerate(rows)]), [cache.num_rows for cache in caches]
-        )
-
-        def take(*leaves: Tensor) -> Tensor:
-            return joiner.join(leaves).clone() if joiner.is_view else joiner.join(leaves)
-
-        for name in ("_newest", "_previous"):
-            outputs = [getattr(cache, name) for cache in caches]
-            if all(output is not None for output in outputs):
-                setattr(gathered, name, map_tensors(take, *outputs))
-        gathered._levels = [caches[part]._levels[row] for part, row in rows]
-        gathered.depth = min(map(len, gathered._levels))
-        return gathered
+    def take(self, rows: Sequence[int]) -> "RowCache":
+        """A cache of chosen rows, which may repeat, in memory of its own."""
+        chosen = RowSet(rows, self.num_rows)
+        taken = RowCache(len(rows), self._history)
+        taken._newest, taken._previous = (map_tensors(chosen.copy, kept) for kept in (self._newest, self._previous))
+        taken._levels = [self._levels[row] for row in rows]
+        taken.depth = min(map(len, taken._levels))
+        return taken
 
     def newest_and_rate(self, index: int, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Copies of the newest output of `rows`, and of its change since the one before per change of noise level (zero for rows that

@@ -1,6 +1,6 @@
 """What a batch carries from step to step."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,14 +27,6 @@ class ReuseState:
     def num_rows(self) -> int:
         return self.num_images * self.num_branches
 
-    def rows_of(self, images: Sequence[int]) -> list[int]:
-        """The rows of some images, branch by branch."""
-        return [branch * self.num_images + image for branch in range(self.num_branches) for image in images]
-
-    def row_of(self, row: int, images: Sequence[int]) -> int:
-        """The row of the same branch that belongs to the image which `images` names for this row's own."""
-        return row - row % self.num_images + images[row % self.num_images]
-
     @property
     def num_bytes(self) -> int:
         """Bytes of all caches."""
@@ -43,11 +35,6 @@ class ReuseState:
     def output_of(self, block: int) -> RowCache:
         """What is kept of a block's output."""
         return self.caches[Keep(block, Capture)]
-
-    def take(self, images: Sequence[int]) -> "ReuseState":
-        """The state of the given images, which may repeat: several continuations of one image share its past."""
-        rows = [branch * self.num_images + image for branch in range(self.num_branches) for image in images]
-        return self._take_rows(rows, len(images), self.num_branches)
 
     def with_branches(self, num_branches: int, cond_last: bool) -> "ReuseState":
         """The state for another number of fused guidance branches: the conditional rows keep their past, new ones have none.
@@ -58,28 +45,10 @@ class ReuseState:
         """
         first = (self.num_branches - 1) * self.num_images if cond_last else 0
         conditional = list(range(first, first + self.num_images))
-        state = self._take_rows(conditional * num_branches, self.num_images, num_branches)
+        caches = {keep: cache.take(conditional * num_branches) for keep, cache in self.caches.items()}
+        state = ReuseState(self.num_images, num_branches, caches)
         kept = num_branches - 1 if cond_last else 0
         fresh = [row for row in range(state.num_rows) if row // self.num_images != kept]
         for cache in state.caches.values():
             cache.forget(fresh)
         return state
-
-    def _take_rows(self, rows: list[int], num_images: int, num_branches: int) -> "ReuseState":
-        chosen = [(0, row) for row in rows]
-        caches = {keep: RowCache.gather([cache], chosen) for keep, cache in self.caches.items()}
-        return ReuseState(num_images, num_branches, caches)
-
-    @staticmethod
-    def cat(states: Sequence["ReuseState"]) -> "ReuseState":
-        """Several batches at the same step as one."""
-        branches = states[0].num_branches
-        rows = [
-            (index, branch * state.num_images + image)
-            for branch in range(branches)
-            for index, state in enumerate(states)
-            for image in range(state.num_images)
-        ]
-        num_images = sum(state.num_images for state in states)
-        caches = {keep: RowCache.gather([state.caches[keep] for state in states], rows) for keep in states[0].caches}
-        return ReuseState(num_images, branches, caches)
