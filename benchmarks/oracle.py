@@ -22,11 +22,10 @@ from torch import Tensor
 from ada.backbone import Backbone
 from ada.evaluation import default_metrics, find_prompts
 from ada.evaluation.frontier import Level, best_steps, measure_level, oracle_errors
-from ada.evaluation.metrics import DISTANCE, QUALITY
-from ada.evaluation.progress import Bar, default_console
-from ada.evaluation.results import LATENT
+from ada.evaluation.measure.metrics import DISTANCE, LATENT, QUALITY
+from ada.evaluation.measure.progress import Bar, default_console
+from ada.evaluation.measure.store import Store, fingerprint_of
 from ada.evaluation.search import INTERVALS, Offer, best_static, default_kinds, offering_policy, run_schedules, sample_schedules
-from ada.evaluation.store import Store, fingerprint_of
 from ada.rollout import Denoiser
 from blockdance import blockdance_n
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ada.evaluation.measure.statistics import Estimate, mean
 from ada.evaluation.search import best_static
-from ada.evaluation.statistics import Estimate, bootstrap_mean
 
 NUM_SPLITS = 20
 
@@ -58,10 +58,10 @@ def measure_level(errors: Tensor, saved: Tensor, level: float, periodic: Tensor)
         saved=level,
         static=float(errors[:, best].double().mean()),
         mixed=float(oracle_errors(errors.double().mean(0, keepdim=True), saved, level)),
-        held_out=bootstrap_mean(held_out.tolist()),
+        held_out=mean(held_out.tolist()),
         steps=float(best_steps(errors, saved, level).mean()),
-        oracle=bootstrap_mean(oracle.tolist()),
-        gap=bootstrap_mean((held_out - oracle).tolist()),
+        oracle=mean(oracle.tolist()),
+        gap=mean((held_out - oracle).tolist()),
         blockdance=None if dance is None else float(errors[:, periodic[dance]].double().mean()),
     )
 

@@ -7,11 +7,11 @@ import torch
 
 from ada.backbone import Backbone, Dtype
 from ada.evaluation.compare import evaluate
+from ada.evaluation.measure import Column, Embedding, Metric, Results, default_metrics
+from ada.evaluation.measure.results import PUBLISHED
 from ada.evaluation.methods import FULL_COMPUTE
-from ada.evaluation.metrics import Embedding, Metric, default_metrics
 from ada.evaluation.prompt_sets import find_prompts
-from ada.evaluation.request import DEFAULT_BUDGETS, Request
-from ada.evaluation.results import Column, Results
+from ada.evaluation.request import DEFAULT_BUDGETS, QUICK_SEARCH_PROMPTS, SEARCH_PROMPTS, Request
 from ada.hub import load_policy
 from ada.rewards import Reward
 
@@ -38,16 +38,16 @@ class EvaluationOptions:
     """Their split; by default that of the known set, else test."""
     column: str | None = None
     """The column that holds the prompt, where it has an unusual name."""
-    limit: int = 32
-    """Number of prompts, spread evenly over the split."""
+    limit: int = 128
+    """Number of prompts, spread evenly over the split; fewer than 128 are a quick look of a few minutes."""
     search_prompts: str | None = "checkpoints/emoji-prompts"
     """Other prompts, to search static schedules and calibrate peers on; none leaves both out."""
     search_split: str = "validation"
     """Their split."""
-    search_limit: int = 12
-    """Number of them."""
-    search_schedules: int = 64
-    """Static schedules to try."""
+    search_limit: int | None = None
+    """Number of them; by default 12, in a quick look 4."""
+    search_schedules: int | None = None
+    """Static schedules to try; by default 64, in a quick look 24."""
     peers: bool = True
     """Whether to compare other people's caches."""
     num_inference_steps: int = 20
@@ -62,8 +62,12 @@ class EvaluationOptions:
     """Images per call of the pipeline."""
     seed: int = 0
     """First seed of the noise, and seed of the random schedules."""
-    num_seeds: int = 1
-    """Sampler seeds per prompt."""
+    seeds: int = 1
+    """Noise seeds per prompt: the first and those that follow it."""
+    sweeps: bool | None = None
+    """Whether to run the settings around the main ones as well; by default not in a quick look."""
+    rounds: int | None = None
+    """How often each main method is timed; by default 10 times, in a quick look 3, and then at batch 1 alone."""
     quality_weights: list[float] | None = None
     """λ at which the policy runs; by default three, log-spaced over its range."""
     budgets: list[float] = field(default_factory=lambda: list(DEFAULT_BUDGETS))
@@ -89,8 +93,9 @@ def run_options(options: EvaluationOptions) -> Results:
     device = str(torch.accelerator.current_accelerator() or "cpu") if options.device == "auto" else options.device
     policy = load_policy(options.policy)
     prompts = find_prompts(options.prompts, options.split, options.column, options.limit)
+    few = QUICK_SEARCH_PROMPTS if len(prompts) < PUBLISHED else SEARCH_PROMPTS
     others = (
-        find_prompts(options.search_prompts, options.search_split, None, options.search_limit)
+        find_prompts(options.search_prompts, options.search_split, None, options.search_limit or few)
         if options.search_prompts
         else None
     )
@@ -108,7 +113,9 @@ def run_options(options: EvaluationOptions) -> Results:
         output=options.output,
         batch_size=options.batch_size,
         seed=options.seed,
-        num_seeds=options.num_seeds,
+        seeds=options.seeds,
+        sweeps=options.sweeps,
+        rounds=options.rounds,
         compare_with=options.compare_with,
         keep_images=options.keep_images,
         search_prompts=list(others["prompt"]) if others is not None else (),

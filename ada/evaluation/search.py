@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from ada.backbone import Backbone
-from ada.evaluation.methods import STATIC, Method, planned_method
-from ada.evaluation.metrics import Metric, latent_distance
-from ada.evaluation.results import LATENT
+from ada.evaluation.measure.metrics import LATENT, Metric, latent_distance
+from ada.evaluation.methods.base import STATIC, Method, planned_method
 from ada.policy import AdaPolicy
 from ada.rollout import Denoiser, Prefix
 from blockdance import ForwardCost, Reuse, ReuseSchedule, blockdance_n
@@ -170,7 +169,7 @@ def static_methods(offer: Offer, errors: Tensor, levels: Sequence[float], search
         )
         plan = ReuseSchedule(row, offer.kinds)
         name, label = f"{STATIC}, {float(offer.saved[best]):.0%}", f"{float(offer.saved[best]):.0%}"
-        methods[best] = planned_method(name, STATIC, label, offer.actions.shape[1], plan, note)
+        methods[best] = planned_method(name, STATIC, "static", label, offer.actions.shape[1], plan, note)
     return list(methods.values())
 
 

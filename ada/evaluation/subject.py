@@ -1,4 +1,4 @@
-"""What is evaluated: a stock pipeline and how it is called. Images and videos alike."""
+"""What is evaluated: a stock pipeline, how it is called, and on which prompts and noise. Images and videos alike."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ada.backbone import Backbone
+from ada.rollout import prompt_seed
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,34 @@ class Subject:
     @property
     def device(self) -> torch.device:
         return torch.device(self.pipeline.transformer.device)
+
+
+@dataclass(frozen=True)
+class Cases:
+    """What every method is run on, `batch_size` at a time: every prompt once per sampler seed, all prompts of a seed in a row.
+
+    Args:
+        prompts: one per case.
+        seeds: of each case's noise.
+        batch_size: cases per call of the pipeline.
+        num_seeds: how often each prompt occurs.
+    """
+
+    prompts: Sequence[str]
+    seeds: Sequence[int]
+    batch_size: int
+    num_seeds: int = 1
+
+    @classmethod
+    def of(cls, prompts: Sequence[str], indices: Sequence[int], batch_size: int, seed: int = 0, num_seeds: int = 1) -> "Cases":
+        """Cases of prompts, whose noise depends on their index in the data set and on the sampler seeds `seed`, `seed + 1`, …"""
+        seeds = [prompt_seed(seed + offset, index) for offset in range(num_seeds) for index in indices]
+        return cls(list(prompts) * num_seeds, seeds, batch_size, num_seeds)
+
+    def batches(self) -> list[slice]:
+        """Places of the batches among the cases; the last may be smaller."""
+        count = len(self.prompts)
+        return [slice(start, min(start + self.batch_size, count)) for start in range(0, count, self.batch_size)]
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import torch
 from conftest import NUM_BLOCKS, build_pixart_pipeline
 
 from ada.backbone import Backbone
-from ada.evaluation.methods import Planned, full_method, planned_method
-from ada.evaluation.run import Cases, run_batch
+from ada.evaluation.measure.run import run_batch
+from ada.evaluation.methods.base import Planned, full_method, planned_method
 from ada.evaluation.search import (
     Offer,
     best_static,
@@ -17,7 +17,7 @@ from ada.evaluation.search import (
     sample_schedules,
     static_methods,
 )
-from ada.evaluation.subject import Subject
+from ada.evaluation.subject import Cases, Subject
 from ada.rollout import Denoiser
 from blockdance import ForwardCost, Reuse, ReuseSchedule
 
@@ -75,10 +75,12 @@ def test_schedules_from_the_shared_prefix_equal_the_pipeline(tmp_path: Path) -> 
     found = run_schedules(denoiser, ["a", "b c"], [0, 5], actions, {}, most_rows=2)["latent_distance"]
     assert float(found[:, 0].max()) < 1e-6
     subject, cases = Subject.of(backbone), Cases.of(["a", "b c"], [0, 5], 2, seed=7)
-    reference = run_batch(subject, full_method(6), cases, slice(0, 2))[0].latents
+    reference = run_batch(subject, full_method(6), cases, slice(0, 2)).generated.latents
     for column in (1, 2):
-        method = planned_method(f"schedule {column}", "", "", 6, ReuseSchedule(actions[column : column + 1], KINDS), "")
-        latents = run_batch(subject, method, cases, slice(0, 2))[0].latents
+        method = planned_method(
+            f"schedule {column}", "", "static", "", 6, ReuseSchedule(actions[column : column + 1], KINDS), ""
+        )
+        latents = run_batch(subject, method, cases, slice(0, 2)).generated.latents
         expected = (latents - reference).norm(dim=1) / reference.norm(dim=1)
         torch.testing.assert_close(found[:, column], expected, rtol=1e-3, atol=1e-5)
         assert float(expected.min()) > 1e-3
