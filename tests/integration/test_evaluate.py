@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,9 @@ def request(folder: Path, **options: Any) -> Request:
 def test_evaluate(folder: Path) -> None:
     console = Console(record=True, width=180)
     extra = Method(
-        name="Peer", family="Peers", label="peer", num_inference_steps=5, accelerate=unchanged, note="Somebody's method."
-    )
+        name="Peer", family="Peers", group="peers", label="peer", num_inference_steps=5, accelerate=unchanged,
+        note="Somebody's method.",
+    )  # fmt: skip
     results = evaluate(
         Backbone(str(folder / "pipeline"), num_inference_steps=10, max_sequence_length=8),
         AdaPolicy.from_pretrained(folder / "policy"),
@@ -85,6 +87,9 @@ def test_evaluate(folder: Path) -> None:
     assert names[0] == "Full compute"
     assert names[-1] == "Peer"
     assert {"Ada λ=0.5", "Ada λ=2", "Ada λ=8", "Ada budget 80%", "BlockDance-2, block 3, order 0"} <= set(names)
+    assert {"DeepCache, N=2", "cache-dit, SGLang", "Random, rate of λ=2"} <= set(names)
+    # a quick look leaves the settings around the main ones out, but for the row that all are compared with
+    assert not {"BlockDance-4, block 3, order 0", "Fewer steps (8)", "Random, rate of λ=8"} & set(names)
     assert any(name.startswith("Best static schedule") for name in names)
     assert len(set(names)) == len(names)
     printed = console.export_text()
@@ -96,7 +101,7 @@ def test_evaluate(folder: Path) -> None:
     assert str(folder) not in (folder / "out" / "index.html").read_text(encoding="utf-8")
     assert results.settings["policy"] == "policy"
     assert results.settings["scorer"] == "openai/some-clip"
-    for picture in ("pareto.png", "pareto-compute.png", "schedules.png", "grid.png"):
+    for picture in ("damage-compute.png", "damage-latency.png", "schedules.png", "grid.png"):
         with Image.open(folder / "out" / picture) as image:
             assert min(image.size) > 300
     assert "| Peer |" in (folder / "out" / "table.md").read_text(encoding="utf-8")
@@ -113,10 +118,18 @@ def test_evaluate(folder: Path) -> None:
     assert peer.estimates["perceptual_distance_difference"] == Estimate(0.0, 0.0, 0.0)
     ada = results.method("Ada λ=0.5")
     assert ada.actions is not None
-    assert ada.per_prompt["compute_saved"] == pytest.approx([saved_by(row, folder) for row in ada.actions])
+    full, own = reference.per_prompt["macs_per_image"][0], ada.estimates["own_macs_per_image"].value
+    assert ada.per_prompt["compute_saved"] == pytest.approx([saved_by(row, folder) - own / full for row in ada.actions])
+    # timed at batch 1 alone, three times
+    assert {size: len(seconds) for size, seconds in ada.seconds_per_image.items()} == {"1": 3}
+    assert ada.estimates["speed_up_alone"].low is not None
+    assert "static_mixture" in ada.matches
+    assert results.is_quick_look
+    assert "A quick look: 5 prompts" in results.warnings[0]
+    assert results.environment["cache-dit"] == version("cache-dit")
     events = EventAccumulator(str(folder / "out" / "tensorboard"))
     events.Reload()
-    assert {f"evaluation/{name}" for name in ("pareto", "pareto-compute", "schedules")} <= set(events.Tags()["images"])
+    assert {f"evaluation/{name}" for name in ("damage-compute", "damage-latency", "schedules")} <= set(events.Tags()["images"])
     assert events.Scalars("compute_saved/Peer")[0].value == pytest.approx(0.5)
 
 

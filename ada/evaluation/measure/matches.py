@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ada.evaluation.measure.metrics import BOUNDED, DISTANCE, VISIBLE
-from ada.evaluation.measure.statistics import Array, Estimate, log_distances, mean, per_prompt, share, wins
+from ada.evaluation.measure.statistics import LEAST_DISTANCE, Array, Estimate, log_distances, mean, per_prompt, share, wins
 
 COMPARED = (BOUNDED, VISIBLE)
 
@@ -39,7 +39,8 @@ class Match:
         rows: names, and the share of the images that each takes.
         expected: by metric, what this side has on average.
         differences: by metric, the method minus this side.
-        ratio: the method's distance over this side's: the geometric mean over the cases; None without distances.
+        ratio: the method's distance over this side's: the geometric mean over the cases; None without distances, and where the
+            reference takes part, whose distance is 0.
         better: the share of cases on which the method is nearer to the reference; ties count half.
     """
 
@@ -83,10 +84,13 @@ def compare(own: Sample, others: Sequence[tuple[Sample, float]]) -> Match:
     for other, part in others:
         logs = logs - part * log_distances(other.distances)
         better += part * wins(own.distances, other.distances)
+    better_share = share(per_prompt(better, own.num_seeds))
+    if any(max(other.distances) <= LEAST_DISTANCE for other, _ in others):
+        return Match(rows, expected, differences, None, better_share)
     log_ratio = mean(per_prompt(logs, own.num_seeds))
     ends = [None if end is None else float(np.exp(end)) for end in (log_ratio.low, log_ratio.high)]
     ratio = Estimate(float(np.exp(log_ratio.value)), *ends)
-    return Match(rows, expected, differences, ratio, share(per_prompt(better, own.num_seeds)))
+    return Match(rows, expected, differences, ratio, better_share)
 
 
 def mixture_at(saved: float, samples: Sequence[Sample], metric: str = BOUNDED) -> list[tuple[Sample, float]] | None:

@@ -119,7 +119,7 @@ def measure_batch(
     per_frame = {name: metric.reward(flat, repeated, other_flat).reshape(-1, frames) for name, metric in metrics.items()}
     values = {name: part.mean(1).tolist() for name, part in per_frame.items()}
     if DISTANCE in per_frame:
-        distance = per_frame[DISTANCE].double().mean(1)
+        distance = per_frame[DISTANCE].double().mean(1).clamp(min=0)  # rounding may leave less
         values[BOUNDED] = bounded_damage(distance).tolist()
         values[VISIBLE] = visibly_changed(distance).tolist()
     values[LATENT] = latent_distance(generated.latents, reference.latents).tolist()

@@ -48,26 +48,28 @@ class RandomAsOften:
 
     Args:
         actions_of: of the cases at these places, the actions `(images, num_steps)` that the other method took.
-        policy: whose kinds of reuse and range of steps are drawn from.
+        kinds: what its actions mean.
+        open_steps: the steps that it may reuse at.
         seed: of the drawing; a batch is drawn the same again.
     """
 
     actions_of: Callable[[slice], Tensor]
-    policy: AdaPolicy
+    kinds: Sequence[Reuse]
+    open_steps: range
     seed: int
 
     def schedule(self, images: slice) -> ReuseSchedule:
         """The schedule of the cases at these places, a row each; full compute where the other method reused nothing."""
         actions = self.actions_of(images)
         count, num_steps = actions.shape
-        kind = most_used_kind(actions, self.policy.kinds)
+        kind = most_used_kind(actions, self.kinds)
         if kind is None:
             return full_compute(count, num_steps)
-        # not the range's first step, which `random_schedule` always computes
-        first = self.policy.decided_steps(num_steps).start - 1
         generator = torch.Generator().manual_seed(self.seed + images.start)
         mean = float((actions > 0).sum(1).double().mean())
-        return random_schedule(count, num_steps, mean, kind, generator, (first / num_steps, 1 - self.policy.forced_tail))
+        # the range's first step always computes there, which is the last one before those that are open
+        reuse_range = ((self.open_steps.start - 1) / num_steps, self.open_steps.stop / num_steps)
+        return random_schedule(count, num_steps, mean, kind, generator, reuse_range)
 
     @contextmanager
     def __call__(self, pipeline: Any, images: slice) -> Iterator[Run]:
@@ -76,10 +78,11 @@ class RandomAsOften:
 
 
 def random_method(like: Method, actions_of: Callable[[slice], Tensor], policy: AdaPolicy, seed: int, *, main: bool) -> Method:
-    """Random schedules at the rate of `like`, which has to be measured before it."""
+    """Random schedules at the rate of `like`, a row of the policy that has to be measured before it."""
+    steps = like.num_inference_steps
     return Method(
-        name=f"Random, rate of {like.label}", family=RANDOM, group="static", label=like.label,
-        num_inference_steps=like.num_inference_steps, accelerate=RandomAsOften(actions_of, policy, seed),
+        name=f"Random, rate of {like.label}", family=RANDOM, group="static", label=like.label, num_inference_steps=steps,
+        accelerate=RandomAsOften(actions_of, policy.kinds, policy.decided_steps(steps), seed),
         note=f"Per image, uniformly drawn steps reuse, on average over each batch as many as in {like.name}.",
         settings={"like": like.name, **like.settings}, main=main,
     )  # fmt: skip

@@ -4,8 +4,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-GROUP_COLOURS = {"plain": "#5A6570", "blockdance": "#0072B2", "static": "#00785A", "ada": "#D55E00", "peers": "#A8588C"}
-"""After Okabe and Ito; of different lightness, so that they differ on grey paper as well."""
+GROUP_COLOURS = {"plain": "#6B6B6B", "blockdance": "#56A0E0", "static": "#004D40", "ada": "#D55E00", "peers": "#CC79A7"}
+"""After Okabe and Ito, and of different lightness: they differ to colour-blind readers, and mostly on grey paper."""
 GROUP_MARKERS = {"plain": "s", "blockdance": "^", "static": "D", "ada": "o", "peers": "X"}
 GROUP_TITLES = {
     "plain": "Plain pipeline",

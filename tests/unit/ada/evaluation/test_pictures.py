@@ -89,7 +89,7 @@ def test_the_curve_to_beat_is_drawn_with_its_band() -> None:
     assert len(panel.collections) == 1
 
 
-def test_colours_differ_to_colour_blind_readers_and_on_grey_paper() -> None:
+def test_colours_differ_to_colour_blind_readers() -> None:
     """Under a protanope's and a deuteranope's matrices (Viénot et al., 1999, on linear light) no two groups look alike."""
     colours = {group: to_rgb(colour) for group, colour in GROUP_COLOURS.items()}
     linear = {group: np.asarray(colour) ** 2.2 for group, colour in colours.items()}
@@ -98,7 +98,7 @@ def test_colours_differ_to_colour_blind_readers_and_on_grey_paper() -> None:
     for matrix in (np.eye(3), protan, deutan):
         seen = {group: (matrix @ colour).clip(0, 1) ** (1 / 2.2) for group, colour in linear.items()}
         for one, other in combinations(seen, 2):
-            assert np.linalg.norm(seen[one] - seen[other]) > 0.12, (one, other)
+            assert np.linalg.norm(seen[one] - seen[other]) > 0.2, (one, other)
 
 
 def test_schedules_are_drawn_with_the_busiest_image_on_top() -> None:
