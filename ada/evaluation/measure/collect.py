@@ -21,6 +21,7 @@ from ada.evaluation.measure.results import (
     OWN_MACS,
     SAME_COMPUTE,
     SAME_LATENCY,
+    SCHEDULES,
     SECONDS,
     SECONDS_ALONE,
     SPEED_UP,
@@ -170,6 +171,8 @@ def _estimates(per_prompt: Mapping[str, list[float]], distances: Sequence[float]
     """Each quantity with the interval that holds for its kind."""
     kinds = {VISIBLE: statistics.share, DISTANCE: statistics.raw_mean, LATENT: statistics.raw_mean}
     estimates = {name: kinds.get(name, statistics.mean)(values) for name, values in per_prompt.items()}
+    if len(distances) and max(distances) <= statistics.LEAST_DISTANCE:  # the reference, by definition
+        estimates |= {name: Estimate(0.0, 0.0, 0.0) for name in (BOUNDED, VISIBLE) if name in per_prompt}
     if len(distances):
         estimates[MEDIAN] = statistics.quantile(distances, 0.5, num_seeds)
         estimates[TAIL] = statistics.quantile(distances, 0.9, num_seeds)
@@ -190,6 +193,8 @@ def _latencies(timing: Timing, reference: Timing, batch_size: int) -> dict[str, 
 def _single_figures(record: Record, reference: Record, timing: Timing) -> dict[str, Estimate]:
     """What is one number for the whole run, and has no interval."""
     figures: dict[str, float | None] = {CACHE: record.cache_bytes, MEMORY: timing.peak_bytes, OWN_MACS: record.own_macs}
+    if record.actions:
+        figures[SCHEDULES] = len({tuple(row) for row in record.actions})
     if len(record.features) > 1:
         figures[FRECHET] = frechet_distance(record.features, reference.features)
     return {name: Estimate(float(value), None, None) for name, value in figures.items() if value is not None}

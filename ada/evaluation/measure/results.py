@@ -22,7 +22,8 @@ SPEED_UP = "speed_up"
 SPEED_UP_ALONE = "speed_up_alone"
 CACHE = "cache_bytes"
 MEMORY = "peak_bytes"
-COSTS = (COMPUTE_SAVED, MACS, OWN_MACS, SECONDS, SECONDS_ALONE, SPEED_UP, SPEED_UP_ALONE, CACHE, MEMORY)
+SCHEDULES = "num_schedules"
+COSTS = (COMPUTE_SAVED, MACS, OWN_MACS, SECONDS, SECONDS_ALONE, SPEED_UP, SPEED_UP_ALONE, CACHE, MEMORY, SCHEDULES)
 SAME_LATENCY, SAME_COMPUTE, STATIC_MIXTURE = "same_latency", "same_compute", "static_mixture"
 PUBLISHED = 128
 """Fewer prompts than these are a quick look."""
@@ -159,6 +160,7 @@ def all_columns(metrics: Mapping[str, Column]) -> dict[str, Column]:
         SPEED_UP: Column("Speed-up", decimals=2, unit="×"),
         SECONDS_ALONE: Column("Latency, batch 1", higher_is_better=False, decimals=3, unit="s", in_terminal=False),
         SPEED_UP_ALONE: Column("Speed-up, batch 1", decimals=2, unit="×"),
+        SCHEDULES: Column("Schedules", decimals=0, unit="distinct", in_terminal=False),
         CACHE: Column("Cached", higher_is_better=False, decimals=2, scale=2**-20, unit="MiB/batch", in_terminal=False),
         MEMORY: Column("Peak memory", higher_is_better=False, decimals=1, scale=2**-20, unit="MiB/batch", in_terminal=False),
     }

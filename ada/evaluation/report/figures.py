@@ -67,7 +67,7 @@ def _draw(panel: Axes, results: Results, across: str, upwards: str) -> None:
         ours = group == "ada"
         panel.plot(
             x, y, color=GROUP_COLOURS[group], marker=GROUP_MARKERS[group], label=family, markersize=7 if ours else 4.5,
-            linewidth=2.4 if ours else 1.8 if family in BANDED else 0.9, alpha=1 if family in BANDED or ours else 0.65,
+            linewidth=2.4 if ours else 1.8 if family in BANDED else 0.6, alpha=1 if family in BANDED or ours else 0.65,
             zorder=5 if ours else 4 if family in BANDED else 3,
         )  # fmt: skip
         if family in BANDED:
@@ -108,6 +108,14 @@ def _limit(panel: Axes, results: Results, across: str, upwards: str) -> None:
         least = min(method.estimates[upwards].value for method in _with_both(results, across, upwards)) * column.scale
         if most > least:
             panel.set_ylim(min(least, 0) - 0.02 * most, most)
+            inside = [
+                method
+                for method in _with_both(results, across, upwards)
+                if method.estimates[upwards].value * column.scale <= most
+            ]
+            shown = [method.estimates[across].value * results.columns[across].scale for method in inside]
+            margin = 0.05 * (max(shown) - min(shown))
+            panel.set_xlim(min(shown) - margin, max(shown) + margin)
 
 
 def _axis_label(results: Results, name: str) -> str:

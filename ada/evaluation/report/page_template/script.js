@@ -133,7 +133,7 @@ function placed(points, mixture, at) {
   const limit = at.narrow ? 6 : 18, out = [];
   for (const label of wanted.sort((a, b) => a.rank - b.rank).slice(0, limit)) {
     const wide = label.text.length * at.font * 0.56 + 4, tall = at.font + 3;
-    search: for (const gap of [8, 14, 22]) for (const [dx, dy] of [[-1, -1], [1, 1], [-1, 0], [1, 0], [0, -1], [0, 1], [1, -1], [-1, 1]]) {
+    search: for (const gap of at.narrow ? [8, 14, 22, 34, 48] : [8, 14, 22]) for (const [dx, dy] of [[-1, -1], [1, 1], [-1, 0], [1, 0], [0, -1], [0, 1], [1, -1], [-1, 1]]) {
       const cx = label.x + dx * (wide / 2 + gap), cy = label.y + dy * (tall / 2 + gap), box = [cx - wide / 2, cy - tall / 2, cx + wide / 2, cy + tall / 2];
       if (box[0] < at.left || box[2] > at.width || box[1] < at.top || box[3] > at.height || overlaps(box)) continue;
       taken.push(box);

@@ -16,6 +16,7 @@ from ada.evaluation.measure.counting import Count, counted_macs
 from ada.evaluation.measure.metrics import Embedding, default_metrics, edge_density
 from ada.evaluation.measure.results import MethodResult
 from ada.evaluation.measure.run import Plan, measure
+from ada.evaluation.measure.statistics import Estimate
 from ada.evaluation.measure.store import Store
 from ada.evaluation.measure.timing import time_methods
 from ada.evaluation.methods import Method, NotApplicableError, Planned, Run, full_method, planned_method, unchanged
@@ -69,6 +70,7 @@ def test_the_reference_in_disguise_is_equal(backbone: Backbone, tmp_path: Path) 
     reference, equal = collect_results(plan.store, plan.methods, measure(plan), {}, CASES)
     assert equal.per_prompt["perceptual_distance"] == [0.0] * 5
     assert equal.per_prompt["latent_distance"] == [0.0] * 5
+    assert equal.estimates["visibly_changed"] == Estimate(0.0, 0.0, 0.0)
     assert equal.per_prompt["ssim"] == pytest.approx([1.0] * 5)
     assert equal.per_prompt["quality"] == reference.per_prompt["quality"]
     assert equal.per_prompt["compute_saved"] == [0.0] * 5
@@ -101,6 +103,7 @@ def test_every_prompt_takes_its_own_row_of_a_schedule(backbone: Backbone, tmp_pa
     schedule = ReuseSchedule(torch.tensor(rows), (Reuse(boundary=2),))
     _, scheduled = run(backbone, tmp_path, method("rows", Planned(schedule)))
     assert scheduled.actions == rows
+    assert scheduled.estimates["num_schedules"].value == len({tuple(row) for row in rows})
     assert scheduled.per_prompt["ssim"][:2] == pytest.approx([1.0, 1.0])
     assert max(scheduled.per_prompt["ssim"][2:]) < 1
 
