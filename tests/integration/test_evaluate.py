@@ -115,7 +115,7 @@ def test_evaluate(folder: Path) -> None:
     assert peer.per_prompt["compute_saved"] == pytest.approx([0.5] * len(PROMPTS))
     assert "attaches no hook" in str(defaults.reason)
     # the extra method is five plain steps, and so is the row that all are compared with
-    assert peer.estimates["perceptual_distance_difference"] == Estimate(0.0, 0.0, 0.0)
+    assert peer.estimates["bounded_damage_difference"] == Estimate(0.0, 0.0, 0.0)
     ada = results.method("Ada λ=0.5")
     assert ada.actions is not None
     full, own = reference.per_prompt["macs_per_image"][0], ada.estimates["own_macs_per_image"].value

@@ -72,7 +72,10 @@ def default_metrics(scorer: str, device: torch.device | str = "cpu") -> dict[str
         QUALITY: Metric(ClipScore(scorer), Column("Quality", decimals=2)),
         "psnr": Metric(PSNR(), Column("PSNR", unit="dB", decimals=1, in_terminal=False)),
         "ssim": Metric(SSIM(), Column("SSIM", decimals=4, in_terminal=False)),
-        DISTANCE: Metric(PerceptualDistance(scorer, scale=-1.0), Column("Mean distance", higher_is_better=False, decimals=4)),
+        DISTANCE: Metric(
+            PerceptualDistance(scorer, scale=-1.0),
+            Column("Mean distance", higher_is_better=False, decimals=4, in_terminal=False),
+        ),
     }
     for metric in metrics.values():
         metric.reward.to(device)

@@ -144,7 +144,7 @@ def all_columns(metrics: Mapping[str, Column]) -> dict[str, Column]:
         BOUNDED: Column("Bounded damage", higher_is_better=False, decimals=3),
         VISIBLE: Column("Visibly changed", higher_is_better=False, decimals=1, scale=100.0, unit="%"),
         MEDIAN: Column("Median distance", higher_is_better=False, decimals=4),
-        TAIL: Column("Distance, 0.9 quantile", higher_is_better=False, decimals=4),
+        TAIL: Column("Distance, 0.9 quantile", higher_is_better=False, decimals=4, in_terminal=False),
     }
     return {
         **(headlines if DISTANCE in metrics else {}),

@@ -192,7 +192,7 @@ def planned_method(
 def settings_of(plan: Plan) -> dict[str, Any]:
     """A configuration's fields, or a schedule's actions and kinds; of a decider nothing, which its method has to add."""
     if isinstance(plan, BlockDanceConfig):
-        return asdict(plan)
+        return {**asdict(plan), "reuse_range": list(plan.reuse_range)}
     if isinstance(plan, ReuseSchedule):
         rows = ["".join(map(str, row)) if len(plan.kinds) < 10 else " ".join(map(str, row)) for row in plan.actions.tolist()]
         return {"actions": rows[0] if len(rows) == 1 else rows, "kinds": [str(kind) for kind in plan.kinds]}

@@ -38,7 +38,7 @@ def terminal_table(results: Results) -> Table:
         padding=(0, 1, 0, 0),
         pad_edge=False,
     )
-    table.add_column("Method")
+    table.add_column("Method", no_wrap=True)
     columns = {name: column for name, column in _shown(results).items() if column.in_terminal}
     for column in columns.values():
         table.add_column(column.heading_with_arrow, justify="right")
