@@ -1,4 +1,4 @@
-"""The whole evaluation: choose the methods, search static schedules, measure and time every method, write the reports."""
+"""The whole evaluation: choose the methods, measure and time every one of them, write the reports."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -8,7 +8,6 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from ada.backbone import Backbone
 from ada.evaluation.measure import (
     VIDEO_COLUMNS,
     Bar,
@@ -35,32 +34,33 @@ from ada.evaluation.methods import (
     deep_cache,
     fewer_steps,
     full_method,
+    ladder_methods,
     num_blocks_of,
     peer_methods,
     random_method,
+    shuffled_method,
+    threshold_methods,
 )
 from ada.evaluation.report import Pictures, terminal_table, write_reports
 from ada.evaluation.request import Request
-from ada.evaluation.search import default_kinds, offering_policy, run_schedules, sample_schedules, static_methods
 from ada.evaluation.subject import Cases, Subject
 from ada.policy import AdaPolicy
-from ada.rollout import Denoiser
+from ada.rollouts import FrozenPipeline
 
 GRID_PROMPTS = 8
-STATIC_LEVELS = (0.15, 0.25, 0.35, 0.45)
 
 
 class EvaluationError(ValueError):
     """An evaluation that was asked for and makes no sense."""
 
 
-def evaluate(backbone: Backbone, policy: AdaPolicy, request: Request, console: Console | None = None) -> Results:
+def evaluate(frozen: FrozenPipeline, policy: AdaPolicy, request: Request, console: Console | None = None) -> Results:
     """Measures a policy against everything that a user might pick instead, through the stock pipeline.
 
     Prints a table and writes `results.json`, `table.md`, figures, an image grid, `index.html` and TensorBoard events.
 
     Args:
-        backbone: the pipeline and its settings, on the device to measure on.
+        frozen: the pipeline and how it is called, on the device to measure on.
         policy: the policy.
         request: prompts, metrics and settings.
         console: where to print.
@@ -72,19 +72,20 @@ def evaluate(backbone: Backbone, policy: AdaPolicy, request: Request, console: C
         IncompatiblePolicyError: the policy was trained on another architecture.
         EvaluationError: no prompts, a number of steps of which the policy decides none, or an unknown row to compare with.
     """
-    policy.check(backbone.transformer)
-    if not policy.decided_steps(backbone.num_inference_steps):
-        raise EvaluationError(
-            f"With {backbone.num_inference_steps} steps this policy decides none: it computes the first {policy.prefix:.0%} "
-            f"and the last {policy.forced_tail:.0%} of them. Take more steps."
-        )
+    policy.check(frozen.transformer)
+    steps = frozen.num_inference_steps
+    if steps < 3 or policy.decision_steps(steps)[0] >= steps - 1:
+        raise EvaluationError(f"With {steps} steps this policy decides none: it computes the first ones. Take more steps.")
     weights = list(request.quality_weights or default_quality_weights(policy))
-    subject = Subject.of(backbone)
+    subject = Subject.of(frozen)
 
     def methods(store: Store, cases: Cases, bar: Bar) -> list[Method]:
-        return _with_policy(backbone, policy, weights, subject, request, store, cases, bar)
+        return _with_policy(subject, policy.to(frozen.device).eval(), weights, request, store, cases)
 
-    settings = {"quality_weights": weights, "budgets": list(request.budgets), "policy_weights": fingerprint_of(policy)}
+    settings = {
+        "quality_weights": weights, "budgets": list(request.budgets), "mean_budgets": list(request.mean_budgets),
+        "policy_weights": fingerprint_of(policy),
+    }  # fmt: skip
     return evaluate_methods(subject, methods, request, console, settings)
 
 
@@ -172,7 +173,7 @@ def _results(plan: Plan, request: Request, recorded: Mapping[str, Any], measured
 
 def default_quality_weights(policy: AdaPolicy, count: int = 3) -> list[float]:
     """`count` values of λ, log-spaced over the policy's range; one where the range is a single value."""
-    low, high = policy.quality_weight_range
+    low, high = policy.config["quality_weight_range"]
     if low == high:
         return [low]
     return [low * (high / low) ** (place / (count - 1)) for place in range(count)]
@@ -184,35 +185,28 @@ def grid_places(num_prompts: int) -> frozenset[int]:
 
 
 def _with_policy(
-    backbone: Backbone,
-    policy: AdaPolicy,
-    weights: Sequence[float],
-    subject: Subject,
-    request: Request,
-    store: Store,
-    cases: Cases,
-    bar: Bar,
+    subject: Subject, policy: AdaPolicy, weights: Sequence[float], request: Request, store: Store, cases: Cases
 ) -> list[Method]:
     """Every method of the default matrix."""
-    steps, num_blocks = backbone.num_inference_steps, num_blocks_of(subject)
-    ours = ada_methods(policy, weights, request.budgets, steps)
-    random = [
-        random_method(like, _actions_of(store, like, cases), policy, request.seed, main=place == len(weights) // 2)
-        for place, like in enumerate(ours[: len(weights)])
-    ]
+    steps, num_blocks = subject.num_inference_steps, num_blocks_of(subject)
+    boundary = max(kind.boundary for kind in policy.kinds)
+    ours = ada_methods(policy, weights, request.budgets, request.mean_budgets, steps)
+    middle = ours[len(weights) // 2]
     methods = [
         full_method(steps),
         *fewer_steps(steps),
-        *blockdance(num_blocks, steps, max(kind.boundary for kind in policy.kinds)),
-        *_static(backbone, policy, request, store, bar),
+        *blockdance(num_blocks, steps, boundary),
+        *(ladder_methods(request.ladder, steps) if request.ladder is not None else []),
         *ours,
-        *random,
+        *(random_method(like, _actions_of(store, like, cases), policy, request.seed, main=like is middle) for like in ours[: len(weights)]),
+        *(shuffled_method(like, policy, main=like is middle) for like in ours[: len(weights)]),
         *deep_cache(num_blocks, steps),
-    ]
+    ]  # fmt: skip
     if request.search_prompts:
         some = slice(0, request.batch_size)
         seeds = Cases.of(request.search_prompts, request.search_indices, 1, request.seed).seeds[some]
         methods += calibrated_methods(subject, request.search_prompts[some], seeds)
+        methods += threshold_methods(subject, request.search_prompts[some], seeds, boundary)
         methods += peer_methods(subject, request.search_prompts[some], seeds) if request.peers else []
     return [*methods, *request.extra_methods]
 
@@ -232,27 +226,6 @@ def _actions_of(store: Store, method: Method, cases: Cases) -> Callable[[slice],
     return actions_of
 
 
-def _static(backbone: Backbone, policy: AdaPolicy, request: Request, store: Store, bar: Bar) -> list[Method]:
-    """The best static schedules, searched on prompts that are not evaluated."""
-    if not request.search_prompts:
-        return []
-    steps, cost = backbone.num_inference_steps, backbone.cost()
-    kinds = tuple(dict.fromkeys((*policy.kinds, *default_kinds(len(cost.blocks)))))
-    generator = torch.Generator().manual_seed(request.seed)
-    offer = sample_schedules(kinds, policy.decided_steps(steps), steps, request.num_schedules, cost, generator)
-    errors = store.read("static-search")
-    if errors is None:
-        denoiser = Denoiser(backbone, offering_policy(backbone, kinds, policy), request.seed)
-        advance = bar.task("Searching static schedules", len(request.search_prompts))
-        found = run_schedules(
-            denoiser, request.search_prompts, request.search_indices, offer.actions, {}, advance=lambda done: advance("")
-        )
-        errors = found["latent_distance"].tolist()
-        store.write("static-search", errors)
-    searched_on = f"{len(request.search_prompts)} other prompts"
-    return static_methods(offer, torch.tensor(errors), STATIC_LEVELS, searched_on)
-
-
 def _settings(subject: Subject, request: Request, others: Mapping[str, Any]) -> dict[str, Any]:
     """What is recorded, and what stored measurements must agree with."""
     sources = request.sources or {"base_model": subject.model}
@@ -270,5 +243,5 @@ def _settings(subject: Subject, request: Request, others: Mapping[str, Any]) -> 
         "seed": request.seed,
         "seeds": request.seeds,
         "search_prompts": list(request.search_prompts),
-        "search_schedules": request.num_schedules,
+        "ladder": None if request.ladder is None else request.ladder.to_dict(),
     }

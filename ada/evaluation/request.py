@@ -10,11 +10,13 @@ from torch import Tensor
 from ada.evaluation.measure import Metric
 from ada.evaluation.measure.results import PUBLISHED
 from ada.evaluation.methods import FULL_COMPUTE, Method
+from ada.schedules import Ladder
 
 DEFAULT_BUDGETS = (0.85, 0.7)
 """The shares of the compute at which the policy runs beside its quality weights."""
+DEFAULT_MEAN_BUDGETS = (0.85, 0.8, 0.7, 0.6)
+"""The shares that it spends on average."""
 ROUNDS, QUICK_ROUNDS = 10, 3
-SCHEDULES, QUICK_SCHEDULES = 64, 24
 SEARCH_PROMPTS, QUICK_SEARCH_PROMPTS = 12, 4
 
 
@@ -34,12 +36,13 @@ class Request:
         keep_images: keep every generated image, not only those of the grid.
         sweeps: run the settings around the main ones as well; None: not in a quick look.
         rounds: how often each main method is timed; None: 10, in a quick look 3, and then at batch 1 alone.
-        search_prompts, search_indices: prompts that are not evaluated, to search static schedules and calibrate peers on; without
-            them neither is done.
-        search_schedules: how many static schedules to try; None: 64, in a quick look 24.
+        search_prompts, search_indices: prompts that are not evaluated, to calibrate BlockDance and peers on; without them neither
+            is compared.
+        ladder: searched static schedules, every rung of which is a row; None leaves them out.
         peers: whether to compare other people's caches.
         quality_weights: λ at which the policy runs; by default three, log-spaced over the range that it was trained on.
-        budgets: shares of the compute at which the policy runs.
+        budgets: shares of the compute that the policy spends on every image.
+        mean_budgets: shares that it spends on average, each image as it needs; policies without a measured curve have none.
         extra_methods: further methods, such as calibrated schedules; see `planned_method`.
         sources: folders and Hub ids to name in `results.json`, such as the policy's; of a folder, only its last part is kept.
         settings: what else to record there.
@@ -59,10 +62,11 @@ class Request:
     rounds: int | None = None
     search_prompts: Sequence[str] = ()
     search_indices: Sequence[int] = ()
-    search_schedules: int | None = None
+    ladder: Ladder | None = None
     peers: bool = True
     quality_weights: Sequence[float] | None = None
     budgets: Sequence[float] = DEFAULT_BUDGETS
+    mean_budgets: Sequence[float] = DEFAULT_MEAN_BUDGETS
     extra_methods: Sequence[Method] = ()
     sources: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -89,8 +93,3 @@ class Request:
             return QUICK_ROUNDS, [1]
         rounds = ROUNDS if self.rounds is None else self.rounds
         return rounds, sorted({1, min(self.batch_size, num_cases)})
-
-    @property
-    def num_schedules(self) -> int:
-        """Static schedules to try."""
-        return self.search_schedules or (QUICK_SCHEDULES if self.is_quick_look else SCHEDULES)

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ada.backbone import Backbone
-from ada.rollout import prompt_seed
+from ada.rollouts import FrozenPipeline
 
 
 @dataclass(frozen=True)
@@ -29,15 +28,9 @@ class Subject:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, backbone: Backbone) -> "Subject":
-        """The pipeline of a backbone, called as the backbone drives it."""
-        arguments = {
-            "guidance_scale": backbone.guidance_scale,
-            "max_sequence_length": backbone.max_sequence_length,
-            "use_resolution_binning": False,
-            "clean_caption": False,
-        }
-        return cls(backbone.pipeline, backbone.num_inference_steps, backbone.model, arguments)
+    def of(cls, frozen: FrozenPipeline) -> "Subject":
+        """The pipeline that a policy was trained over, called in the same way."""
+        return cls(frozen.pipeline, frozen.num_inference_steps, str(frozen.model), frozen.arguments)
 
     @property
     def device(self) -> torch.device:
@@ -129,3 +122,8 @@ def recorded_latents(vae: Any) -> Iterator[list[Tensor]]:
         yield seen
     finally:
         del vae.decode
+
+
+def prompt_seed(seed: int, index: int) -> int:
+    """Seed of a prompt's noise, from a noise seed and the prompt's index in its data set; it depends on no batch."""
+    return (seed * 1_000_003 + index) % 2**63

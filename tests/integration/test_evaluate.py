@@ -11,10 +11,10 @@ import pytest
 import torch
 from conftest import build_clip_folder, build_pixart_pipeline
 from PIL import Image
+from policies import build_step_policy
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ada.backbone import Backbone
 from ada.evaluation import (
     Embedding,
     Estimate,
@@ -29,24 +29,18 @@ from ada.evaluation import (
     full_method,
     unchanged,
 )
-from ada.policy import AdaPolicy
+from ada.policy import AdaPolicy, StepPolicy
+from ada.rollouts import FrozenPipeline
+from ada.schedules import Ladder
 from blockdance import Reuse
 
-KINDS = (Reuse(boundary=3, order=1), Reuse(boundary=1, order=0))
+ARGUMENTS = {"guidance_scale": 4.0, "max_sequence_length": 8, "use_resolution_binning": False, "clean_caption": False}
+LADDER = Ladder(torch.tensor([[0] * 10, [0, 0, 0, 0, 0, 1, 0, 1, 0, 0]]), (Reuse(boundary=3),), (2,))
 PROMPTS = ["a b", "c", "d e f", "g", "h"]
 
 
-def build_policy(backbone: Backbone) -> AdaPolicy:
-    """A random policy, small enough for a test."""
-    policy = AdaPolicy.for_transformer(
-        backbone.transformer, backbone.feature_width(), KINDS, backbone.action_costs(KINDS),
-        prefix=0.2, quality_weight_range=(0.5, 8.0), hidden_size=16, num_heads=2,
-    )  # fmt: skip
-    torch.manual_seed(4)
-    with torch.no_grad():
-        for parameter in policy.parameters():
-            parameter.normal_(std=0.5)
-    return policy
+def pipeline_of(folder: Path, steps: int) -> FrozenPipeline:
+    return FrozenPipeline(str(folder / "pipeline"), steps, ARGUMENTS)
 
 
 @pytest.fixture
@@ -54,7 +48,7 @@ def folder(tmp_path: Path) -> Path:
     """Pipeline, scorer, policy and prompts, saved."""
     build_pixart_pipeline().save_pretrained(tmp_path / "pipeline")
     build_clip_folder(tmp_path / "scorer")
-    build_policy(Backbone(str(tmp_path / "pipeline"), max_sequence_length=8)).save_pretrained(tmp_path / "policy")
+    build_step_policy(pipeline_of(tmp_path, 10)).save_pretrained(tmp_path / "policy")
     lines = [json.dumps({"prompt": prompt}) for prompt in PROMPTS]
     (tmp_path / "test.jsonl").write_text("\n".join(lines), encoding="utf-8")
     return tmp_path
@@ -75,10 +69,10 @@ def test_evaluate(folder: Path) -> None:
         note="Somebody's method.",
     )  # fmt: skip
     results = evaluate(
-        Backbone(str(folder / "pipeline"), num_inference_steps=10, max_sequence_length=8),
+        pipeline_of(folder, 10),
         AdaPolicy.from_pretrained(folder / "policy"),
         request(
-            folder, extra_methods=[extra], search_prompts=["x", "y"], search_indices=[0, 1], search_schedules=24,
+            folder, extra_methods=[extra], search_prompts=["x", "y"], search_indices=[0, 1], ladder=LADDER,
             compare_with="Fewer steps (5)", budgets=[0.8], sources={"policy": str(folder / "policy"), "scorer": "openai/some-clip"},
         ),
         console,
@@ -90,7 +84,7 @@ def test_evaluate(folder: Path) -> None:
     assert {"DeepCache, N=2", "cache-dit, SGLang", "Random, rate of λ=2"} <= set(names)
     # a quick look leaves the settings around the main ones out, but for the row that all are compared with
     assert not {"BlockDance-4, block 3, order 0", "Fewer steps (8)", "Random, rate of λ=8"} & set(names)
-    assert any(name.startswith("Best static schedule") for name in names)
+    assert {"Static rung 1, 20%", "Shuffled Ada λ=2", "Threshold per image, 25%"} <= set(names)
     assert len(set(names)) == len(names)
     printed = console.export_text()
     assert all(name in printed for name in names)
@@ -135,19 +129,19 @@ def test_evaluate(folder: Path) -> None:
 
 def saved_by(actions: list[int], folder: Path) -> float:
     """Compute saved from the policy's own costs of the actions."""
-    costs = AdaPolicy.from_pretrained(folder / "policy").action_costs
+    costs = StepPolicy.from_pretrained(folder / "policy").action_costs
     return 1 - float(costs[actions].mean())
 
 
 def test_nothing_to_decide(folder: Path) -> None:
     """Of two steps the policy decides none: it computes the first two at least."""
-    backbone = Backbone(str(folder / "pipeline"), num_inference_steps=2, max_sequence_length=8)
+    backbone = pipeline_of(folder, 2)
     with pytest.raises(EvaluationError, match="With 2 steps this policy decides none"):
         evaluate(backbone, AdaPolicy.from_pretrained(folder / "policy"), request(folder))
 
 
 def test_an_unknown_row_to_compare_with_lists_the_rows(folder: Path) -> None:
-    subject = Subject.of(Backbone(str(folder / "pipeline"), num_inference_steps=2, max_sequence_length=8))
+    subject = Subject.of(pipeline_of(folder, 2))
     with pytest.raises(EvaluationError, match=r"No row is named 'Nothing'. There are: Full compute"):
         evaluate_methods(subject, lambda *_: [full_method(2)], request(folder, compare_with="Nothing"))
 
@@ -158,8 +152,10 @@ def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     options = [word for option, name in sources.items() for word in (f"--{option}", str(folder / name))]
     words = [sys.executable, str(root / "evaluate.py"), *options, "--limit", "2", "--num-inference-steps=6"]
     words += [
-        "--max-sequence-length",
-        "8",
+        "--arguments",
+        json.dumps(ARGUMENTS),
+        "--ladder",
+        "null",
         "--quality-weights",
         "[2.0]",
         "--device",

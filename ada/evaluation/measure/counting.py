@@ -49,6 +49,22 @@ def counted_macs(transformer: nn.Module, count: Count) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def counted_decisions(decider: nn.Module, count: Count) -> Iterator[None]:
+    """Adds the MACs of everything that a policy does to decide."""
+    decide = decider.decide
+
+    def counted(state: Any) -> Any:
+        with _MacCounter(count):
+            return decide(state)  # type: ignore[operator]
+
+    vars(decider)["decide"] = counted
+    try:
+        yield
+    finally:
+        del vars(decider)["decide"]
+
+
 class _MacCounter(TorchDispatchMode):
     """Counts with the formulas of `torch.utils.flop_counter`.
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ada.evaluation.measure.counting import Count, counted_macs, counted_memory
+from ada.evaluation.measure.counting import Count, counted_decisions, counted_macs, counted_memory
 from ada.evaluation.measure.metrics import Metric, edge_density, measure_batch
 from ada.evaluation.measure.store import Store
 from ada.evaluation.methods import BatchReport, Method, NotApplicableError, Planned, whole_batch
@@ -161,7 +161,7 @@ def run_batch(
             elif count is not None:
                 counters.enter_context(counted_macs(subject.pipeline.transformer, count))
                 decider = _network_of(method)
-                counters.enter_context(nullcontext() if decider is None else counted_macs(decider, own))
+                counters.enter_context(nullcontext() if decider is None else counted_decisions(decider, own))
             generated = generate(subject, cases.prompts[batch], cases.seeds[batch], method.num_inference_steps, run.call)
         _synchronize(subject.device)
         seconds = time.perf_counter() - start

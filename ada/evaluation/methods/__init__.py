@@ -1,6 +1,6 @@
 """What is compared: the plain pipeline, BlockDance, other people's caches, and the policy."""
 
-from ada.evaluation.methods.ada import ada_methods, random_method
+from ada.evaluation.methods.ada import ada_methods, ladder_methods, random_method, shuffled_method
 from ada.evaluation.methods.base import (
     ADA,
     ADA_BUDGET,
@@ -22,6 +22,7 @@ from ada.evaluation.methods.base import (
 from ada.evaluation.methods.calibrated import calibrated_methods
 from ada.evaluation.methods.peers import peer_methods
 from ada.evaluation.methods.plain import blockdance, deep_cache, fewer_steps, num_blocks_of, training_free
+from ada.evaluation.methods.threshold import threshold_methods
 
 __all__ = [
     "ADA",
@@ -41,11 +42,14 @@ __all__ = [
     "deep_cache",
     "fewer_steps",
     "full_method",
+    "ladder_methods",
     "num_blocks_of",
     "one_by_one",
     "peer_methods",
     "planned_method",
     "random_method",
+    "shuffled_method",
+    "threshold_methods",
     "training_free",
     "unchanged",
     "whole_batch",

@@ -5,19 +5,20 @@ from pathlib import Path
 import pytest
 from conftest import build_pixart_pipeline
 
-from ada.backbone import Backbone
 from ada.evaluation.measure.run import run_batch
 from ada.evaluation.methods import NotApplicableError, Planned, calibrated, full_method
 from ada.evaluation.subject import Cases, Subject
+from ada.rollouts import FrozenPipeline
 from blockdance import BlockDanceConfig, ReuseSchedule
 
+ARGUMENTS = {"guidance_scale": 2.0, "max_sequence_length": 8, "use_resolution_binning": False, "clean_caption": False}
 CASES = Cases(["a", "b c"], [1, 2], 2)
 
 
 @pytest.fixture
 def subject(tmp_path: Path) -> Subject:
     build_pixart_pipeline().save_pretrained(tmp_path / "pipeline")
-    return Subject.of(Backbone(str(tmp_path / "pipeline"), num_inference_steps=10, guidance_scale=2.0, max_sequence_length=8))
+    return Subject.of(FrozenPipeline(str(tmp_path / "pipeline"), 10, ARGUMENTS))
 
 
 def test_they_run_and_save(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:

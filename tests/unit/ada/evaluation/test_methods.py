@@ -4,32 +4,30 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import NUM_BLOCKS, build_pixart, build_pixart_pipeline
+from conftest import NUM_BLOCKS, build_pixart_pipeline
+from policies import build_step_policy
 
-from ada.backbone import Backbone
 from ada.evaluation.measure.counting import Count
 from ada.evaluation.measure.run import run_batch
-from ada.evaluation.methods import Planned, ada_methods, full_method, one_by_one, planned_method, unchanged
-from ada.evaluation.methods.ada import RandomAsOften, most_used_kind
-from ada.evaluation.methods.base import Method
+from ada.evaluation.methods import Planned, ada_methods, full_method, ladder_methods, one_by_one, planned_method, unchanged
+from ada.evaluation.methods.ada import RandomAsOften, Shuffled, most_used_kind
+from ada.evaluation.methods.base import Method, Unavailable
 from ada.evaluation.methods.plain import MOST_STEP_COUNTS, blockdance, deep_cache, fewer_steps
 from ada.evaluation.subject import Cases, Subject
-from ada.policy import AdaPolicy
-from blockdance import BlockDanceConfig, BlockReuse, Reuse, ReuseSchedule
+from ada.policy import StepPolicy
+from ada.rollouts import FrozenPipeline
+from ada.schedules import Ladder
+from blockdance import BlockDanceConfig, BlockReuse, PolicyState, Reuse, ReuseSchedule
 
+ARGUMENTS = {"guidance_scale": 2.0, "max_sequence_length": 8, "use_resolution_binning": False, "clean_caption": False}
 STEPS = 20
 KINDS = (Reuse(boundary=3, order=1), Reuse(boundary=2, order=0))
 
 
 @pytest.fixture
-def policy() -> AdaPolicy:
-    return AdaPolicy.for_transformer(build_pixart(), 16, KINDS, [1.0, 0.0, 0.25], quality_weight_range=(0.5, 8.0))
-
-
-@pytest.fixture
 def subject(tmp_path: Path) -> Subject:
     build_pixart_pipeline().save_pretrained(tmp_path / "pipeline")
-    return Subject.of(Backbone(str(tmp_path / "pipeline"), num_inference_steps=6, guidance_scale=2.0, max_sequence_length=8))
+    return Subject.of(FrozenPipeline(str(tmp_path / "pipeline"), 6, ARGUMENTS))
 
 
 def decided(rows: list[dict[int, int]]) -> torch.Tensor:
@@ -104,11 +102,15 @@ def test_most_used_kind() -> None:
     assert most_used_kind(decided([{}]), KINDS) is None
 
 
-def test_ada_at_weights_and_budgets(policy: AdaPolicy) -> None:
-    at_weight, at_budget = ada_methods(policy, [2.0], [0.7], STEPS)
+def test_ada_at_weights_and_budgets(tmp_path: Path) -> None:
+    """Mean budgets need a measured curve, which this policy has none of; a budget that cannot be had is a row that says so."""
+    build_pixart_pipeline().save_pretrained(tmp_path / "pipeline")
+    policy = build_step_policy(FrozenPipeline(str(tmp_path / "pipeline"), STEPS, ARGUMENTS))
+    at_weight, at_budget, beyond = ada_methods(policy, [2.0], [0.7, 1.7], [0.8], STEPS)
+    assert isinstance(beyond.accelerate, Unavailable)
     assert (at_weight.name, at_weight.settings) == ("Ada λ=2", {"quality_weight": 2.0})
     assert isinstance(at_budget.accelerate, Planned)
-    assert isinstance(at_budget.accelerate.plan, AdaPolicy)
+    assert isinstance(at_budget.accelerate.plan, StepPolicy)
     assert at_budget.accelerate.plan.compute == 0.7
 
 
@@ -129,3 +131,37 @@ def test_one_by_one_gives_each_image_its_own_row_and_the_same_image(subject: Sub
     torch.testing.assert_close(images[0], images[1], atol=1e-4, rtol=0)
     plain = Method(name="p", family="", group="plain", label="", num_inference_steps=6, accelerate=unchanged, note="")
     assert not torch.allclose(images[0], run_batch(subject, plain, cases, slice(0, 2)).generated.images, atol=1e-4)
+
+
+def test_the_rungs_of_a_ladder_are_static_rows() -> None:
+    """Of three rungs the first computes everything; the one nearest to each level is main."""
+    ladder = Ladder(
+        torch.tensor([[0] * 10, [0, 0, 0, 0, 0, 1, 0, 1, 0, 0], [0, 0, 0, 1, 0, 1, 0, 1, 0, 1]]), (Reuse(boundary=2),), (2,)
+    )
+    methods = ladder_methods(ladder, 10)
+    assert [(method.name, method.label, method.main) for method in methods] == [
+        ("Static rung 1, 20%", "20%", True),
+        ("Static rung 2, 40%", "40%", True),
+    ]
+    assert methods[0].settings == {"actions": "0000010100", "kinds": ["after block 2, order 0"]}
+
+
+def test_shuffled_decisions_are_those_of_the_neighbours(subject: Subject) -> None:
+    """A decider that reuses as many steps as an image's features say gives every image its neighbour's number."""
+
+    class ByNumber:
+        kinds = (Reuse(boundary=2),)
+
+        def decide(self, state: PolicyState) -> ReuseSchedule:
+            actions = torch.zeros_like(state.actions)
+            for image, number in enumerate(state.features[:, 0, 0].tolist()):
+                actions[image, state.step : state.step + int(number)] = 1
+            return ReuseSchedule(actions, self.kinds)
+
+    empty, numbers = torch.zeros(3, 1, 1), torch.tensor([0.0, 1.0, 2.0])[:, None, None]
+    state = PolicyState(
+        latents=empty, clean=empty, features=numbers, feature_change=empty, prompt_embeds=None, prompt_mask=None,
+        class_labels=None, sigmas=torch.linspace(1, 0, 6), actions=torch.tensor([[0, 0, 0, -1, -1, -1]] * 3), step=3,
+    )  # fmt: skip
+    decided = Shuffled(ByNumber()).decide(state)  # type: ignore[arg-type]
+    assert (decided.actions > 0).sum(1).tolist() == [1, 2, 0]

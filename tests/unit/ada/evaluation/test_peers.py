@@ -9,7 +9,6 @@ import torch
 from conftest import build_pixart_pipeline
 from diffusers.hooks.first_block_cache import FirstBlockCacheConfig
 
-from ada.backbone import Backbone
 from ada.evaluation.measure.counting import Count
 from ada.evaluation.measure.run import run_batch
 from ada.evaluation.methods import Method, NotApplicableError, full_method, peer_methods
@@ -18,7 +17,9 @@ from ada.evaluation.methods.peers.attach import optional_package
 from ada.evaluation.methods.peers.diffusers_caches import DiffusersCache
 from ada.evaluation.methods.peers.packages import CacheDit, TGate, TokenMerging
 from ada.evaluation.subject import Cases, Subject
+from ada.rollouts import FrozenPipeline
 
+ARGUMENTS = {"guidance_scale": 2.0, "max_sequence_length": 8, "use_resolution_binning": False, "clean_caption": False}
 STEPS = 10
 CASES = Cases(["a", "b c"], [1, 2], 2)
 WHOLE = slice(0, 2)
@@ -37,9 +38,7 @@ def subject(tmp_path: Path) -> Subject:
         # so small a noise prediction changes the latents little, and features change little between steps, as in a trained model
         pipeline.transformer.proj_out.weight.mul_(0.02)
     pipeline.save_pretrained(tmp_path / "pipeline")
-    return Subject.of(
-        Backbone(str(tmp_path / "pipeline"), num_inference_steps=STEPS, guidance_scale=2.0, max_sequence_length=8)
-    )
+    return Subject.of(FrozenPipeline(str(tmp_path / "pipeline"), STEPS, ARGUMENTS))
 
 
 def peers(subject: Subject) -> dict[str, Method]:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import NUM_BLOCKS, build_clip_folder, build_pixart_pipeline
+from policies import build_step_policy
 
-from ada.backbone import Backbone
 from ada.evaluation.measure.collect import collect_results, read_complexity
 from ada.evaluation.measure.counting import Count, counted_macs
 from ada.evaluation.measure.metrics import Embedding, default_metrics, edge_density
@@ -20,11 +20,12 @@ from ada.evaluation.measure.statistics import Estimate
 from ada.evaluation.measure.store import Store
 from ada.evaluation.measure.timing import time_methods
 from ada.evaluation.methods import Method, NotApplicableError, Planned, Run, full_method, planned_method, unchanged
-from ada.evaluation.subject import Cases, Subject, generate
-from ada.policy import AdaPolicy
-from ada.rollout import prompt_seed
+from ada.evaluation.subject import Cases, Subject, generate, prompt_seed
+from ada.policy import StepPolicy
+from ada.rollouts import FrozenPipeline
 from blockdance import Reuse, ReuseSchedule, apply_blockdance, full_compute
 
+ARGUMENTS = {"guidance_scale": 2.0, "max_sequence_length": 8, "use_resolution_binning": False, "clean_caption": False}
 STEPS = 6
 CASES = Cases(["a", "b c", "d", "e f", "g"], [11, 12, 13, 14, 15], 2)
 WORSE = ReuseSchedule(torch.tensor([[0] + [1] * (STEPS - 1)]), (Reuse(boundary=NUM_BLOCKS - 1),))
@@ -32,9 +33,9 @@ WORSE = ReuseSchedule(torch.tensor([[0] + [1] * (STEPS - 1)]), (Reuse(boundary=N
 
 
 @pytest.fixture
-def backbone(tmp_path: Path) -> Backbone:
+def backbone(tmp_path: Path) -> FrozenPipeline:
     build_pixart_pipeline().save_pretrained(tmp_path / "pipeline")
-    return Backbone(str(tmp_path / "pipeline"), num_inference_steps=STEPS, guidance_scale=2.0, max_sequence_length=8)
+    return FrozenPipeline(str(tmp_path / "pipeline"), STEPS, ARGUMENTS)
 
 
 def method(name: str, accelerate: Any, steps: int = STEPS, **options: Any) -> Method:
@@ -44,7 +45,7 @@ def method(name: str, accelerate: Any, steps: int = STEPS, **options: Any) -> Me
 
 
 def plan_of(
-    backbone: Backbone, folder: Path, methods: Sequence[Method], cases: Cases = CASES, kept: Sequence[int] = ()
+    backbone: FrozenPipeline, folder: Path, methods: Sequence[Method], cases: Cases = CASES, kept: Sequence[int] = ()
 ) -> Plan:
     scorer = str(build_clip_folder(folder / "scorer"))
     store = Store(folder / "out", {"cases": len(cases.prompts)})
@@ -59,12 +60,12 @@ def plan_of(
     )
 
 
-def run(backbone: Backbone, folder: Path, *methods: Method, cases: Cases = CASES) -> list[MethodResult]:
+def run(backbone: FrozenPipeline, folder: Path, *methods: Method, cases: Cases = CASES) -> list[MethodResult]:
     plan = plan_of(backbone, folder, methods, cases)
     return collect_results(plan.store, plan.methods, measure(plan), {}, cases)
 
 
-def test_the_reference_in_disguise_is_equal(backbone: Backbone, tmp_path: Path) -> None:
+def test_the_reference_in_disguise_is_equal(backbone: FrozenPipeline, tmp_path: Path) -> None:
     disguised = planned_method("disguised", "", "static", "", STEPS, full_compute(1, STEPS), "")
     plan = plan_of(backbone, tmp_path, [disguised], kept=(0, 3, 4))
     reference, equal = collect_results(plan.store, plan.methods, measure(plan), {}, CASES)
@@ -81,7 +82,7 @@ def test_the_reference_in_disguise_is_equal(backbone: Backbone, tmp_path: Path) 
     assert (difference.value, difference.low, difference.high) == (0.0, 0.0, 0.0)
 
 
-def test_a_planted_worse_method_is_worse(backbone: Backbone, tmp_path: Path) -> None:
+def test_a_planted_worse_method_is_worse(backbone: FrozenPipeline, tmp_path: Path) -> None:
     _, planted = run(backbone, tmp_path, method("worse", Planned(WORSE)))
     estimates = planted.estimates
     assert estimates["ssim_difference"].value < 0
@@ -91,13 +92,13 @@ def test_a_planted_worse_method_is_worse(backbone: Backbone, tmp_path: Path) -> 
     assert estimates["cache_bytes"].value > 0
 
 
-def test_fewer_steps_save_exactly_their_share(backbone: Backbone, tmp_path: Path) -> None:
+def test_fewer_steps_save_exactly_their_share(backbone: FrozenPipeline, tmp_path: Path) -> None:
     _, fewer = run(backbone, tmp_path, method("fewer", unchanged, steps=4))
     assert fewer.per_prompt["compute_saved"] == pytest.approx([1 / 3] * 5)
     assert max(fewer.per_prompt["ssim"]) < 1
 
 
-def test_every_prompt_takes_its_own_row_of_a_schedule(backbone: Backbone, tmp_path: Path) -> None:
+def test_every_prompt_takes_its_own_row_of_a_schedule(backbone: FrozenPipeline, tmp_path: Path) -> None:
     """Prompt 0 computes everything, prompt 4 reuses most; batches of two must not mix them up."""
     rows = [[0, 0, 0, *(int(place > step) for step in range(1, STEPS - 2))] for place in range(5)]
     schedule = ReuseSchedule(torch.tensor(rows), (Reuse(boundary=2),))
@@ -122,7 +123,7 @@ def noting(name: str, calls: list[tuple[str, int]], stop_at: int | None = None) 
     return method(name, accelerate)
 
 
-def test_every_image_is_made_once(backbone: Backbone, tmp_path: Path) -> None:
+def test_every_image_is_made_once(backbone: FrozenPipeline, tmp_path: Path) -> None:
     """Three batches, two methods in turn: no run for counting alone."""
     calls: list[tuple[str, int]] = []
     counted = replace(noting("two", calls), data_dependent=True)
@@ -132,7 +133,7 @@ def test_every_image_is_made_once(backbone: Backbone, tmp_path: Path) -> None:
     assert results[2].per_prompt["compute_saved"] == pytest.approx([0.0] * 5)
 
 
-def test_a_killed_run_goes_on_without_measuring_anything_again(backbone: Backbone, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_without_measuring_anything_again(backbone: FrozenPipeline, tmp_path: Path) -> None:
     """Killed in the second batch, after the first method: what was there stays, and all values equal one whole run."""
     calls: list[tuple[str, int]] = []
     with pytest.raises(KeyboardInterrupt):
@@ -148,7 +149,7 @@ def test_a_killed_run_goes_on_without_measuring_anything_again(backbone: Backbon
     assert not list(store.parts.glob("reference-*"))
 
 
-def test_the_same_name_with_other_settings_is_another_method(backbone: Backbone, tmp_path: Path) -> None:
+def test_the_same_name_with_other_settings_is_another_method(backbone: FrozenPipeline, tmp_path: Path) -> None:
     calls: list[tuple[str, int]] = []
     first = replace(noting("one", calls), settings={"threshold": 1})
     for each in (first, first, replace(first, settings={"threshold": 2})):
@@ -163,7 +164,7 @@ def test_other_settings_take_nothing_from_an_earlier_run(tmp_path: Path) -> None
     assert Store(tmp_path, {"seed": 1}).read("decisions") is None
 
 
-def test_a_method_that_does_not_apply_or_skips_nothing_says_so(backbone: Backbone, tmp_path: Path) -> None:
+def test_a_method_that_does_not_apply_or_skips_nothing_says_so(backbone: FrozenPipeline, tmp_path: Path) -> None:
     @contextmanager
     def refuses(pipeline: Any, images: slice) -> Iterator[Run]:
         raise NotApplicableError("No such blocks.")
@@ -178,7 +179,7 @@ def test_a_method_that_does_not_apply_or_skips_nothing_says_so(backbone: Backbon
     assert worked.reason is None
 
 
-def test_seeds_of_a_prompt_are_averaged(backbone: Backbone, tmp_path: Path) -> None:
+def test_seeds_of_a_prompt_are_averaged(backbone: FrozenPipeline, tmp_path: Path) -> None:
     """Two prompts with two seeds: the value of a prompt is the mean of its two images', which the seeds make different."""
     cases = Cases.of(["a", "b c"], [3, 9], 2, seed=5, num_seeds=2)
     assert list(cases.prompts) == ["a", "b c", "a", "b c"]
@@ -195,7 +196,7 @@ def test_seeds_of_a_prompt_are_averaged(backbone: Backbone, tmp_path: Path) -> N
     assert both.per_prompt["perceptual_distance"] == pytest.approx([(one + two) / 2 for one, two in zip(*values, strict=True)])
 
 
-def test_images_do_not_depend_on_the_batch_size(backbone: Backbone) -> None:
+def test_images_do_not_depend_on_the_batch_size(backbone: FrozenPipeline) -> None:
     subject = Subject.of(backbone)
     whole = generate(subject, CASES.prompts, CASES.seeds, STEPS)
     for place in range(5):
@@ -204,7 +205,7 @@ def test_images_do_not_depend_on_the_batch_size(backbone: Backbone) -> None:
         torch.testing.assert_close(whole.latents[place], single.latents[0], atol=1e-3, rtol=1e-3)
 
 
-def test_latents_are_what_the_pipeline_returns_as_such(backbone: Backbone) -> None:
+def test_latents_are_what_the_pipeline_returns_as_such(backbone: FrozenPipeline) -> None:
     subject = Subject.of(backbone)
     generated = generate(subject, ["a"], [3], STEPS)
     generator = torch.Generator().manual_seed(3)
@@ -215,7 +216,7 @@ def test_latents_are_what_the_pipeline_returns_as_such(backbone: Backbone) -> No
     assert "decode" not in vars(backbone.pipeline.vae)
 
 
-def test_complexity_is_that_of_the_reference_images(backbone: Backbone, tmp_path: Path) -> None:
+def test_complexity_is_that_of_the_reference_images(backbone: FrozenPipeline, tmp_path: Path) -> None:
     plan = plan_of(backbone, tmp_path, [method("worse", Planned(WORSE))])
     measure(plan)
     found = read_complexity(plan.store, plan.methods[0], CASES)
@@ -225,25 +226,16 @@ def test_complexity_is_that_of_the_reference_images(backbone: Backbone, tmp_path
 
 
 @pytest.fixture
-def policy(backbone: Backbone) -> AdaPolicy:
-    kinds = (Reuse(boundary=3, order=1), Reuse(boundary=1, order=0))
-    policy = AdaPolicy.for_transformer(
-        backbone.transformer, backbone.feature_width(), kinds, backbone.action_costs(kinds),
-        prefix=0.2, forced_tail=0.1, hidden_size=16, num_heads=2, quality_weight_range=(0.1, 100.0),
-    )  # fmt: skip
-    torch.manual_seed(4)  # one at which λ tips some decisions
-    with torch.no_grad():
-        for parameter in policy.parameters():
-            parameter.normal_(std=0.5)
-    return policy
+def policy(backbone: FrozenPipeline) -> StepPolicy:
+    return build_step_policy(backbone)
 
 
-def test_the_policys_own_macs_count_among_its_rows(backbone: Backbone, tmp_path: Path, policy: AdaPolicy) -> None:
+def test_the_policys_own_macs_count_among_its_rows(backbone: FrozenPipeline, tmp_path: Path, policy: StepPolicy) -> None:
     """What its schedules spend by the package's own count, and what its network takes, counted here on its only call."""
     ada = run(backbone, tmp_path, method("ada", Planned(policy)))[1]
     count = Count()
     with apply_blockdance(backbone.pipeline, policy) as handle:
-        with counted_macs(policy, count):
+        with counted_macs(policy, count):  # its forward call, which is all that this policy does
             generate(Subject.of(backbone), ["a"], [11], STEPS)
         spent = float(handle.report().macs_computed[0])
     own = ada.estimates["own_macs_per_image"].value
@@ -252,12 +244,12 @@ def test_the_policys_own_macs_count_among_its_rows(backbone: Backbone, tmp_path:
     assert ada.per_prompt["macs_per_image"][0] == pytest.approx(spent + own)
 
 
-def test_actions_have_names(backbone: Backbone, tmp_path: Path, policy: AdaPolicy) -> None:
+def test_actions_have_names(backbone: FrozenPipeline, tmp_path: Path, policy: StepPolicy) -> None:
     ada = run(backbone, tmp_path, method("ada", Planned(policy)))[1]
     assert ada.action_names == ["compute", "reuse after block 3, order 1", "reuse after block 1, order 0"]
 
 
-def test_bounded_damage_and_visible_changes_come_from_the_distances(backbone: Backbone, tmp_path: Path) -> None:
+def test_bounded_damage_and_visible_changes_come_from_the_distances(backbone: FrozenPipeline, tmp_path: Path) -> None:
     planted = run(backbone, tmp_path, method("worse", Planned(WORSE)))[1]
     distances = planted.distances
     assert planted.per_prompt["bounded_damage"] == pytest.approx([each / (each + 0.003) for each in distances])
@@ -266,7 +258,7 @@ def test_bounded_damage_and_visible_changes_come_from_the_distances(backbone: Ba
     assert planted.estimates["perceptual_distance"].low is None
 
 
-def test_rounds_that_are_stored_do_not_run_again(backbone: Backbone, tmp_path: Path) -> None:
+def test_rounds_that_are_stored_do_not_run_again(backbone: FrozenPipeline, tmp_path: Path) -> None:
     """A warm-up, then three rounds at two batch sizes, killed at the sixth call: the second try makes up what is missing."""
     calls: list[tuple[str, int]] = []
     plan = plan_of(backbone, tmp_path, [])
@@ -281,7 +273,7 @@ def test_rounds_that_are_stored_do_not_run_again(backbone: Backbone, tmp_path: P
     assert time_methods(plan, [noting("one", calls)], [1], 0)["one"].seconds_per_image == {1: []}
 
 
-def test_the_order_of_a_round_is_drawn_anew(backbone: Backbone, tmp_path: Path) -> None:
+def test_the_order_of_a_round_is_drawn_anew(backbone: FrozenPipeline, tmp_path: Path) -> None:
     calls: list[tuple[str, int]] = []
     methods = [noting(name, calls) for name in "abc"]
     time_methods(plan_of(backbone, tmp_path, methods), methods, [1], 4)
