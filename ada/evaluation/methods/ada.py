@@ -158,7 +158,7 @@ class RandomAsOften:
         if kind is None:
             return full_compute(count, num_steps)
         generator = torch.Generator().manual_seed(self.seed + images.start)
-        mean = float((actions > 0).sum(1).double().mean())
+        mean = min(float((actions > 0).sum(1).double().mean()), len(self.open_steps))
         # the range's first step always computes there, which is the last one before those that are open
         reuse_range = ((self.open_steps.start - 1) / num_steps, self.open_steps.stop / num_steps)
         return random_schedule(count, num_steps, mean, kind, generator, reuse_range)
