@@ -9,7 +9,7 @@ from model import Loop, add_model_arguments, pixart_loop
 from rich.console import Console
 from rich.table import Table
 
-from ada.evaluation.counting import Count, counted_memory
+from ada.evaluation.measure.counting import Count, counted_memory
 from blockdance import BlockDanceConfig, apply_blockdance
 
 

@@ -1,15 +1,22 @@
 """Measures policies against every alternative, on the same prompts, noise, sampler and machine."""
 
 from ada.evaluation.compare import EvaluationError, evaluate, evaluate_methods
-from ada.evaluation.matrix import training_free
-from ada.evaluation.methods import BatchReport, Method, NotApplicableError, Planned, Run, full_method, planned_method, unchanged
-from ada.evaluation.metrics import Embedding, Metric, default_metrics
+from ada.evaluation.measure import Column, Embedding, Estimate, Match, MethodResult, Metric, Results, default_metrics
+from ada.evaluation.methods import (
+    BatchReport,
+    Method,
+    NotApplicableError,
+    Planned,
+    Run,
+    full_method,
+    peer_methods,
+    planned_method,
+    training_free,
+    unchanged,
+)
 from ada.evaluation.options import EvaluationOptions, run_options
-from ada.evaluation.peers import peer_methods
 from ada.evaluation.prompt_sets import PROMPT_SETS, find_prompts
 from ada.evaluation.request import Request
-from ada.evaluation.results import Column, MethodResult, Results
-from ada.evaluation.statistics import Estimate
 from ada.evaluation.subject import Subject
 
 __all__ = [
@@ -20,6 +27,7 @@ __all__ = [
     "Estimate",
     "EvaluationError",
     "EvaluationOptions",
+    "Match",
     "Method",
     "MethodResult",
     "Metric",

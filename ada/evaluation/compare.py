@@ -1,50 +1,66 @@
-"""The whole evaluation: survey the policy, search static schedules, measure every method, write the reports."""
+"""The whole evaluation: choose the methods, measure and time every one of them, write the reports."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
-from ada.backbone import Backbone
-from ada.evaluation import matrix
-from ada.evaluation.calibrated import calibrated_methods
-from ada.evaluation.collect import collect_results, read_complexity
-from ada.evaluation.environment import describe_environment
-from ada.evaluation.frechet import too_few_images
-from ada.evaluation.methods import Method, full_method
-from ada.evaluation.metrics import VIDEO_COLUMNS
-from ada.evaluation.outputs import Pictures, write_reports
-from ada.evaluation.peers import peer_methods
-from ada.evaluation.progress import Bar, default_console
-from ada.evaluation.report import terminal_table
+from ada.evaluation.measure import (
+    VIDEO_COLUMNS,
+    Bar,
+    MethodResult,
+    Plan,
+    Results,
+    Store,
+    all_columns,
+    collect_results,
+    default_console,
+    describe_environment,
+    fingerprint_of,
+    measure,
+    public_name,
+    read_complexity,
+    time_methods,
+    too_few_images,
+)
+from ada.evaluation.methods import (
+    Method,
+    ada_methods,
+    blockdance,
+    calibrated_methods,
+    deep_cache,
+    fewer_steps,
+    full_method,
+    ladder_methods,
+    num_blocks_of,
+    peer_methods,
+    random_method,
+    shuffled_method,
+    threshold_methods,
+)
+from ada.evaluation.report import Pictures, terminal_table, write_reports
 from ada.evaluation.request import Request
-from ada.evaluation.results import Results, all_columns
-from ada.evaluation.run import Cases, Plan, measure
-from ada.evaluation.search import default_kinds, offering_policy, run_schedules, sample_schedules, static_methods
-from ada.evaluation.sources import public_name
-from ada.evaluation.store import Store, fingerprint_of
-from ada.evaluation.subject import Subject
-from ada.evaluation.survey import Survey
+from ada.evaluation.subject import Cases, Subject
 from ada.policy import AdaPolicy
-from ada.rollout import Denoiser
-from blockdance import ReuseSchedule
+from ada.rollouts import FrozenPipeline
 
 GRID_PROMPTS = 8
-STATIC_LEVELS = (0.15, 0.25, 0.35, 0.45)
 
 
 class EvaluationError(ValueError):
     """An evaluation that was asked for and makes no sense."""
 
 
-def evaluate(backbone: Backbone, policy: AdaPolicy, request: Request, console: Console | None = None) -> Results:
+def evaluate(frozen: FrozenPipeline, policy: AdaPolicy, request: Request, console: Console | None = None) -> Results:
     """Measures a policy against everything that a user might pick instead, through the stock pipeline.
 
     Prints a table and writes `results.json`, `table.md`, figures, an image grid, `index.html` and TensorBoard events.
 
     Args:
-        backbone: the pipeline and its settings, on the device to measure on.
+        frozen: the pipeline and how it is called, on the device to measure on.
         policy: the policy.
         request: prompts, metrics and settings.
         console: where to print.
@@ -56,19 +72,20 @@ def evaluate(backbone: Backbone, policy: AdaPolicy, request: Request, console: C
         IncompatiblePolicyError: the policy was trained on another architecture.
         EvaluationError: no prompts, a number of steps of which the policy decides none, or an unknown row to compare with.
     """
-    policy.check(backbone.transformer)
-    if not policy.decided_steps(backbone.num_inference_steps):
-        raise EvaluationError(
-            f"With {backbone.num_inference_steps} steps this policy decides none: it computes the first {policy.prefix:.0%} "
-            f"and the last {policy.forced_tail:.0%} of them. Take more steps."
-        )
+    policy.check(frozen.transformer)
+    steps = frozen.num_inference_steps
+    if steps < 3 or policy.decision_steps(steps)[0] >= steps - 1:
+        raise EvaluationError(f"With {steps} steps this policy decides none: it computes the first ones. Take more steps.")
     weights = list(request.quality_weights or default_quality_weights(policy))
-    subject = Subject.of(backbone)
+    subject = Subject.of(frozen)
 
     def methods(store: Store, cases: Cases, bar: Bar) -> list[Method]:
-        return _with_policy(backbone, policy, weights, subject, request, store, cases, bar)
+        return _with_policy(subject, policy.to(frozen.device).eval(), weights, request, store, cases)
 
-    settings = {"quality_weights": weights, "budgets": list(request.budgets), "policy_weights": fingerprint_of(policy)}
+    settings = {
+        "quality_weights": weights, "budgets": list(request.budgets), "mean_budgets": list(request.mean_budgets),
+        "policy_weights": fingerprint_of(policy),
+    }  # fmt: skip
     return evaluate_methods(subject, methods, request, console, settings)
 
 
@@ -91,34 +108,18 @@ def evaluate_methods(
     if not request.prompts:
         raise EvaluationError("There are no prompts to evaluate on.")
     console = console or default_console()
-    cases = Cases.of(request.prompts, request.indices, request.batch_size, request.seed, request.num_seeds)
+    cases = Cases.of(request.prompts, request.indices, request.batch_size, request.seed, request.seeds)
     recorded = _settings(subject, request, settings or {})
     store = Store(request.output, recorded | {"prompts": list(request.prompts), "indices": list(request.indices)})
     with Bar.shown(console) as bar:
-        chosen = list(methods(store, cases, bar))
-        names = [method.name for method in chosen]
-        if request.compare_with not in names:
-            raise EvaluationError(f"No row is named {request.compare_with!r}. There are: {', '.join(names)}.")
+        chosen = _chosen(methods(store, cases, bar), request)
         kept = range(len(cases.prompts)) if request.keep_images else grid_places(len(request.prompts))
         plan = Plan(subject, chosen, cases, request.metrics, request.embed, store, frozenset(kept))
-        advance = bar.task("Measuring", len(chosen) * (len(cases.batches()) + 1))
-        warm_ups = measure(plan, advance)
-        advance("")
-    measured = collect_results(store, chosen, warm_ups, cases)
-    frames = store.read("frames")
-    pictures = Pictures(store, {method.name: method for method in chosen}, sorted(grid_places(len(request.prompts))), frames)
-    columns = {name: metric.column for name, metric in request.metrics.items()} | (VIDEO_COLUMNS if frames else {})
-    width = store.features(chosen[0], 0).shape[1]
-    warning = too_few_images(len(cases.prompts), width)
-    results = Results(
-        settings=recorded,
-        environment=describe_environment(subject.device),
-        columns=all_columns(columns),
-        prompts=list(request.prompts),
-        methods=measured,
-        complexity=read_complexity(store, chosen[0], cases),
-        warnings=[warning] if warning else [],
-    ).compared_with(request.compare_with)
+        measured = _measure(plan, request, bar)
+    results = _results(plan, request, recorded, measured)
+    pictures = Pictures(
+        store, {method.name: method for method in chosen}, sorted(grid_places(len(request.prompts))), store.read("frames")
+    )
     write_reports(results, pictures, request.output)
     console.print(terminal_table(results))
     for line in results.warnings:
@@ -129,9 +130,50 @@ def evaluate_methods(
     return results
 
 
+def _chosen(methods: Sequence[Method], request: Request) -> list[Method]:
+    """The methods that run."""
+    names = [method.name for method in methods]
+    if request.compare_with not in names:
+        raise EvaluationError(f"No row is named {request.compare_with!r}. There are: {', '.join(names)}.")
+    return [method for method in methods if request.wants(method)]
+
+
+def _measure(plan: Plan, request: Request, bar: Bar) -> list[MethodResult]:
+    """Everything that is measured, then everything that is timed."""
+    advance = bar.task("Measuring", len(plan.methods) * len(plan.cases.batches()))
+    reasons = measure(plan, advance)
+    advance("")
+    timed = [method for method in plan.methods if method.main and reasons[method.name] is None]
+    rounds, sizes = request.timing(len(plan.cases.prompts))
+    advance = bar.task("Timing", len(timed) * len(sizes) * (rounds + 1))
+    timings = time_methods(plan, timed, sizes, rounds, advance)
+    advance("")
+    return collect_results(plan.store, plan.methods, reasons, timings, plan.cases)
+
+
+def _results(plan: Plan, request: Request, recorded: Mapping[str, Any], measured: list[MethodResult]) -> Results:
+    """What `results.json` holds."""
+    columns = {name: metric.column for name, metric in request.metrics.items()}
+    columns |= VIDEO_COLUMNS if plan.store.read("frames") else {}
+    warnings = [too_few_images(len(plan.cases.prompts), plan.store.features(plan.methods[0], 0).shape[1])]
+    if request.is_quick_look:
+        warnings.insert(
+            0, f"A quick look: {len(request.prompts)} prompts are too few to publish, whose tables take 128 or more."
+        )  # fmt: skip
+    return Results(
+        settings=dict(recorded),
+        environment=describe_environment(plan.subject.device),
+        columns=all_columns(columns),
+        prompts=list(request.prompts),
+        methods=measured,
+        complexity=read_complexity(plan.store, plan.methods[0], plan.cases),
+        warnings=[warning for warning in warnings if warning],
+    ).compared_with(request.compare_with)
+
+
 def default_quality_weights(policy: AdaPolicy, count: int = 3) -> list[float]:
     """`count` values of λ, log-spaced over the policy's range; one where the range is a single value."""
-    low, high = policy.quality_weight_range
+    low, high = policy.config["quality_weight_range"]
     if low == high:
         return [low]
     return [low * (high / low) ** (place / (count - 1)) for place in range(count)]
@@ -143,69 +185,45 @@ def grid_places(num_prompts: int) -> frozenset[int]:
 
 
 def _with_policy(
-    backbone: Backbone,
-    policy: AdaPolicy,
-    weights: Sequence[float],
-    subject: Subject,
-    request: Request,
-    store: Store,
-    cases: Cases,
-    bar: Bar,
+    subject: Subject, policy: AdaPolicy, weights: Sequence[float], request: Request, store: Store, cases: Cases
 ) -> list[Method]:
     """Every method of the default matrix."""
-    steps = backbone.num_inference_steps
-    decisions = _decisions(policy, weights, subject, store, cases, bar)
-    favourite = matrix.most_used_kind(list(decisions.values())) or policy.kinds[0]
+    steps, num_blocks = subject.num_inference_steps, num_blocks_of(subject)
+    boundary = max(kind.boundary for kind in policy.kinds)
+    ours = ada_methods(policy, weights, request.budgets, request.mean_budgets, steps)
+    middle = ours[len(weights) // 2]
     methods = [
         full_method(steps),
-        *matrix.fewer_steps(steps),
-        *matrix.blockdance(len(backbone.cost().blocks), steps, favourite.boundary),
-        *_static(backbone, policy, request, store, bar),
-        *matrix.random_schedules(policy, decisions, steps, request.seed),
-        *matrix.ada(policy, weights, request.budgets, steps),
-    ]
+        *fewer_steps(steps),
+        *blockdance(num_blocks, steps, boundary),
+        *(ladder_methods(request.ladder, steps) if request.ladder is not None else []),
+        *ours,
+        *(random_method(like, _actions_of(store, like, cases), policy, request.seed, main=like is middle) for like in ours[: len(weights)]),
+        *(shuffled_method(like, policy, main=like is middle) for like in ours[: len(weights)]),
+        *deep_cache(num_blocks, steps),
+    ]  # fmt: skip
     if request.search_prompts:
         some = slice(0, request.batch_size)
         seeds = Cases.of(request.search_prompts, request.search_indices, 1, request.seed).seeds[some]
         methods += calibrated_methods(subject, request.search_prompts[some], seeds)
+        methods += threshold_methods(subject, request.search_prompts[some], seeds, boundary)
         methods += peer_methods(subject, request.search_prompts[some], seeds) if request.peers else []
     return [*methods, *request.extra_methods]
 
 
-def _decisions(
-    policy: AdaPolicy, weights: Sequence[float], subject: Subject, store: Store, cases: Cases, bar: Bar
-) -> dict[float, ReuseSchedule]:
-    """What the policy decides for every case at every λ."""
-    known = store.read("decisions")
-    if known is None:
-        survey = Survey(policy, weights)
-        advance = bar.task("What the policy decides", len(cases.batches()))
-        for _ in survey.run(subject, cases):
-            advance("")
-        known = [schedule.actions.tolist() for schedule in survey.decisions().values()]
-        store.write("decisions", known)
-    return {weight: ReuseSchedule(torch.tensor(rows), policy.kinds) for weight, rows in zip(weights, known, strict=True)}
+def _actions_of(store: Store, method: Method, cases: Cases) -> Callable[[slice], Tensor]:
+    """Reads the actions that a method took, of the cases at the given places."""
 
+    @lru_cache(maxsize=2)
+    def batch(number: int) -> list[list[int]]:
+        actions: list[list[int]] = store.batch(method, number)["actions"]
+        return actions
 
-def _static(backbone: Backbone, policy: AdaPolicy, request: Request, store: Store, bar: Bar) -> list[Method]:
-    """The best static schedules, searched on prompts that are not evaluated."""
-    if not request.search_prompts:
-        return []
-    steps, cost = backbone.num_inference_steps, backbone.cost()
-    kinds = tuple(dict.fromkeys((*policy.kinds, *default_kinds(len(cost.blocks)))))
-    generator = torch.Generator().manual_seed(request.seed)
-    offer = sample_schedules(kinds, policy.decided_steps(steps), steps, request.search_schedules, cost, generator)
-    errors = store.read("static-search")
-    if errors is None:
-        denoiser = Denoiser(backbone, offering_policy(backbone, kinds, policy), request.seed)
-        advance = bar.task("Searching static schedules", len(request.search_prompts))
-        found = run_schedules(
-            denoiser, request.search_prompts, request.search_indices, offer.actions, {}, advance=lambda done: advance("")
-        )
-        errors = found["latent_distance"].tolist()
-        store.write("static-search", errors)
-    searched_on = f"{len(request.search_prompts)} other prompts"
-    return static_methods(offer, torch.tensor(errors), STATIC_LEVELS, searched_on)
+    def actions_of(images: slice) -> Tensor:
+        places = [divmod(place, cases.batch_size) for place in range(images.start, images.stop)]
+        return torch.tensor([batch(number)[place] for number, place in places])
+
+    return actions_of
 
 
 def _settings(subject: Subject, request: Request, others: Mapping[str, Any]) -> dict[str, Any]:
@@ -223,7 +241,7 @@ def _settings(subject: Subject, request: Request, others: Mapping[str, Any]) -> 
         "dtype": str(subject.pipeline.transformer.dtype).removeprefix("torch."),
         "batch_size": request.batch_size,
         "seed": request.seed,
-        "num_seeds": request.num_seeds,
+        "seeds": request.seeds,
         "search_prompts": list(request.search_prompts),
-        "search_schedules": request.search_schedules,
+        "ladder": None if request.ladder is None else request.ladder.to_dict(),
     }

@@ -2,18 +2,21 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from ada.backbone import Backbone, Dtype
 from ada.evaluation.compare import evaluate
+from ada.evaluation.measure import Column, Embedding, Metric, Results, default_metrics
+from ada.evaluation.measure.results import PUBLISHED
 from ada.evaluation.methods import FULL_COMPUTE
-from ada.evaluation.metrics import Embedding, Metric, default_metrics
 from ada.evaluation.prompt_sets import find_prompts
-from ada.evaluation.request import DEFAULT_BUDGETS, Request
-from ada.evaluation.results import Column, Results
-from ada.hub import load_policy
+from ada.evaluation.request import DEFAULT_BUDGETS, DEFAULT_MEAN_BUDGETS, QUICK_SEARCH_PROMPTS, SEARCH_PROMPTS, Request
+from ada.policy import AdaPolicy
 from ada.rewards import Reward
+from ada.rollouts import FrozenPipeline
+from ada.rollouts.pipeline import Dtype
+from ada.schedules import Ladder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,36 +41,44 @@ class EvaluationOptions:
     """Their split; by default that of the known set, else test."""
     column: str | None = None
     """The column that holds the prompt, where it has an unusual name."""
-    limit: int = 32
-    """Number of prompts, spread evenly over the split."""
+    limit: int = 128
+    """Number of prompts, spread evenly over the split; fewer than 128 are a quick look of a few minutes."""
     search_prompts: str | None = "checkpoints/emoji-prompts"
-    """Other prompts, to search static schedules and calibrate peers on; none leaves both out."""
+    """Other prompts, to calibrate BlockDance and peers on; none leaves them out."""
     search_split: str = "validation"
     """Their split."""
-    search_limit: int = 12
-    """Number of them."""
-    search_schedules: int = 64
-    """Static schedules to try."""
+    search_limit: int | None = None
+    """Number of them; by default 12, in a quick look 4."""
+    ladder: str | None = "configs/ladders/emoji.json"
+    """File of searched static schedules, each of which is a row; none leaves them out."""
     peers: bool = True
     """Whether to compare other people's caches."""
     num_inference_steps: int = 20
     """Denoising steps of full compute."""
-    guidance_scale: float = 4.0
-    """Scale of classifier-free guidance."""
-    max_sequence_length: int = 24
-    """Tokens that prompts are padded to."""
+    arguments: dict[str, Any] = field(
+        default_factory=lambda: {
+            "guidance_scale": 4.0, "max_sequence_length": 24, "use_resolution_binning": False, "clean_caption": False
+        }
+    )  # fmt: skip
+    """Further arguments of the pipeline's call, as in the training configuration."""
     dtype: Dtype = "float32"
     """Precision of the pipeline."""
     batch_size: int = 8
     """Images per call of the pipeline."""
     seed: int = 0
     """First seed of the noise, and seed of the random schedules."""
-    num_seeds: int = 1
-    """Sampler seeds per prompt."""
+    seeds: int = 1
+    """Noise seeds per prompt: the first and those that follow it."""
+    sweeps: bool | None = None
+    """Whether to run the settings around the main ones as well; by default not in a quick look."""
+    rounds: int | None = None
+    """How often each main method is timed; by default 10 times, in a quick look 3, and then at batch 1 alone."""
     quality_weights: list[float] | None = None
     """λ at which the policy runs; by default three, log-spaced over its range."""
     budgets: list[float] = field(default_factory=lambda: list(DEFAULT_BUDGETS))
-    """Shares of the compute at which the policy runs."""
+    """Shares of the compute that the policy spends on every image."""
+    mean_budgets: list[float] = field(default_factory=lambda: list(DEFAULT_MEAN_BUDGETS))
+    """Shares that it spends on average, each image as it needs."""
     compare_with: str = FULL_COMPUTE
     """The row that paired differences are taken to."""
     keep_images: bool = False
@@ -87,16 +98,15 @@ def run_options(options: EvaluationOptions) -> Results:
         ValueError: prompts without the column.
     """
     device = str(torch.accelerator.current_accelerator() or "cpu") if options.device == "auto" else options.device
-    policy = load_policy(options.policy)
+    policy = AdaPolicy.from_pretrained(options.policy)
     prompts = find_prompts(options.prompts, options.split, options.column, options.limit)
+    few = QUICK_SEARCH_PROMPTS if len(prompts) < PUBLISHED else SEARCH_PROMPTS
     others = (
-        find_prompts(options.search_prompts, options.search_split, None, options.search_limit)
+        find_prompts(options.search_prompts, options.search_split, None, options.search_limit or few)
         if options.search_prompts
         else None
     )
-    backbone = Backbone(
-        options.base_model, options.num_inference_steps, options.guidance_scale, options.max_sequence_length, options.dtype
-    ).to(device)
+    frozen = FrozenPipeline(options.base_model, options.num_inference_steps, options.arguments, dtype=options.dtype).to(device)
     metrics = default_metrics(options.scorer, device)
     for name, reward in (options.rewards or {}).items():
         metrics[name] = Metric(reward.to(device), Column(name.replace("_", " ").capitalize()))
@@ -108,16 +118,19 @@ def run_options(options: EvaluationOptions) -> Results:
         output=options.output,
         batch_size=options.batch_size,
         seed=options.seed,
-        num_seeds=options.num_seeds,
+        seeds=options.seeds,
+        sweeps=options.sweeps,
+        rounds=options.rounds,
         compare_with=options.compare_with,
         keep_images=options.keep_images,
         search_prompts=list(others["prompt"]) if others is not None else (),
         search_indices=list(others["index"]) if others is not None else (),
-        search_schedules=options.search_schedules,
+        ladder=Ladder.load(options.ladder) if options.ladder else None,
         peers=options.peers,
         quality_weights=options.quality_weights,
         budgets=options.budgets,
+        mean_budgets=options.mean_budgets,
         sources={name: getattr(options, name) for name in ("policy", "base_model", "scorer", "prompts")},
         settings={"split": options.split},
     )
-    return evaluate(backbone, policy, request)
+    return evaluate(frozen, policy, request)

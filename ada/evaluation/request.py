@@ -7,16 +7,22 @@ from typing import Any
 
 from torch import Tensor
 
+from ada.evaluation.measure import Metric
+from ada.evaluation.measure.results import PUBLISHED
 from ada.evaluation.methods import FULL_COMPUTE, Method
-from ada.evaluation.metrics import Metric
+from ada.schedules import Ladder
 
 DEFAULT_BUDGETS = (0.85, 0.7)
 """The shares of the compute at which the policy runs beside its quality weights."""
+DEFAULT_MEAN_BUDGETS = (0.85, 0.8, 0.7, 0.6)
+"""The shares that it spends on average."""
+ROUNDS, QUICK_ROUNDS = 10, 3
+SEARCH_PROMPTS, QUICK_SEARCH_PROMPTS = 12, 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to evaluate, and how.
+    """What to evaluate, and how. With fewer than 128 prompts it is a quick look, where what is None below takes less time.
 
     Args:
         prompts: held-out prompts.
@@ -25,15 +31,18 @@ class Request:
         embed: features of images for the Fréchet distance; see `Embedding`.
         output: folder to write to; made if it is not there. A run that was killed goes on where it was.
         batch_size: images per call of the pipeline.
-        seed, num_seeds: the sampler seeds are `seed`, `seed + 1`, …
+        seed, seeds: the noise seeds of every prompt are `seed`, `seed + 1`, …: as many as `seeds`.
         compare_with: name of the row that paired differences are taken to.
         keep_images: keep every generated image, not only those of the grid.
-        search_prompts, search_indices: prompts that are not evaluated, to search static schedules and calibrate peers on; without
-            them neither is done.
-        search_schedules: how many static schedules to try.
+        sweeps: run the settings around the main ones as well; None: not in a quick look.
+        rounds: how often each main method is timed; None: 10, in a quick look 3, and then at batch 1 alone.
+        search_prompts, search_indices: prompts that are not evaluated, to calibrate BlockDance and peers on; without them neither
+            is compared.
+        ladder: searched static schedules, every rung of which is a row; None leaves them out.
         peers: whether to compare other people's caches.
         quality_weights: λ at which the policy runs; by default three, log-spaced over the range that it was trained on.
-        budgets: shares of the compute at which the policy runs.
+        budgets: shares of the compute that the policy spends on every image.
+        mean_budgets: shares that it spends on average, each image as it needs; policies without a measured curve have none.
         extra_methods: further methods, such as calibrated schedules; see `planned_method`.
         sources: folders and Hub ids to name in `results.json`, such as the policy's; of a folder, only its last part is kept.
         settings: what else to record there.
@@ -46,15 +55,41 @@ class Request:
     output: Path
     batch_size: int = 8
     seed: int = 0
-    num_seeds: int = 1
+    seeds: int = 1
     compare_with: str = FULL_COMPUTE
     keep_images: bool = False
+    sweeps: bool | None = None
+    rounds: int | None = None
     search_prompts: Sequence[str] = ()
     search_indices: Sequence[int] = ()
-    search_schedules: int = 64
+    ladder: Ladder | None = None
     peers: bool = True
     quality_weights: Sequence[float] | None = None
     budgets: Sequence[float] = DEFAULT_BUDGETS
+    mean_budgets: Sequence[float] = DEFAULT_MEAN_BUDGETS
     extra_methods: Sequence[Method] = ()
     sources: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("seeds", 1), ("rounds", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"`{name}` must be {least} or more; got {value}.")
+
+    @property
+    def is_quick_look(self) -> bool:
+        """Whether there are too few prompts to publish."""
+        return len(self.prompts) < PUBLISHED
+
+    def wants(self, method: Method) -> bool:
+        """Whether a method runs."""
+        everything = not self.is_quick_look if self.sweeps is None else self.sweeps
+        return method.main or everything or method.name == self.compare_with
+
+    def timing(self, num_cases: int) -> tuple[int, list[int]]:
+        """Rounds and batch sizes to time at."""
+        if self.rounds is None and self.is_quick_look:
+            return QUICK_ROUNDS, [1]
+        rounds = ROUNDS if self.rounds is None else self.rounds
+        return rounds, sorted({1, min(self.batch_size, num_cases)})

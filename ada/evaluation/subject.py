@@ -1,4 +1,4 @@
-"""What is evaluated: a stock pipeline and how it is called. Images and videos alike."""
+"""What is evaluated: a stock pipeline, how it is called, and on which prompts and noise. Images and videos alike."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ada.backbone import Backbone
+from ada.rollouts import FrozenPipeline
 
 
 @dataclass(frozen=True)
@@ -28,19 +28,41 @@ class Subject:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, backbone: Backbone) -> "Subject":
-        """The pipeline of a backbone, called as the backbone drives it."""
-        arguments = {
-            "guidance_scale": backbone.guidance_scale,
-            "max_sequence_length": backbone.max_sequence_length,
-            "use_resolution_binning": False,
-            "clean_caption": False,
-        }
-        return cls(backbone.pipeline, backbone.num_inference_steps, backbone.model, arguments)
+    def of(cls, frozen: FrozenPipeline) -> "Subject":
+        """The pipeline that a policy was trained over, called in the same way."""
+        return cls(frozen.pipeline, frozen.num_inference_steps, str(frozen.model), frozen.arguments)
 
     @property
     def device(self) -> torch.device:
         return torch.device(self.pipeline.transformer.device)
+
+
+@dataclass(frozen=True)
+class Cases:
+    """What every method is run on, `batch_size` at a time: every prompt once per sampler seed, all prompts of a seed in a row.
+
+    Args:
+        prompts: one per case.
+        seeds: of each case's noise.
+        batch_size: cases per call of the pipeline.
+        num_seeds: how often each prompt occurs.
+    """
+
+    prompts: Sequence[str]
+    seeds: Sequence[int]
+    batch_size: int
+    num_seeds: int = 1
+
+    @classmethod
+    def of(cls, prompts: Sequence[str], indices: Sequence[int], batch_size: int, seed: int = 0, num_seeds: int = 1) -> "Cases":
+        """Cases of prompts, whose noise depends on their index in the data set and on the sampler seeds `seed`, `seed + 1`, …"""
+        seeds = [prompt_seed(seed + offset, index) for offset in range(num_seeds) for index in indices]
+        return cls(list(prompts) * num_seeds, seeds, batch_size, num_seeds)
+
+    def batches(self) -> list[slice]:
+        """Places of the batches among the cases; the last may be smaller."""
+        count = len(self.prompts)
+        return [slice(start, min(start + self.batch_size, count)) for start in range(0, count, self.batch_size)]
 
 
 @dataclass(frozen=True)
@@ -100,3 +122,8 @@ def recorded_latents(vae: Any) -> Iterator[list[Tensor]]:
         yield seen
     finally:
         del vae.decode
+
+
+def prompt_seed(seed: int, index: int) -> int:
+    """Seed of a prompt's noise, from a noise seed and the prompt's index in its data set; it depends on no batch."""
+    return (seed * 1_000_003 + index) % 2**63

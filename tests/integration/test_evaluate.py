@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ import pytest
 import torch
 from conftest import build_clip_folder, build_pixart_pipeline
 from PIL import Image
+from policies import build_step_policy
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ada.backbone import Backbone
 from ada.evaluation import (
     Embedding,
     Estimate,
@@ -28,24 +29,18 @@ from ada.evaluation import (
     full_method,
     unchanged,
 )
-from ada.policy import AdaPolicy
+from ada.policy import AdaPolicy, StepPolicy
+from ada.rollouts import FrozenPipeline
+from ada.schedules import Ladder
 from blockdance import Reuse
 
-KINDS = (Reuse(boundary=3, order=1), Reuse(boundary=1, order=0))
+ARGUMENTS = {"guidance_scale": 4.0, "max_sequence_length": 8, "use_resolution_binning": False, "clean_caption": False}
+LADDER = Ladder(torch.tensor([[0] * 10, [0, 0, 0, 0, 0, 1, 0, 1, 0, 0]]), (Reuse(boundary=3),), (2,))
 PROMPTS = ["a b", "c", "d e f", "g", "h"]
 
 
-def build_policy(backbone: Backbone) -> AdaPolicy:
-    """A random policy, small enough for a test."""
-    policy = AdaPolicy.for_transformer(
-        backbone.transformer, backbone.feature_width(), KINDS, backbone.action_costs(KINDS),
-        prefix=0.2, quality_weight_range=(0.5, 8.0), hidden_size=16, num_heads=2,
-    )  # fmt: skip
-    torch.manual_seed(4)
-    with torch.no_grad():
-        for parameter in policy.parameters():
-            parameter.normal_(std=0.5)
-    return policy
+def pipeline_of(folder: Path, steps: int) -> FrozenPipeline:
+    return FrozenPipeline(str(folder / "pipeline"), steps, ARGUMENTS)
 
 
 @pytest.fixture
@@ -53,7 +48,7 @@ def folder(tmp_path: Path) -> Path:
     """Pipeline, scorer, policy and prompts, saved."""
     build_pixart_pipeline().save_pretrained(tmp_path / "pipeline")
     build_clip_folder(tmp_path / "scorer")
-    build_policy(Backbone(str(tmp_path / "pipeline"), max_sequence_length=8)).save_pretrained(tmp_path / "policy")
+    build_step_policy(pipeline_of(tmp_path, 10)).save_pretrained(tmp_path / "policy")
     lines = [json.dumps({"prompt": prompt}) for prompt in PROMPTS]
     (tmp_path / "test.jsonl").write_text("\n".join(lines), encoding="utf-8")
     return tmp_path
@@ -70,13 +65,14 @@ def request(folder: Path, **options: Any) -> Request:
 def test_evaluate(folder: Path) -> None:
     console = Console(record=True, width=180)
     extra = Method(
-        name="Peer", family="Peers", label="peer", num_inference_steps=5, accelerate=unchanged, note="Somebody's method."
-    )
+        name="Peer", family="Peers", group="peers", label="peer", num_inference_steps=5, accelerate=unchanged,
+        note="Somebody's method.",
+    )  # fmt: skip
     results = evaluate(
-        Backbone(str(folder / "pipeline"), num_inference_steps=10, max_sequence_length=8),
+        pipeline_of(folder, 10),
         AdaPolicy.from_pretrained(folder / "policy"),
         request(
-            folder, extra_methods=[extra], search_prompts=["x", "y"], search_indices=[0, 1], search_schedules=24,
+            folder, extra_methods=[extra], search_prompts=["x", "y"], search_indices=[0, 1], ladder=LADDER,
             compare_with="Fewer steps (5)", budgets=[0.8], sources={"policy": str(folder / "policy"), "scorer": "openai/some-clip"},
         ),
         console,
@@ -85,7 +81,10 @@ def test_evaluate(folder: Path) -> None:
     assert names[0] == "Full compute"
     assert names[-1] == "Peer"
     assert {"Ada λ=0.5", "Ada λ=2", "Ada λ=8", "Ada budget 80%", "BlockDance-2, block 3, order 0"} <= set(names)
-    assert any(name.startswith("Best static schedule") for name in names)
+    assert {"DeepCache, N=2", "cache-dit, SGLang", "Random, rate of λ=2"} <= set(names)
+    # a quick look leaves the settings around the main ones out, but for the row that all are compared with
+    assert not {"BlockDance-4, block 3, order 0", "Fewer steps (8)", "Random, rate of λ=8"} & set(names)
+    assert {"Static rung 1, 20%", "Shuffled Ada λ=2", "Threshold per image, 25%"} <= set(names)
     assert len(set(names)) == len(names)
     printed = console.export_text()
     assert all(name in printed for name in names)
@@ -96,7 +95,7 @@ def test_evaluate(folder: Path) -> None:
     assert str(folder) not in (folder / "out" / "index.html").read_text(encoding="utf-8")
     assert results.settings["policy"] == "policy"
     assert results.settings["scorer"] == "openai/some-clip"
-    for picture in ("pareto.png", "pareto-compute.png", "schedules.png", "grid.png"):
+    for picture in ("damage-compute.png", "damage-latency.png", "schedules.png", "grid.png"):
         with Image.open(folder / "out" / picture) as image:
             assert min(image.size) > 300
     assert "| Peer |" in (folder / "out" / "table.md").read_text(encoding="utf-8")
@@ -110,31 +109,39 @@ def test_evaluate(folder: Path) -> None:
     assert peer.per_prompt["compute_saved"] == pytest.approx([0.5] * len(PROMPTS))
     assert "attaches no hook" in str(defaults.reason)
     # the extra method is five plain steps, and so is the row that all are compared with
-    assert peer.estimates["perceptual_distance_difference"] == Estimate(0.0, 0.0, 0.0)
+    assert peer.estimates["bounded_damage_difference"] == Estimate(0.0, 0.0, 0.0)
     ada = results.method("Ada λ=0.5")
     assert ada.actions is not None
-    assert ada.per_prompt["compute_saved"] == pytest.approx([saved_by(row, folder) for row in ada.actions])
+    full, own = reference.per_prompt["macs_per_image"][0], ada.estimates["own_macs_per_image"].value
+    assert ada.per_prompt["compute_saved"] == pytest.approx([saved_by(row, folder) - own / full for row in ada.actions])
+    # timed at batch 1 alone, three times
+    assert {size: len(seconds) for size, seconds in ada.seconds_per_image.items()} == {"1": 3}
+    assert ada.estimates["speed_up_alone"].low is not None
+    assert "static_mixture" in ada.matches
+    assert results.is_quick_look
+    assert "A quick look: 5 prompts" in results.warnings[0]
+    assert results.environment["cache-dit"] == version("cache-dit")
     events = EventAccumulator(str(folder / "out" / "tensorboard"))
     events.Reload()
-    assert {f"evaluation/{name}" for name in ("pareto", "pareto-compute", "schedules")} <= set(events.Tags()["images"])
+    assert {f"evaluation/{name}" for name in ("damage-compute", "damage-latency", "schedules")} <= set(events.Tags()["images"])
     assert events.Scalars("compute_saved/Peer")[0].value == pytest.approx(0.5)
 
 
 def saved_by(actions: list[int], folder: Path) -> float:
     """Compute saved from the policy's own costs of the actions."""
-    costs = AdaPolicy.from_pretrained(folder / "policy").action_costs
+    costs = StepPolicy.from_pretrained(folder / "policy").action_costs
     return 1 - float(costs[actions].mean())
 
 
 def test_nothing_to_decide(folder: Path) -> None:
     """Of two steps the policy decides none: it computes the first two at least."""
-    backbone = Backbone(str(folder / "pipeline"), num_inference_steps=2, max_sequence_length=8)
+    backbone = pipeline_of(folder, 2)
     with pytest.raises(EvaluationError, match="With 2 steps this policy decides none"):
         evaluate(backbone, AdaPolicy.from_pretrained(folder / "policy"), request(folder))
 
 
 def test_an_unknown_row_to_compare_with_lists_the_rows(folder: Path) -> None:
-    subject = Subject.of(Backbone(str(folder / "pipeline"), num_inference_steps=2, max_sequence_length=8))
+    subject = Subject.of(pipeline_of(folder, 2))
     with pytest.raises(EvaluationError, match=r"No row is named 'Nothing'. There are: Full compute"):
         evaluate_methods(subject, lambda *_: [full_method(2)], request(folder, compare_with="Nothing"))
 
@@ -145,8 +152,10 @@ def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     options = [word for option, name in sources.items() for word in (f"--{option}", str(folder / name))]
     words = [sys.executable, str(root / "evaluate.py"), *options, "--limit", "2", "--num-inference-steps=6"]
     words += [
-        "--max-sequence-length",
-        "8",
+        "--arguments",
+        json.dumps(ARGUMENTS),
+        "--ladder",
+        "null",
         "--quality-weights",
         "[2.0]",
         "--device",

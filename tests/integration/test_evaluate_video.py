@@ -64,6 +64,8 @@ def test_videos_are_measured_frame_by_frame(subject: Subject, tmp_path: Path) ->
     assert all(0.25 < saved < 1 / 3 for saved in dance.per_prompt["compute_saved"])
 
     broadcast = results.method("PyramidAttentionBroadcast")
+    deep = results.method("DeepCache, N=2")
+    assert deep.actions == [[0, 1, 0, 1, 0, 1]] * 3
     assert 0 < broadcast.estimates["compute_saved"].value < 1
     gated = next(method for method in results.methods if method.name.startswith("T-GATE"))
     assert "none for LattePipeline" in str(gated.reason)

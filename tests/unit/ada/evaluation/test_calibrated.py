@@ -5,20 +5,20 @@ from pathlib import Path
 import pytest
 from conftest import build_pixart_pipeline
 
-from ada.backbone import Backbone
-from ada.evaluation import calibrated
-from ada.evaluation.methods import NotApplicableError, Planned, full_method
-from ada.evaluation.run import Cases, run_batch
-from ada.evaluation.subject import Subject
+from ada.evaluation.measure.run import run_batch
+from ada.evaluation.methods import NotApplicableError, Planned, calibrated, full_method
+from ada.evaluation.subject import Cases, Subject
+from ada.rollouts import FrozenPipeline
 from blockdance import BlockDanceConfig, ReuseSchedule
 
+ARGUMENTS = {"guidance_scale": 2.0, "max_sequence_length": 8, "use_resolution_binning": False, "clean_caption": False}
 CASES = Cases(["a", "b c"], [1, 2], 2)
 
 
 @pytest.fixture
 def subject(tmp_path: Path) -> Subject:
     build_pixart_pipeline().save_pretrained(tmp_path / "pipeline")
-    return Subject.of(Backbone(str(tmp_path / "pipeline"), num_inference_steps=10, guidance_scale=2.0, max_sequence_length=8))
+    return Subject.of(FrozenPipeline(str(tmp_path / "pipeline"), 10, ARGUMENTS))
 
 
 def test_they_run_and_save(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,9 +30,10 @@ def test_they_run_and_save(subject: Subject, monkeypatch: pytest.MonkeyPatch) ->
     assert isinstance(proposed.accelerate.plan, BlockDanceConfig)
     assert isinstance(cached.accelerate, Planned)
     assert isinstance(cached.accelerate.plan, ReuseSchedule)
-    full = run_batch(subject, full_method(10), CASES, slice(0, 2))[0]
+    full = run_batch(subject, full_method(10), CASES, slice(0, 2)).generated
     for method in (proposed, cached):
-        generated, report, _ = run_batch(subject, method, CASES, slice(0, 2))
+        ran = run_batch(subject, method, CASES, slice(0, 2))
+        generated, report = ran.generated, ran.report
         assert report.actions is not None
         assert (report.actions > 0).any()
         assert not generated.images.equal(full.images)

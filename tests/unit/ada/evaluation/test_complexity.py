@@ -1,11 +1,11 @@
 """Complexity of images, and how compute follows it."""
 
-import numpy as np
 import pytest
 import torch
 from scipy.stats import spearmanr
 
-from ada.evaluation.complexity import edge_density, rank_correlation, spending
+from ada.evaluation.measure.metrics import edge_density
+from ada.evaluation.report.spending import spending
 
 
 def test_edges_by_hand() -> None:
@@ -27,23 +27,6 @@ def test_of_a_video_the_first_frame_counts() -> None:
     video[:, 1, :, :, 4:] = 1
     assert edge_density(video).tolist() == [0.0]
     assert edge_density(video.flip(1)).tolist() == pytest.approx([2 / 6])
-
-
-def test_rank_correlation_against_scipy_with_ties() -> None:
-    generator = np.random.default_rng(0)
-    first = generator.integers(0, 5, size=40).astype(float)
-    second = first + generator.integers(0, 6, size=40)
-    found = rank_correlation(first, second)
-    assert found is not None
-    assert found.value == pytest.approx(spearmanr(first, second).statistic)
-    assert found.low is not None
-    assert found.high is not None
-    assert -1 <= found.low < found.value < found.high <= 1
-
-
-def test_equal_compute_has_no_correlation() -> None:
-    """Rounding noise is no spread."""
-    assert rank_correlation([0.75, 0.75 + 1e-13, 0.75], [1.0, 2.0, 3.0]) is None
 
 
 def test_easiest_and_hardest() -> None:

@@ -8,10 +8,11 @@ from conftest import build_pixart_pipeline
 from torch import nn
 from torch.profiler import profile
 
-from ada.evaluation.counting import Count, counted_macs, counted_memory, num_bytes
+from ada.evaluation.measure.counting import Count, counted_macs, counted_memory
+from ada.evaluation.measure.run import run_batch
 from ada.evaluation.methods import full_method, planned_method
-from ada.evaluation.run import Cases, run_batch
-from ada.evaluation.subject import Subject
+from ada.evaluation.methods.peers.attach import num_bytes
+from ada.evaluation.subject import Cases, Subject
 from blockdance import Reuse, ReuseSchedule
 
 
@@ -59,9 +60,9 @@ def test_blockdance_reports_what_was_counted() -> None:
     subject = Subject(build_pixart_pipeline(), 4, "tiny", {"use_resolution_binning": False, "clean_caption": False})
     schedule = ReuseSchedule(torch.tensor([[0, 0, 1, 0], [0, 0, 2, 1]]), (Reuse(boundary=1), Reuse(boundary=3, order=1)))
     cases = Cases(["a", "b"], [1, 2], 2)
-    for method in (full_method(4), planned_method("mixed", "", "", 4, schedule, "")):
+    for method in (full_method(4), planned_method("mixed", "", "blockdance", "", 4, schedule, "")):
         count = Count()
-        _, report, _ = run_batch(subject, method, cases, slice(0, 2), count)
+        report = run_batch(subject, method, cases, slice(0, 2), count).report
         if report.macs is not None:
             assert float(report.macs.sum()) == count.macs
     assert report.macs is not None

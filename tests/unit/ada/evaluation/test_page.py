@@ -11,28 +11,34 @@ import pytest
 import torch
 from PIL import Image
 
-from ada.evaluation.methods import ADA, FULL_COMPUTE
-from ada.evaluation.metrics import Column
-from ada.evaluation.page import data_uri, save_page
-from ada.evaluation.results import MethodResult, Results, all_columns, estimate_all
+from ada.evaluation.measure.metrics import Column
+from ada.evaluation.measure.results import MethodResult, Results, all_columns
+from ada.evaluation.measure.statistics import mean
+from ada.evaluation.report.page import data_uri, save_page
 
 PROMPTS = ["</script><b>a prompt that would break a careless page</b>", "b", "c"]
 
 
-def method(name: str, family: str, saved: list[float]) -> MethodResult:
-    per_prompt = {"quality": [1 / 3, 2.0, 3.0], "perceptual_distance": [0.1, 0.2, 0.3], "compute_saved": saved}
-    estimates = estimate_all(per_prompt, per_prompt, [0.1, 0.2], [0.2, 0.4])
+def method(name: str, group: str, saved: list[float]) -> MethodResult:
+    per_prompt = {
+        "quality": [1 / 3, 2.0, 3.0], "perceptual_distance": [0.1, 0.2, 0.3], "bounded_damage": [0.1, 0.2, 0.3],
+        "visibly_changed": [0.0, 0.0, 1.0], "compute_saved": saved,
+    }  # fmt: skip
     return MethodResult(
-        name=name, family=family, label=name, note="0: compute; 1: after block 3, order 0.", num_inference_steps=3,
-        estimates=estimates, per_prompt=per_prompt, seconds_per_image=[0.1, 0.2], actions=[[0, 1, 0]] * 3,
+        name=name, family=name, group=group, label=name, note="", num_inference_steps=3,
+        estimates={key: mean(values) for key, values in per_prompt.items()}, per_prompt=per_prompt,
+        seconds_per_image={"2": [0.1, 0.2]}, actions=[[0, 1, 0]] * 3, action_names=["compute", "reuse after block 3, order 0"],
     )  # fmt: skip
 
 
 @pytest.fixture
 def page(tmp_path: Path) -> str:
-    columns = all_columns({"quality": Column("Quality"), "perceptual_distance": Column("Distance", higher_is_better=False)})
-    methods = [method("Full compute", FULL_COMPUTE, [0.0] * 3), method("Ada", ADA, [0.1, 0.3, 0.2])]
-    gone = MethodResult(name="Gone", family="Peers", label="", note="", num_inference_steps=3, reason="It has no blocks.")
+    distance = Column("Distance", higher_is_better=False)
+    columns = all_columns({"quality": Column("Quality"), "perceptual_distance": distance})
+    methods = [method("Full compute", "plain", [0.0] * 3), method("Ada", "ada", [0.1, 0.3, 0.2])]
+    gone = MethodResult(
+        name="Gone", family="Peers", group="peers", label="", note="", num_inference_steps=3, reason="It has no blocks."
+    )
     results = Results(
         settings={"compared_with": "Full compute", "batch_size": 2}, environment={"torch": "2"}, columns=columns, prompts=PROMPTS,
         methods=[*methods, gone], complexity={"edge_density": [0.1, 0.2, 0.3], "prompt_length": [1.0, 2.0, 2.0]},
@@ -77,6 +83,8 @@ def test_the_data_survive_a_browsers_parsing(page: str) -> None:
     assert data["spending"][0]["easiest"] == [1, 2, 0]
     assert set(data["thumbnails"]) == {"0", "1", "2"}
     assert "Few images." in data["notes"]
+    assert data["quick_look"] is True
+    assert data["action_colours"].keys() == {"compute", "reuse after block 3, order 0"}
 
 
 def test_nothing_is_loaded_from_elsewhere(page: str) -> None:

@@ -9,23 +9,25 @@ import torch
 from conftest import build_pixart_pipeline
 from diffusers.hooks.first_block_cache import FirstBlockCacheConfig
 
-from ada.backbone import Backbone
-from ada.evaluation.counting import Count
-from ada.evaluation.methods import Method, NotApplicableError, full_method
-from ada.evaluation.peers import peer_methods
-from ada.evaluation.peers.attach import optional_package
-from ada.evaluation.peers.diffusers_caches import DiffusersCache
-from ada.evaluation.peers.packages import CacheDit, TGate, TokenMerging
-from ada.evaluation.run import Cases, run_batch
-from ada.evaluation.subject import Subject
+from ada.evaluation.measure.counting import Count
+from ada.evaluation.measure.run import run_batch
+from ada.evaluation.methods import Method, NotApplicableError, full_method, peer_methods
+from ada.evaluation.methods.base import OneByOne
+from ada.evaluation.methods.peers.attach import optional_package
+from ada.evaluation.methods.peers.diffusers_caches import DiffusersCache
+from ada.evaluation.methods.peers.packages import CacheDit, TGate, TokenMerging
+from ada.evaluation.subject import Cases, Subject
+from ada.rollouts import FrozenPipeline
 
+ARGUMENTS = {"guidance_scale": 2.0, "max_sequence_length": 8, "use_resolution_binning": False, "clean_caption": False}
 STEPS = 10
 CASES = Cases(["a", "b c"], [1, 2], 2)
 WHOLE = slice(0, 2)
-CACHE_DIT, FIRST_BLOCK = "cache-dit F1, 0.16", "FirstBlockCache 0.2"
+CACHE_DIT, TAYLOR, FIRST_BLOCK = "cache-dit, F1", "cache-dit, F1, TaylorSeer", "FirstBlockCache 0.2"
 SKIPPING = [
-    FIRST_BLOCK, "TaylorSeer, sublayers", "TaylorSeer, lite", "MagCache 0.12", "PyramidAttentionBroadcast", "FasterCache",
-    "SeaCache, adapted", CACHE_DIT, "T-GATE, gate 3", "T-GATE, gate 6", "ToMe 25%", "ToMe 50%",
+    FIRST_BLOCK, "FirstBlockCache 0.2, batch 1", "TaylorSeer, sublayers, N=2", "TaylorSeer, sublayers, N=5", "TaylorSeer, lite, N=2",
+    "MagCache 0.12", "PyramidAttentionBroadcast", "PyramidAttentionBroadcast, cross 6", "FasterCache", "SeaCache 0.25, power 3",
+    "SeaCache 0.12, power 2", CACHE_DIT, TAYLOR, "T-GATE, gate 3", "T-GATE, gate 6", "ToMe 25%", "ToMe 50%",
 ]  # fmt: skip
 
 
@@ -36,26 +38,26 @@ def subject(tmp_path: Path) -> Subject:
         # so small a noise prediction changes the latents little, and features change little between steps, as in a trained model
         pipeline.transformer.proj_out.weight.mul_(0.02)
     pipeline.save_pretrained(tmp_path / "pipeline")
-    return Subject.of(
-        Backbone(str(tmp_path / "pipeline"), num_inference_steps=STEPS, guidance_scale=2.0, max_sequence_length=8)
-    )
+    return Subject.of(FrozenPipeline(str(tmp_path / "pipeline"), STEPS, ARGUMENTS))
 
 
 def peers(subject: Subject) -> dict[str, Method]:
     found = {method.name: method for method in peer_methods(subject, ["d"], [7])}
     # features of a random model move more than a trained one's: the thresholds are set where some steps are skipped
     bold = DiffusersCache(lambda _: FirstBlockCacheConfig(threshold=0.6))
-    eager = CacheDit({"Fn_compute_blocks": 1, "Bn_compute_blocks": 0, "residual_diff_threshold": 0.9, "max_warmup_steps": 4})
+    eager = {"Fn_compute_blocks": 1, "Bn_compute_blocks": 0, "residual_diff_threshold": 0.9, "max_warmup_steps": 4}
     return found | {
-        CACHE_DIT: replace(found[CACHE_DIT], accelerate=eager),
+        CACHE_DIT: replace(found[CACHE_DIT], accelerate=CacheDit(eager)),
+        TAYLOR: replace(found[TAYLOR], accelerate=CacheDit(eager, taylorseer_order=1)),
         FIRST_BLOCK: replace(found[FIRST_BLOCK], accelerate=bold),
+        "FirstBlockCache 0.2, batch 1": replace(found["FirstBlockCache 0.2, batch 1"], accelerate=OneByOne(bold)),
     }
 
 
 def counted(subject: Subject, method: Method) -> tuple[Any, float]:
     count = Count()
-    generated = run_batch(subject, method, CASES, WHOLE, count)[0]
-    return generated.images, count.macs
+    ran = run_batch(subject, method, CASES, WHOLE, count)
+    return ran.generated.images, count.macs
 
 
 @pytest.mark.parametrize("name", SKIPPING)
@@ -74,12 +76,38 @@ def test_a_peer_skips_work_and_leaves_no_trace(subject: Subject, name: str) -> N
     )
 
 
-def test_every_peer_is_tested_or_known_to_do_nothing(subject: Subject) -> None:
-    others = set(peers(subject)) - set(SKIPPING)
-    assert others == {
-        "FirstBlockCache 0.05", "FirstBlockCache 0.1", "TaylorSeer, defaults", "MagCache 0.06", "SeaCache, defaults",
-        "cache-dit F8, 0.08", "cache-dit F1, 0.08",
-    }  # fmt: skip
+def test_every_peer_is_tested_or_another_setting_of_one_that_is(subject: Subject) -> None:
+    every = peer_methods(subject, ["d"], [7])
+    tested = {method.family for method in every if method.name in SKIPPING}
+    assert {method.family for method in every} - tested == {"SeaCache, power 3, batch 1", "cache-dit, batch 1"}
+    assert len({method.name for method in every}) == len(every)
+
+
+def test_the_main_settings_are_the_documented_ones_and_impose_no_warm_up_of_ours(subject: Subject) -> None:
+    """TaylorSeer's 3 steps, MagCache's 20 %, SeaCache's one step, cache-dit's 8 and SGLang's 4."""
+    known = {method.name: method for method in peer_methods(subject, ["d"], [7])}
+    lite, mag = known["TaylorSeer, lite, N=5"], known["MagCache 0.06"]
+    watcher: Any = object()
+    assert isinstance(lite.accelerate, DiffusersCache)
+    config = lite.accelerate.configure(watcher)
+    assert (config.cache_interval, config.disable_cache_before_step, config.max_order) == (5, 3, 1)
+    assert isinstance(mag.accelerate, DiffusersCache)
+    calibrated = mag.accelerate.configure(watcher)
+    assert (calibrated.threshold, calibrated.retention_ratio, calibrated.max_skip_steps) == (0.06, 0.2, 3)
+    sea = known["SeaCache 0.25, power 3"]
+    assert isinstance(sea.accelerate, DiffusersCache)
+    assert sea.accelerate.configure(watcher).retention_steps == 1
+    assert known["cache-dit, defaults"].settings["max_warmup_steps"] == 8
+    assert known["cache-dit, SGLang"].settings["max_warmup_steps"] == 4
+    assert all(method.main for method in (lite, mag, sea, known["cache-dit, defaults"], known["cache-dit, SGLang"]))
+
+
+def test_the_calibrator_of_cache_dit_extrapolates(subject: Subject) -> None:
+    """The same blocks are skipped, and something else is put in their place."""
+    images, macs = counted(subject, peers(subject)[CACHE_DIT])
+    extrapolated, same = counted(subject, peers(subject)[TAYLOR])
+    assert same == macs
+    assert not torch.equal(images, extrapolated)
 
 
 def test_taylorseer_defaults_attach_nothing_and_the_row_says_so(subject: Subject) -> None:

@@ -6,23 +6,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_rgb
 from matplotlib.text import Annotation
 from PIL import Image
 
-from ada.evaluation.grid import Row, save_grid
-from ada.evaluation.heatmap import draw_schedules, kinds_of
-from ada.evaluation.methods import ADA, FULL_COMPUTE, PEERS
-from ada.evaluation.outputs import comparable
-from ada.evaluation.pareto import draw_pareto
-from ada.evaluation.results import Column, MethodResult, Results
-from ada.evaluation.statistics import Estimate
+from ada.evaluation.measure.results import Column, MethodResult, Results
+from ada.evaluation.measure.statistics import Estimate
+from ada.evaluation.report.figures import draw_curves
+from ada.evaluation.report.grid import Row, save_grid
+from ada.evaluation.report.heatmap import draw_schedules
+from ada.evaluation.report.outputs import comparable
+from ada.evaluation.report.style import GROUP_COLOURS
 
-COLUMNS = {"cost": Column("Cost", higher_is_better=False), "distance": Column("Distance", higher_is_better=False)}
+COLUMNS = {
+    "compute_saved": Column("Compute saved", scale=100.0, unit="%"), "distance": Column("Distance", higher_is_better=False),
+    "bounded_damage": Column("Bounded damage", higher_is_better=False),
+}  # fmt: skip
 
 
-def result(name: str, family: str, estimates: dict[str, float], **fields: object) -> MethodResult:
+def result(name: str, group: str, estimates: dict[str, float], **fields: object) -> MethodResult:
     known = {column: Estimate(value, value - 0.1, value + 0.1) for column, value in estimates.items()}
-    basics = {"name": name, "family": family, "label": name, "note": "", "num_inference_steps": 4}
+    basics = {"name": name, "family": name, "group": group, "label": name, "note": "", "num_inference_steps": 4}
     return MethodResult(**(basics | {"estimates": known} | fields))  # type: ignore[arg-type]
 
 
@@ -31,59 +35,88 @@ def results(methods: list[MethodResult]) -> Results:
 
 
 def plotted(points: list[tuple[float, float]]) -> Results:
-    """Methods of two families at the given costs and distances."""
+    """Methods of their own families, in two groups, at the given savings and distances."""
     return results(
         [
-            result(f"m{place}", (ADA, "Other")[place % 2], {"cost": cost, "distance": distance})
-            for place, (cost, distance) in enumerate(points)
+            result(f"m{place}", ("ada", "peers")[place % 2], {"compute_saved": saved, "distance": distance})
+            for place, (saved, distance) in enumerate(points)
         ]
     )
 
 
 def labels(points: list[tuple[float, float]]) -> list[Annotation]:
-    figure = draw_pareto(plotted(points), "cost", ["distance"])
+    figure = draw_curves(plotted(points), "compute_saved", ["distance"])
     figure.draw_without_rendering()
     return [text for text in figure.axes[0].texts if isinstance(text, Annotation)]
 
 
-def test_every_label_is_written_where_there_is_room() -> None:
-    assert sorted(text.get_text() for text in labels([(1, 1), (2, 2), (3, 3)])) == ["m0", "m1", "m2"]
+def test_every_family_is_named_where_there_is_room() -> None:
+    assert sorted(text.get_text() for text in labels([(0.1, 1), (0.2, 2), (0.3, 3)])) == ["m0", "m1", "m2"]
 
 
 def test_labels_of_close_points_do_not_overlap() -> None:
-    close = [(1 + 0.01 * place, 1 + 0.01 * (place % 3)) for place in range(8)]
-    texts = labels([*close, (2, 5)])
+    close = [(0.1 + 0.001 * place, 1 + 0.01 * (place % 3)) for place in range(8)]
+    texts = labels([*close, (0.2, 5)])
     assert len(texts) > 4
     assert not any(one.get_window_extent().overlaps(other.get_window_extent()) for one, other in combinations(texts, 2))
 
 
-def test_better_is_up_and_left() -> None:
-    panel = draw_pareto(plotted([(1, 1), (2, 2)]), "cost", ["distance"]).axes[0]
-    assert not panel.xaxis_inverted()
-    assert panel.yaxis_inverted()
-
-
-def test_different_peers_are_not_joined_by_a_line_and_missing_methods_are_left_out() -> None:
+def test_a_family_is_a_line_with_one_name_in_the_colour_of_its_group() -> None:
     methods = [
-        result("one", PEERS, {"cost": 1, "distance": 1}),
-        result("two", PEERS, {"cost": 2, "distance": 2}),
-        result("ada", ADA, {"cost": 1, "distance": 2}),
-        result("none", "Gone", {}, reason="It failed."),
+        result("one", "peers", {"compute_saved": 0.1, "distance": 1}, family="Peer"),
+        result("two", "peers", {"compute_saved": 0.3, "distance": 2}, family="Peer"),
+        result("none", "peers", {}, reason="It failed."),
     ]
-    panel = draw_pareto(results(methods), "cost", ["distance"]).axes[0]
-    styles = {container.get_label(): container.lines[0].get_linestyle() for container in panel.containers}
-    assert styles == {PEERS: "None", ADA: "-"}
+    figure = draw_curves(results(methods), "compute_saved", ["distance"])
+    panel = figure.axes[0]
+    lines = {line.get_label(): (list(line.get_xdata()), line.get_color()) for line in panel.lines}
+    assert lines == {"Peer": ([10.0, 30.0], GROUP_COLOURS["peers"])}
+    assert [text.get_text() for text in panel.texts] == ["Peer"]
+
+
+def test_the_curve_to_beat_is_drawn_with_its_band() -> None:
+    methods = [
+        result(
+            name, "static", {"compute_saved": saved, "bounded_damage": damage},
+            per_prompt={"bounded_damage": [damage] * 3, "visibly_changed": [0.0] * 3},
+        )
+        for name, saved, damage in (("full", 0.0, 0.0), ("half", 0.5, 0.4))
+    ]  # fmt: skip
+    panel = draw_curves(results(methods), "compute_saved", ["bounded_damage"]).axes[0]
+    line = next(line for line in panel.lines if line.get_label() == "Best static mixture")
+    assert line.get_ydata()[-1] == pytest.approx(0.4)
+    assert line.get_xdata()[-1] == pytest.approx(50.0)
+    assert len(panel.collections) == 1
+
+
+def test_colours_differ_to_colour_blind_readers() -> None:
+    """Under a protanope's and a deuteranope's matrices (Viénot et al., 1999, on linear light) no two groups look alike."""
+    colours = {group: to_rgb(colour) for group, colour in GROUP_COLOURS.items()}
+    linear = {group: np.asarray(colour) ** 2.2 for group, colour in colours.items()}
+    protan = np.array([[0.11238, 0.88762, 0.0], [0.11238, 0.88762, 0.0], [0.00401, -0.00401, 1.0]])
+    deutan = np.array([[0.29275, 0.70725, 0.0], [0.29275, 0.70725, 0.0], [-0.02234, 0.02234, 1.0]])
+    for matrix in (np.eye(3), protan, deutan):
+        seen = {group: (matrix @ colour).clip(0, 1) ** (1 / 2.2) for group, colour in linear.items()}
+        for one, other in combinations(seen, 2):
+            assert np.linalg.norm(seen[one] - seen[other]) > 0.2, (one, other)
 
 
 def test_schedules_are_drawn_with_the_busiest_image_on_top() -> None:
+    """Panels whose actions mean different things share the colours of what they mean."""
     actions = [[0, 1, 1, 0], [0, 0, 0, 0], [0, 0, 2, 0]]
-    method = result(
-        "Ada", ADA, {"compute_saved": 0.2}, actions=actions, per_prompt={"compute_saved": [0.5, 0.0, 0.2]},
-        note="Actions: 0: compute; 1: after block 3, order 0; 2: after block 2, order 1, weight 0.5.",
-    )  # fmt: skip
-    panel = draw_schedules(results([method]), [method]).axes[0]
-    assert np.array_equal(panel.get_images()[0].get_array(), [actions[1], actions[2], actions[0]])
-    assert kinds_of(method) == {1: "after block 3, order 0", 2: "after block 2, order 1, weight 0"}
+    saved = {"compute_saved": [0.5, 0.0, 0.2]}
+    first = result(
+        "Ada", "ada", {"compute_saved": 0.2}, actions=actions, per_prompt=saved, action_names=["compute", "reuse a", "reuse b"]
+    )
+    second = result(
+        "Other", "ada", {"compute_saved": 0.2}, actions=actions[1:2] * 3, per_prompt=saved, action_names=["compute", "reuse b"]
+    )
+    figure = draw_schedules(results([first]), [first, second])
+    image = figure.axes[0].get_images()[0]
+    assert np.array_equal(image.get_array(), [actions[1], actions[2], actions[0]])
+    palettes = [axes.get_images()[0].get_cmap().colors for axes in figure.axes[:2]]
+    assert palettes[0][2] == palettes[1][1]
+    assert len(set(palettes[0])) == 3
 
 
 def stripes(level: float) -> torch.Tensor:
@@ -122,7 +155,10 @@ def test_grid_of_videos_moves(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [0, 3, 2, 1]])
-def test_the_grid_shows_the_method_of_each_family_that_saves_nearest_to_30_percent(order: list[int]) -> None:
-    saved = [(FULL_COMPUTE, 0.0), (ADA, 0.1), (ADA, 0.35), (ADA, 0.6)]
-    methods = [result(str(place), saved[place][0], {"compute_saved": saved[place][1]}) for place in order]
-    assert [method.name for method in comparable(methods)] == ["0", "2"]
+def test_the_grid_shows_the_method_of_each_group_that_saves_nearest_to_30_percent(order: list[int]) -> None:
+    saved = [("plain", 0.0), ("ada", 0.1), ("ada", 0.35), ("ada", 0.6)]
+    methods = [
+        result("Full compute" if place == 0 else str(place), saved[place][0], {"compute_saved": saved[place][1]})
+        for place in order
+    ]
+    assert [method.name for method in comparable(methods, lambda method: method.group)] == ["Full compute", "2"]

@@ -1,4 +1,4 @@
-"""Estimates of a method, the table, and `results.json` there and back."""
+"""Estimates of a method, what it stands beside, the table, and `results.json` there and back."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,70 +6,160 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from ada.evaluation.report import format_estimate, markdown_table, terminal_table
-from ada.evaluation.results import Column, Match, MethodResult, Results, all_columns, estimate_all, match_latency
-from ada.evaluation.statistics import Estimate
+from ada.evaluation.measure.collect import _latencies, with_matches
+from ada.evaluation.measure.matches import Sample, compare, mixture_at
+from ada.evaluation.measure.metrics import Column
+from ada.evaluation.measure.results import MethodResult, Results, all_columns, differences_of
+from ada.evaluation.measure.statistics import Estimate, mean
+from ada.evaluation.measure.timing import Timing
+from ada.evaluation.report.headline import headline_of, static_curve
+from ada.evaluation.report.table import format_estimate, format_interval, markdown_table, terminal_table
 
-COLUMNS = all_columns({"quality": Column("Quality"), "hidden": Column("Hidden", in_table=False)})
+DISTANCE = Column("Distance", higher_is_better=False, decimals=4)
+COLUMNS = all_columns(
+    {"quality": Column("Quality"), "perceptual_distance": DISTANCE, "hidden": Column("Hidden", in_table=False)}
+)
+PROMPTS = [f"ä{place}" for place in range(20)]
+SPREAD = [0.9 + 0.01 * place for place in range(20)]
 
 
-def result(name: str, quality: list[float], saved: list[float], seconds: list[float]) -> MethodResult:
-    per_prompt = {"quality": quality, "hidden": quality, "compute_saved": saved}
-    reference = {"quality": [20.0, 30.0, 40.0], "hidden": [0.0] * 3, "compute_saved": [0.0] * 3}
-    estimates = estimate_all(per_prompt, reference, seconds, [0.2, 0.4])
+def result(name: str, family: str, group: str, damage: float, saved: float, latency: float, steps: int = 20) -> MethodResult:
+    """Damage that differs a little by prompt; quality is 10 less the damage."""
+    bounded = [damage * factor for factor in SPREAD]
+    per_prompt = {
+        "quality": [10 - each for each in bounded], "hidden": [0.0] * 20, "bounded_damage": bounded,
+        "visibly_changed": [float(each > 0.5) for each in bounded], "compute_saved": [saved] * 20,
+    }  # fmt: skip
+    reference = {key: [10.0 if key == "quality" else 0.0] * 20 for key in per_prompt}
+    estimates = {key: mean(values) for key, values in per_prompt.items()} | differences_of(per_prompt, reference)
+    estimates |= _latencies(Timing({8: [latency, 2 * latency]}), Timing({8: [0.2, 0.4]}), 8)
+    distances = [each / (1 - each) * 0.003 for each in bounded]
     return MethodResult(
-        name=name, family=name, label=name, note="", num_inference_steps=4, estimates=estimates, per_prompt=per_prompt,
-        seconds_per_image=seconds, actions=[[0, 0, 1, 0]] * 3,
+        name=name, family=family, group=group, label=name, note="", num_inference_steps=steps, estimates=estimates,
+        per_prompt=per_prompt, distances=distances, seconds_per_image={"8": [latency, 2 * latency]},
     )  # fmt: skip
 
 
 @pytest.fixture
 def results() -> Results:
     methods = [
-        result("Full compute", [20.0, 30.0, 40.0], [0.0] * 3, [0.2, 0.4]),
-        result("Half", [19.0, 29.0, 39.0], [0.5] * 3, [0.1, 0.2]),
+        result("Full compute", "Full compute", "plain", 0.0, 0.0, 0.2),
+        result("Fewer steps (15)", "Fewer steps", "plain", 0.2, 0.25, 0.15, 15),
+        result("Fewer steps (10)", "Fewer steps", "plain", 0.6, 0.5, 0.1, 10),
+        result("Searched", "Best static schedule", "static", 0.1, 0.25, 0.15),
+        result("Ada λ=1", "Ada", "ada", 0.05, 0.2, 0.16),
     ]
     return Results(
-        settings={"batch_size": 3, "compared_with": "Full compute"}, environment={"torch": "2"}, columns=COLUMNS,
-        prompts=["ä", "b", "c"], methods=methods,
+        settings={"batch_size": 8, "seeds": 1, "compared_with": "Full compute"}, environment={"torch": "2"}, columns=COLUMNS,
+        prompts=PROMPTS, methods=with_matches(methods),
     )  # fmt: skip
 
 
 def test_json_round_trip(results: Results, tmp_path: Path) -> None:
+    assert results.method("Ada λ=1").matches
     results.save(tmp_path / "results.json")
     assert Results.load(tmp_path / "results.json") == results
     assert "ä" in (tmp_path / "results.json").read_text(encoding="utf-8")
 
 
-def test_estimates_by_hand(results: Results) -> None:
-    estimates = results.methods[1].estimates
-    assert estimates["quality"].value == 29
-    assert estimates["quality_difference"] == Estimate(-1.0, -1.0, -1.0)
-    assert estimates["compute_saved"] == Estimate(0.5, 0.5, 0.5)
-    assert estimates["seconds_per_image"].value == pytest.approx(0.15)
+def test_a_speed_up_is_taken_round_by_round(results: Results) -> None:
+    """The second round was slow for both, which leaves the speed-up at exactly 2."""
+    assert results.method("Fewer steps (10)").estimates["speed_up"] == Estimate(2.0, 2.0, 2.0)
+    assert results.method("Fewer steps (10)").estimates["seconds_per_image"].value == pytest.approx(0.15)
 
 
-def test_speed_up_is_taken_batch_by_batch(results: Results) -> None:
-    """The second batch was slow for both, which leaves the speed-up at exactly 2."""
-    assert results.methods[1].estimates["speed_up"] == Estimate(2.0, 2.0, 2.0)
+def sample(name: str, saved: float, damage: list[float]) -> Sample:
+    return Sample(name, saved, {"bounded_damage": damage}, [], 1)
+
+
+def test_the_best_mixture_by_hand() -> None:
+    """At 20 % saved: ⅘ of (25 %, 0.2) with ⅕ of full compute gives 0.16; ⅖ of (50 %, 0.3) with ⅗ of it gives 0.12, the least."""
+    rows = [sample("full", 0.0, [0.0, 0.0]), sample("a", 0.25, [0.1, 0.3]), sample("b", 0.5, [0.2, 0.4])]
+    mixture = mixture_at(0.2, rows)
+    assert mixture is not None
+    assert [(row.name, pytest.approx(part)) for row, part in mixture] == [("full", 0.6), ("b", 0.4)]
+    assert mixture_at(0.6, rows) is None
+    match = compare(sample("own", 0.2, [0.05, 0.10]), mixture)
+    assert match.expected["bounded_damage"] == pytest.approx(0.12)
+    assert match.differences["bounded_damage"].value == pytest.approx(0.075 - 0.12)
+
+
+def test_ratio_and_wins_by_hand() -> None:
+    """Half the distance of a, a quarter of b's: beside half of each the geometric mean is 8^(-1/2); nearer on both."""
+    metrics = {"bounded_damage": [0.0, 0.0]}
+    own, first, second = (Sample(name, 0.0, metrics, [scale, scale], 1) for name, scale in (("o", 0.1), ("a", 0.2), ("b", 0.4)))
+    match = compare(own, [(first, 0.5), (second, 0.5)])
+    assert match.ratio is not None
+    assert match.better is not None
+    assert match.ratio.value == pytest.approx(8**-0.5)
+    assert match.better.value == 1
+    assert match.name == "50% a + 50% b"
+    reference = Sample("full", 0.0, metrics, [0.0, 1e-7], 1)
+    beside = compare(own, [(first, 0.5), (reference, 0.5)])
+    assert beside.ratio is None
+    assert beside.better is not None
+    assert beside.better.value == 0.5
+
+
+def test_what_ada_stands_beside(results: Results) -> None:
+    """The searched schedule at 25 % and full compute mix to 0.08 at 20 %; plain steps to 0.16; 15 steps are just as fast."""
+    matches = results.method("Ada λ=1").matches
+    assert matches["static_mixture"].expected["bounded_damage"] == pytest.approx(0.08 * 0.995)
+    assert dict(matches["static_mixture"].rows) == {"Searched": pytest.approx(0.8), "Full compute": pytest.approx(0.2)}
+    assert matches["same_compute"].expected["bounded_damage"] == pytest.approx(0.16 * 0.995)
+    assert matches["same_latency"].name == "Fewer steps (15)"
+    assert results.method("Full compute").matches == {}
+    assert set(results.method("Searched").matches) == {"same_latency", "same_compute"}
+
+
+def test_the_headline_has_figures_and_their_interval(results: Results) -> None:
+    headline = headline_of(results)
+    assert headline is not None
+    assert headline.title.startswith("Ada wins")
+    assert "Saving 20% of the compute, Ada λ=1 does 0.050 of bounded damage" in headline.sentence
+    assert "−0.030 (95 % interval −0.03" in headline.sentence
+    worse = replace(results, methods=with_matches([*results.methods[:4], result("Ada", "Ada", "ada", 0.3, 0.2, 0.1)]))
+    assert str(headline_of(worse)).count("Ada loses") == 1
+    assert headline_of(replace(results, methods=results.methods[:4])) is None
+
+
+def test_the_curve_to_beat_is_the_mixtures(results: Results) -> None:
+    curve = {round(point.saved, 3): point.estimates["bounded_damage"].value for point in static_curve(results)}
+    assert len(curve) == 24
+    assert curve[0.0] == 0.0
+    assert max(curve) == 0.5
+    assert curve[0.5] == pytest.approx(0.6 * 0.995)
 
 
 def test_table(results: Results) -> None:
+    """Of the markdown: the verdict, a row by hand, and what Ada stands beside."""
     lines = markdown_table(results).splitlines()
-    heads = [head.strip() for head in lines[0].strip("|").split("|")]
-    cells = dict(zip(heads, (cell.strip() for cell in lines[3].strip("|").split("|")), strict=True))
-    assert cells["Method"] == "Half"
-    assert cells["Δ quality ↑"] == "−1.00 ±0.00"
-    assert cells["Compute saved, % ↑"] == "50.0 ±0.0"
-    assert cells["Speed-up, × ↑"] == "2.00 ±0.00"
-    assert cells["Cached, MiB/batch ↓"] == "–"
+    assert lines[0].startswith("**Ada wins")
+    table = [line for line in lines if line.startswith("|")]
+    heads = [head.strip() for head in table[0].strip("|").split("|")]
+    cells = dict(zip(heads, (cell.strip() for cell in table[6].strip("|").split("|")), strict=True))
+    assert cells["Method"] == "Ada λ=1"
+    assert cells["Bounded damage ↓"] == "0.050 ±0.001"
+    assert cells["Compute saved, % ↑"] == "20.0 ±0.0"
     assert "Hidden ↑" not in heads
-    assert "3 prompts" in lines[5]
-    assert "to Full compute" in lines[5]
+    assert "Cached, MiB/batch ↓" not in heads
+    assert any("20 prompts" in line and "to Full compute" in line for line in lines)
+    beside = next(line for line in lines if line.startswith("| Ada λ=1 | 20% Full compute + 80% Searched |"))
+    # nearer than the searched schedule everywhere, farther than full compute, which a fifth of the images takes
+    assert "80 (" in beside
+
+
+def test_a_quick_look_says_so(results: Results) -> None:
+    console = Console(record=True, width=160)
+    console.print(terminal_table(results))
+    assert "a quick look" in console.export_text()
+    assert not replace(results, prompts=["a"] * 128).is_quick_look
 
 
 def test_a_method_that_does_not_apply_is_a_row_with_its_reason(results: Results) -> None:
-    broken = MethodResult(name="Peer", family="Peers", label="", note="", num_inference_steps=4, reason="It has no blocks.")
+    broken = MethodResult(
+        name="Peer", family="Peers", group="peers", label="", note="", num_inference_steps=4, reason="It has no blocks."
+    )
     both = replace(results, methods=[*results.methods, broken])
     assert "- Peer: It has no blocks." in markdown_table(both)
     console = Console(record=True, width=160)
@@ -78,32 +168,13 @@ def test_a_method_that_does_not_apply_is_a_row_with_its_reason(results: Results)
 
 
 def test_any_row_can_be_compared_with(results: Results) -> None:
-    other = results.compared_with("Half")
-    assert other.methods[0].estimates["quality_difference"] == Estimate(1.0, 1.0, 1.0)
-    assert other.methods[1].estimates["quality_difference"] == Estimate(0.0, 0.0, 0.0)
-    assert other.settings["compared_with"] == "Half"
-    with pytest.raises(KeyError, match="Full compute, Half"):
+    other = results.compared_with("Searched")
+    delta = other.methods[0].estimates["quality_difference"]
+    assert delta.value == pytest.approx(0.1 * 0.995)
+    assert other.method("Searched").estimates["quality_difference"] == Estimate(0.0, 0.0, 0.0)
+    assert other.settings["compared_with"] == "Searched"
+    with pytest.raises(KeyError, match="Full compute, Fewer steps"):
         results.compared_with("Nothing")
-
-
-def test_the_plain_pipeline_of_nearest_latency_is_set_beside(results: Results) -> None:
-    """Half takes 0.15 s, the median of 0.1 and 0.2; plain pipelines take 0.3 and 0.2."""
-    fewer = replace(result("Fewer", [19.5, 29.0, 39.0], [0.2] * 3, [0.2, 0.2]), family="Fewer steps")
-    matched = match_latency([*results.methods, fewer], "Fewer steps", ["quality"])
-    assert [method.same_latency for method in (matched[0], matched[2])] == [None, None]
-    match = matched[1].same_latency
-    assert match is not None
-    assert match.name == "Fewer"
-    assert match.differences["quality"].value == pytest.approx(-0.5 / 3)
-    saved = replace(results, methods=matched)
-    assert "| Half | Fewer | −0.17" in markdown_table(saved)
-
-
-def test_json_round_trip_of_a_match(results: Results, tmp_path: Path) -> None:
-    match = Match("Full compute", {"quality": Estimate(1.0, 0.5, 1.5)})
-    matched = replace(results, methods=[results.methods[0], replace(results.methods[1], same_latency=match)])
-    matched.save(tmp_path / "results.json")
-    assert Results.load(tmp_path / "results.json") == matched
 
 
 @pytest.mark.parametrize(
@@ -116,3 +187,7 @@ def test_json_round_trip_of_a_match(results: Results, tmp_path: Path) -> None:
 )
 def test_format(estimate: Estimate, text: str) -> None:
     assert format_estimate(estimate, Column("Saved", decimals=1, scale=100.0, unit="%")) == text
+
+
+def test_lopsided_intervals_are_written_with_their_ends() -> None:
+    assert format_interval(Estimate(0.8, 0.7, 0.95), Column("")) == "0.80 (0.70–0.95)"

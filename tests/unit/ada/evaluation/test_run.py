@@ -9,21 +9,23 @@ from typing import Any
 import pytest
 import torch
 from conftest import NUM_BLOCKS, build_clip_folder, build_pixart_pipeline
+from policies import build_step_policy
 
-from ada.backbone import Backbone
-from ada.evaluation.collect import collect_results, read_complexity
-from ada.evaluation.complexity import edge_density
+from ada.evaluation.measure.collect import collect_results, read_complexity
+from ada.evaluation.measure.counting import Count, counted_macs
+from ada.evaluation.measure.metrics import Embedding, default_metrics, edge_density
+from ada.evaluation.measure.results import MethodResult
+from ada.evaluation.measure.run import Plan, measure
+from ada.evaluation.measure.statistics import Estimate
+from ada.evaluation.measure.store import Store
+from ada.evaluation.measure.timing import time_methods
 from ada.evaluation.methods import Method, NotApplicableError, Planned, Run, full_method, planned_method, unchanged
-from ada.evaluation.metrics import Embedding, default_metrics
-from ada.evaluation.results import MethodResult
-from ada.evaluation.run import Cases, Plan, measure
-from ada.evaluation.store import Store
-from ada.evaluation.subject import Subject, generate
-from ada.evaluation.survey import Survey
-from ada.policy import AdaPolicy
-from ada.rollout import prompt_seed
-from blockdance import Reuse, ReuseSchedule, full_compute
+from ada.evaluation.subject import Cases, Subject, generate, prompt_seed
+from ada.policy import StepPolicy
+from ada.rollouts import FrozenPipeline
+from blockdance import Reuse, ReuseSchedule, apply_blockdance, full_compute
 
+ARGUMENTS = {"guidance_scale": 2.0, "max_sequence_length": 8, "use_resolution_binning": False, "clean_caption": False}
 STEPS = 6
 CASES = Cases(["a", "b c", "d", "e f", "g"], [11, 12, 13, 14, 15], 2)
 WORSE = ReuseSchedule(torch.tensor([[0] + [1] * (STEPS - 1)]), (Reuse(boundary=NUM_BLOCKS - 1),))
@@ -31,17 +33,19 @@ WORSE = ReuseSchedule(torch.tensor([[0] + [1] * (STEPS - 1)]), (Reuse(boundary=N
 
 
 @pytest.fixture
-def backbone(tmp_path: Path) -> Backbone:
+def backbone(tmp_path: Path) -> FrozenPipeline:
     build_pixart_pipeline().save_pretrained(tmp_path / "pipeline")
-    return Backbone(str(tmp_path / "pipeline"), num_inference_steps=STEPS, guidance_scale=2.0, max_sequence_length=8)
+    return FrozenPipeline(str(tmp_path / "pipeline"), STEPS, ARGUMENTS)
 
 
 def method(name: str, accelerate: Any, steps: int = STEPS, **options: Any) -> Method:
-    return Method(name=name, family=name, label=name, num_inference_steps=steps, accelerate=accelerate, note="", **options)
+    return Method(
+        name=name, family=name, group="static", label=name, num_inference_steps=steps, accelerate=accelerate, note="", **options
+    )  # fmt: skip
 
 
 def plan_of(
-    backbone: Backbone, folder: Path, methods: Sequence[Method], cases: Cases = CASES, kept: Sequence[int] = ()
+    backbone: FrozenPipeline, folder: Path, methods: Sequence[Method], cases: Cases = CASES, kept: Sequence[int] = ()
 ) -> Plan:
     scorer = str(build_clip_folder(folder / "scorer"))
     store = Store(folder / "out", {"cases": len(cases.prompts)})
@@ -56,17 +60,18 @@ def plan_of(
     )
 
 
-def run(backbone: Backbone, folder: Path, *methods: Method, cases: Cases = CASES) -> list[MethodResult]:
+def run(backbone: FrozenPipeline, folder: Path, *methods: Method, cases: Cases = CASES) -> list[MethodResult]:
     plan = plan_of(backbone, folder, methods, cases)
-    return collect_results(plan.store, plan.methods, measure(plan), cases)
+    return collect_results(plan.store, plan.methods, measure(plan), {}, cases)
 
 
-def test_the_reference_in_disguise_is_equal(backbone: Backbone, tmp_path: Path) -> None:
-    disguised = planned_method("disguised", "", "", STEPS, full_compute(1, STEPS), "")
+def test_the_reference_in_disguise_is_equal(backbone: FrozenPipeline, tmp_path: Path) -> None:
+    disguised = planned_method("disguised", "", "static", "", STEPS, full_compute(1, STEPS), "")
     plan = plan_of(backbone, tmp_path, [disguised], kept=(0, 3, 4))
-    reference, equal = collect_results(plan.store, plan.methods, measure(plan), CASES)
+    reference, equal = collect_results(plan.store, plan.methods, measure(plan), {}, CASES)
     assert equal.per_prompt["perceptual_distance"] == [0.0] * 5
     assert equal.per_prompt["latent_distance"] == [0.0] * 5
+    assert equal.estimates["visibly_changed"] == Estimate(0.0, 0.0, 0.0)
     assert equal.per_prompt["ssim"] == pytest.approx([1.0] * 5)
     assert equal.per_prompt["quality"] == reference.per_prompt["quality"]
     assert equal.per_prompt["compute_saved"] == [0.0] * 5
@@ -77,29 +82,29 @@ def test_the_reference_in_disguise_is_equal(backbone: Backbone, tmp_path: Path) 
     assert (difference.value, difference.low, difference.high) == (0.0, 0.0, 0.0)
 
 
-def test_a_planted_worse_method_is_worse(backbone: Backbone, tmp_path: Path) -> None:
+def test_a_planted_worse_method_is_worse(backbone: FrozenPipeline, tmp_path: Path) -> None:
     _, planted = run(backbone, tmp_path, method("worse", Planned(WORSE)))
     estimates = planted.estimates
-    assert estimates["ssim_difference"].high is not None
-    assert estimates["ssim_difference"].high < 0
+    assert estimates["ssim_difference"].value < 0
     assert min(planted.per_prompt["perceptual_distance"]) > 0
     assert min(planted.per_prompt["compute_saved"]) > 0.5
     assert estimates["frechet_distance"].value > 1e-6
     assert estimates["cache_bytes"].value > 0
 
 
-def test_fewer_steps_save_exactly_their_share(backbone: Backbone, tmp_path: Path) -> None:
+def test_fewer_steps_save_exactly_their_share(backbone: FrozenPipeline, tmp_path: Path) -> None:
     _, fewer = run(backbone, tmp_path, method("fewer", unchanged, steps=4))
     assert fewer.per_prompt["compute_saved"] == pytest.approx([1 / 3] * 5)
     assert max(fewer.per_prompt["ssim"]) < 1
 
 
-def test_every_prompt_takes_its_own_row_of_a_schedule(backbone: Backbone, tmp_path: Path) -> None:
+def test_every_prompt_takes_its_own_row_of_a_schedule(backbone: FrozenPipeline, tmp_path: Path) -> None:
     """Prompt 0 computes everything, prompt 4 reuses most; batches of two must not mix them up."""
     rows = [[0, 0, 0, *(int(place > step) for step in range(1, STEPS - 2))] for place in range(5)]
     schedule = ReuseSchedule(torch.tensor(rows), (Reuse(boundary=2),))
     _, scheduled = run(backbone, tmp_path, method("rows", Planned(schedule)))
     assert scheduled.actions == rows
+    assert scheduled.estimates["num_schedules"].value == len({tuple(row) for row in rows})
     assert scheduled.per_prompt["ssim"][:2] == pytest.approx([1.0, 1.0])
     assert max(scheduled.per_prompt["ssim"][2:]) < 1
 
@@ -118,29 +123,38 @@ def noting(name: str, calls: list[tuple[str, int]], stop_at: int | None = None) 
     return method(name, accelerate)
 
 
-def test_batches_are_timed_in_turns_after_a_warm_up(backbone: Backbone, tmp_path: Path) -> None:
-    """Two full batches are timed, the smaller last one is not; methods alternate."""
+def test_every_image_is_made_once(backbone: FrozenPipeline, tmp_path: Path) -> None:
+    """Three batches, two methods in turn: no run for counting alone."""
     calls: list[tuple[str, int]] = []
-    results = run(backbone, tmp_path, noting("one", calls), noting("two", calls))
-    assert calls == [(name, start) for start in (0, 0, 2, 4) for name in ("one", "two")]
-    assert [len(result.seconds_per_image) for result in results] == [2, 2, 2]
+    counted = replace(noting("two", calls), data_dependent=True)
+    results = run(backbone, tmp_path, noting("one", calls), counted)
+    assert calls == [(name, start) for start in (0, 2, 4) for name in ("one", "two")]
     assert [len(result.per_prompt["ssim"]) for result in results] == [5, 5, 5]
+    assert results[2].per_prompt["compute_saved"] == pytest.approx([0.0] * 5)
 
 
-def test_a_killed_run_goes_on_without_measuring_anything_again(backbone: Backbone, tmp_path: Path) -> None:
-    """Killed in the second batch, after the first method: what was there keeps its timings, and all values equal one whole run."""
+def test_a_killed_run_goes_on_without_measuring_anything_again(backbone: FrozenPipeline, tmp_path: Path) -> None:
+    """Killed in the second batch, after the first method: what was there stays, and all values equal one whole run."""
     calls: list[tuple[str, int]] = []
     with pytest.raises(KeyboardInterrupt):
-        run(backbone, tmp_path, method("worse", Planned(WORSE)), noting("two", calls, stop_at=3))
-    assert calls == [("two", 0), ("two", 0), ("two", 2)]
+        run(backbone, tmp_path, method("worse", Planned(WORSE)), noting("two", calls, stop_at=2))
+    assert calls == [("two", 0), ("two", 2)]
     store = Store(tmp_path / "out", {"cases": 5})
     before = store.batch(method("worse", Planned(WORSE)), 1)
     resumed = run(backbone, tmp_path, method("worse", Planned(WORSE)), noting("two", calls))
-    assert calls[3:] == [("two", 2), ("two", 4)]
+    assert calls[2:] == [("two", 2), ("two", 4)]
     assert store.batch(method("worse", Planned(WORSE)), 1) == before
     whole = run(backbone, tmp_path / "other", method("worse", Planned(WORSE)), noting("two", []))
     assert [result.per_prompt for result in resumed] == [result.per_prompt for result in whole]
     assert not list(store.parts.glob("reference-*"))
+
+
+def test_the_same_name_with_other_settings_is_another_method(backbone: FrozenPipeline, tmp_path: Path) -> None:
+    calls: list[tuple[str, int]] = []
+    first = replace(noting("one", calls), settings={"threshold": 1})
+    for each in (first, first, replace(first, settings={"threshold": 2})):
+        run(backbone, tmp_path, each)
+    assert len(calls) == 2 * 3
 
 
 def test_other_settings_take_nothing_from_an_earlier_run(tmp_path: Path) -> None:
@@ -150,7 +164,7 @@ def test_other_settings_take_nothing_from_an_earlier_run(tmp_path: Path) -> None
     assert Store(tmp_path, {"seed": 1}).read("decisions") is None
 
 
-def test_a_method_that_does_not_apply_or_skips_nothing_says_so(backbone: Backbone, tmp_path: Path) -> None:
+def test_a_method_that_does_not_apply_or_skips_nothing_says_so(backbone: FrozenPipeline, tmp_path: Path) -> None:
     @contextmanager
     def refuses(pipeline: Any, images: slice) -> Iterator[Run]:
         raise NotApplicableError("No such blocks.")
@@ -165,7 +179,7 @@ def test_a_method_that_does_not_apply_or_skips_nothing_says_so(backbone: Backbon
     assert worked.reason is None
 
 
-def test_seeds_of_a_prompt_are_averaged(backbone: Backbone, tmp_path: Path) -> None:
+def test_seeds_of_a_prompt_are_averaged(backbone: FrozenPipeline, tmp_path: Path) -> None:
     """Two prompts with two seeds: the value of a prompt is the mean of its two images', which the seeds make different."""
     cases = Cases.of(["a", "b c"], [3, 9], 2, seed=5, num_seeds=2)
     assert list(cases.prompts) == ["a", "b c", "a", "b c"]
@@ -182,7 +196,7 @@ def test_seeds_of_a_prompt_are_averaged(backbone: Backbone, tmp_path: Path) -> N
     assert both.per_prompt["perceptual_distance"] == pytest.approx([(one + two) / 2 for one, two in zip(*values, strict=True)])
 
 
-def test_images_do_not_depend_on_the_batch_size(backbone: Backbone) -> None:
+def test_images_do_not_depend_on_the_batch_size(backbone: FrozenPipeline) -> None:
     subject = Subject.of(backbone)
     whole = generate(subject, CASES.prompts, CASES.seeds, STEPS)
     for place in range(5):
@@ -191,7 +205,7 @@ def test_images_do_not_depend_on_the_batch_size(backbone: Backbone) -> None:
         torch.testing.assert_close(whole.latents[place], single.latents[0], atol=1e-3, rtol=1e-3)
 
 
-def test_latents_are_what_the_pipeline_returns_as_such(backbone: Backbone) -> None:
+def test_latents_are_what_the_pipeline_returns_as_such(backbone: FrozenPipeline) -> None:
     subject = Subject.of(backbone)
     generated = generate(subject, ["a"], [3], STEPS)
     generator = torch.Generator().manual_seed(3)
@@ -202,7 +216,7 @@ def test_latents_are_what_the_pipeline_returns_as_such(backbone: Backbone) -> No
     assert "decode" not in vars(backbone.pipeline.vae)
 
 
-def test_complexity_is_that_of_the_reference_images(backbone: Backbone, tmp_path: Path) -> None:
+def test_complexity_is_that_of_the_reference_images(backbone: FrozenPipeline, tmp_path: Path) -> None:
     plan = plan_of(backbone, tmp_path, [method("worse", Planned(WORSE))])
     measure(plan)
     found = read_complexity(plan.store, plan.methods[0], CASES)
@@ -212,24 +226,58 @@ def test_complexity_is_that_of_the_reference_images(backbone: Backbone, tmp_path
 
 
 @pytest.fixture
-def policy(backbone: Backbone) -> AdaPolicy:
-    kinds = (Reuse(boundary=3, order=1), Reuse(boundary=1, order=0))
-    policy = AdaPolicy.for_transformer(
-        backbone.transformer, backbone.feature_width(), kinds, backbone.action_costs(kinds),
-        prefix=0.2, forced_tail=0.1, hidden_size=16, num_heads=2, quality_weight_range=(0.1, 100.0),
-    )  # fmt: skip
-    torch.manual_seed(4)  # one at which λ tips some decisions
-    with torch.no_grad():
-        for parameter in policy.parameters():
-            parameter.normal_(std=0.5)
-    return policy
+def policy(backbone: FrozenPipeline) -> StepPolicy:
+    return build_step_policy(backbone)
 
 
-def test_the_survey_foretells_what_ada_does_at_every_weight(backbone: Backbone, tmp_path: Path, policy: AdaPolicy) -> None:
-    survey = Survey(policy, (0.1, 100.0))
-    assert list(survey.run(Subject.of(backbone), CASES)) == [1, 2, 3]
-    decisions = survey.decisions()
-    assert not torch.equal(decisions[0.1].actions, decisions[100.0].actions)
-    for weight, schedule in decisions.items():
-        ada = replace(method("ada", Planned(policy.with_options(quality_weight=weight))), note=str(weight))
-        assert run(backbone, tmp_path, ada)[1].actions == schedule.actions.tolist()
+def test_the_policys_own_macs_count_among_its_rows(backbone: FrozenPipeline, tmp_path: Path, policy: StepPolicy) -> None:
+    """What its schedules spend by the package's own count, and what its network takes, counted here on its only call."""
+    ada = run(backbone, tmp_path, method("ada", Planned(policy)))[1]
+    count = Count()
+    with apply_blockdance(backbone.pipeline, policy) as handle:
+        with counted_macs(policy, count):  # its forward call, which is all that this policy does
+            generate(Subject.of(backbone), ["a"], [11], STEPS)
+        spent = float(handle.report().macs_computed[0])
+    own = ada.estimates["own_macs_per_image"].value
+    assert own == pytest.approx(count.macs)
+    assert own > 0
+    assert ada.per_prompt["macs_per_image"][0] == pytest.approx(spent + own)
+
+
+def test_actions_have_names(backbone: FrozenPipeline, tmp_path: Path, policy: StepPolicy) -> None:
+    ada = run(backbone, tmp_path, method("ada", Planned(policy)))[1]
+    assert ada.action_names == ["compute", "reuse after block 3, order 1", "reuse after block 1, order 0"]
+
+
+def test_bounded_damage_and_visible_changes_come_from_the_distances(backbone: FrozenPipeline, tmp_path: Path) -> None:
+    planted = run(backbone, tmp_path, method("worse", Planned(WORSE)))[1]
+    distances = planted.distances
+    assert planted.per_prompt["bounded_damage"] == pytest.approx([each / (each + 0.003) for each in distances])
+    assert planted.per_prompt["visibly_changed"] == [float(each > 0.003) for each in distances]
+    assert planted.estimates["median_distance"].value == pytest.approx(sorted(distances)[2])
+    assert planted.estimates["perceptual_distance"].low is None
+
+
+def test_rounds_that_are_stored_do_not_run_again(backbone: FrozenPipeline, tmp_path: Path) -> None:
+    """A warm-up, then three rounds at two batch sizes, killed at the sixth call: the second try makes up what is missing."""
+    calls: list[tuple[str, int]] = []
+    plan = plan_of(backbone, tmp_path, [])
+    with pytest.raises(KeyboardInterrupt):
+        time_methods(plan, [noting("one", calls, stop_at=6)], [1, 2], 3)
+    calls.clear()
+    timing = time_methods(plan, [noting("one", calls)], [1, 2], 3)["one"]
+    assert {size: len(values) for size, values in timing.seconds_per_image.items()} == {1: 3, 2: 3}
+    assert timing.peak_bytes is not None
+    assert len(calls) == 2 + 3  # a new process warms up; of six runs three were stored
+    assert time_methods(plan, [noting("one", calls)], [1, 2], 3)["one"].seconds_per_image == timing.seconds_per_image
+    assert time_methods(plan, [noting("one", calls)], [1], 0)["one"].seconds_per_image == {1: []}
+
+
+def test_the_order_of_a_round_is_drawn_anew(backbone: FrozenPipeline, tmp_path: Path) -> None:
+    calls: list[tuple[str, int]] = []
+    methods = [noting(name, calls) for name in "abc"]
+    time_methods(plan_of(backbone, tmp_path, methods), methods, [1], 4)
+    rounds = ["".join(name for name, _ in calls[start : start + 3]) for start in range(3, 15, 3)]
+    assert all(sorted(each) == ["a", "b", "c"] for each in rounds)
+    assert len(set(rounds)) > 1
+    assert {start for _, start in calls[3:]} == {0, 1, 2, 3}  # other prompts each round

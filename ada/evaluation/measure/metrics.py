@@ -1,0 +1,173 @@
+"""What is measured on every image, beside the reference. Another metric is another entry of the dictionary."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ada.evaluation.subject import Generated
+from ada.rewards import PSNR, SSIM, ClipScore, PerceptualDistance, Reward, load_features
+from ada.rewards.damage import bounded_damage, visibly_changed
+
+QUALITY = "quality"
+DISTANCE = "perceptual_distance"
+BOUNDED = "bounded_damage"
+VISIBLE = "visibly_changed"
+LATENT = "latent_distance"
+WORST_FRAME = "worst_frame_distance"
+FLICKER = "flicker"
+EDGE = 0.1
+
+
+@dataclass(frozen=True)
+class Column:
+    """How a measured quantity is shown: multiplied by `scale`, with `decimals` places and its unit."""
+
+    heading: str
+    higher_is_better: bool = True
+    decimals: int = 2
+    scale: float = 1.0
+    unit: str = ""
+    in_table: bool = True
+    in_terminal: bool = True
+
+    @property
+    def heading_with_arrow(self) -> str:
+        """Heading and unit with an arrow that points to better."""
+        return f"{self.heading_with_unit} {'↑' if self.higher_is_better else '↓'}"
+
+    @property
+    def heading_with_unit(self) -> str:
+        """Heading and unit."""
+        return f"{self.heading}, {self.unit}" if self.unit else self.heading
+
+
+VIDEO_COLUMNS = {
+    WORST_FRAME: Column("Worst frame's perceptual distance", higher_is_better=False, decimals=4),
+    FLICKER: Column("Flicker beside reference", higher_is_better=False, decimals=3),
+}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A reward as a measurement, and how it is shown; give distances a negative `scale`, so that they are positive."""
+
+    reward: Reward
+    column: Column
+
+
+def default_metrics(scorer: str, device: torch.device | str = "cpu") -> dict[str, Metric]:
+    """Scorer quality, SSIM, perceptual distance, PSNR.
+
+    Args:
+        scorer: folder or Hub id of a CLIP.
+        device: where the pipeline runs, and its images are.
+
+    Raises:
+        FileNotFoundError: `scorer` looks like a folder that is not there.
+    """
+    metrics = {
+        QUALITY: Metric(ClipScore(scorer), Column("Quality", decimals=2)),
+        "psnr": Metric(PSNR(), Column("PSNR", unit="dB", decimals=1, in_terminal=False)),
+        "ssim": Metric(SSIM(), Column("SSIM", decimals=4, in_terminal=False)),
+        DISTANCE: Metric(
+            PerceptualDistance(scorer, scale=-1.0),
+            Column("Mean distance", higher_is_better=False, decimals=4, in_terminal=False),
+        ),
+    }
+    for metric in metrics.values():
+        metric.reward.to(device)
+    return metrics
+
+
+class Embedding:
+    """Features of images for the Fréchet distance, from a CLIP's vision tower; of a video, their mean over its frames.
+
+    Args:
+        scorer: folder or Hub id of a CLIP.
+    """
+
+    def __init__(self, scorer: str) -> None:
+        self._features = load_features(scorer)
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Tensor:
+        """`(images, width)` of images `(images, 3, height, width)` or videos `(videos, frames, 3, height, width)` in [0, 1]."""
+        features = self._features.embed_images(images.flatten(0, -4))
+        return features.reshape(len(images), -1, features.shape[-1]).mean(1)
+
+
+@torch.inference_mode()
+def measure_batch(
+    metrics: Mapping[str, Metric], generated: Generated, prompts: Sequence[str], reference: Generated
+) -> dict[str, list[float]]:
+    """Measures a batch of images, or of videos frame by frame.
+
+    Args:
+        metrics: by name.
+        generated: what a method made.
+        prompts: one per image or video.
+        reference: the same prompts and noise with every step computed.
+
+    Returns:
+        By metric, a value per image or video; a video's is the mean over its frames. Beside the metrics, bounded damage, whether
+        it is visibly changed, the distance of the latents, and for videos the worst frame and the flicker.
+    """
+    images, others = generated.images, reference.images
+    frames = images.shape[1] if images.ndim == 5 else 1
+    flat, other_flat = images.flatten(0, -4), others.flatten(0, -4)
+    repeated = [prompt for prompt in prompts for _ in range(frames)]
+    per_frame = {name: metric.reward(flat, repeated, other_flat).reshape(-1, frames) for name, metric in metrics.items()}
+    values = {name: part.mean(1).tolist() for name, part in per_frame.items()}
+    if DISTANCE in per_frame:
+        distance = per_frame[DISTANCE].double().mean(1).clamp(min=0)  # rounding may leave less
+        values[BOUNDED] = bounded_damage(distance).tolist()
+        values[VISIBLE] = visibly_changed(distance).tolist()
+    values[LATENT] = latent_distance(generated.latents, reference.latents).tolist()
+    if images.ndim == 5:
+        if DISTANCE in per_frame:
+            values[WORST_FRAME] = per_frame[DISTANCE].amax(1).tolist()
+        values[FLICKER] = flicker(images, others).tolist()
+    return values
+
+
+def latent_distance(latents: Tensor, reference: Tensor) -> Tensor:
+    """Relative distance ‖z − z₀‖ / ‖z₀‖ of latents `(images, values)`: `(images,)`."""
+    distance: Tensor = (latents - reference).norm(dim=1) / reference.norm(dim=1).clamp(min=1e-12)
+    return distance
+
+
+def flicker(videos: Tensor, reference: Tensor) -> Tensor:
+    """How much more neighbouring frames differ than in the reference: their mean absolute change over the reference's, minus 1.
+
+    Args:
+        videos: `(videos, frames, 3, height, width)`, two frames or more.
+        reference: same shape.
+
+    Returns:
+        `(videos,)`; 0 for a video that moves as much as its reference.
+    """
+
+    def motion(frames: Tensor) -> Tensor:
+        return frames.diff(dim=1).abs().flatten(1).mean(1)
+
+    return motion(videos) / motion(reference).clamp(min=1e-8) - 1
+
+
+def edge_density(images: Tensor, threshold: float = EDGE) -> Tensor:
+    """Share of the pixels where the brightness changes by more than `threshold` a pixel (Sobel gradient), without the border.
+
+    Args:
+        images: `(images, 3, height, width)` in [0, 1]; of videos `(videos, frames, 3, height, width)` the first frame counts.
+        threshold: of the gradient's magnitude, in brightness per pixel.
+
+    Returns:
+        `(images,)` in [0, 1].
+    """
+    images = images[:, 0] if images.ndim == 5 else images
+    grey = (images * images.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
+    across = images.new_tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]) / 8
+    gradient = F.conv2d(grey, torch.stack([across, across.T])[:, None])
+    return (gradient.square().sum(1).sqrt() > threshold).float().flatten(1).mean(1)

@@ -1,0 +1,141 @@
+"""Measurements on disk, written as they are made, so that a run that was killed goes on where it was."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ada.evaluation.methods import Method
+from ada.evaluation.subject import Generated
+
+
+class Store:
+    """The measurements of one evaluation.
+
+    They lie in `parts/<fingerprint>`, so an evaluation with other prompts, weights or settings never takes them for its own.
+
+    Args:
+        folder: the evaluation's output folder; made if it is not there.
+        settings: everything that the measurements depend on, as JSON.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        self.parts = folder / "parts" / _digest(settings)
+        self.images = folder / "images"
+        for made in (self.parts, self.images):
+            made.mkdir(parents=True, exist_ok=True)
+        self.write("settings", dict(settings))
+
+    # --- named pieces of JSON ---
+
+    def read(self, name: str) -> Any:
+        """What `write` wrote under this name; None where there is nothing."""
+        path = self.parts / f"{name}.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def write(self, name: str, content: Any) -> None:
+        """Writes JSON whole or not at all."""
+        path = self.parts / f"{name}.json"
+        path.parent.mkdir(exist_ok=True)
+        temporary = path.with_suffix(".partial")
+        temporary.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+        os.replace(temporary, path)
+
+    # --- measurements ---
+
+    def batch(self, method: Method, number: int) -> Any:
+        """A method's measurements of a batch; None where it has not run yet."""
+        return self.read(f"{key_of(method)}/batch-{number}")
+
+    def add_batch(self, method: Method, number: int, measurements: Mapping[str, Any], features: Tensor) -> None:
+        """Keeps a batch: features `(images, width)` first, so that the measurements mark it as complete."""
+        folder = self.parts / key_of(method)
+        folder.mkdir(exist_ok=True)
+        np.save(folder / f"features-{number}.npy", features.cpu().numpy())
+        self.write(f"{key_of(method)}/batch-{number}", dict(measurements))
+
+    def reason(self, method: Method) -> str | None:
+        """Why a method does not apply; None where it does, or has not run yet."""
+        refused: str | None = self.read(f"{key_of(method)}/refused")
+        return refused
+
+    def refuse(self, method: Method, reason: str) -> None:
+        """Keeps why a method does not apply."""
+        self.write(f"{key_of(method)}/refused", reason)
+
+    def features(self, method: Method, number: int) -> "np.ndarray[Any, np.dtype[np.float32]]":
+        """Features of a batch's images."""
+        loaded: np.ndarray[Any, np.dtype[np.float32]] = np.load(self.parts / key_of(method) / f"features-{number}.npy")
+        return loaded
+
+    def reference(self, number: int) -> Generated | None:
+        """The reference of a batch that is not complete yet."""
+        path = self._reference(number)
+        if not path.is_file():
+            return None
+        tensors = load_file(path)
+        return Generated(tensors["images"], tensors["latents"])
+
+    def add_reference(self, number: int, reference: Generated) -> None:
+        """Keeps the reference of a batch while its methods run."""
+        temporary = self._reference(number).with_suffix(".partial")
+        save_file({"images": reference.images.cpu().contiguous(), "latents": reference.latents.cpu().contiguous()}, temporary)
+        os.replace(temporary, self._reference(number))
+
+    def drop_reference(self, number: int) -> None:
+        """Forgets the reference of a batch that is complete."""
+        self._reference(number).unlink(missing_ok=True)
+
+    def _reference(self, number: int) -> Path:
+        return self.parts / f"reference-{number}.safetensors"
+
+    # --- pictures ---
+
+    def add_images(self, method: Method, places: Sequence[int], images: Tensor) -> None:
+        """Keeps images as PNG; the frames of a video lie one above the other.
+
+        Args:
+            method: that made them.
+            places: their places among all cases.
+            images: `(images, 3, height, width)` or `(videos, frames, 3, height, width)` in [0, 1].
+        """
+        folder = self.images / key_of(method)
+        folder.mkdir(exist_ok=True)
+        for place, image in zip(places, images, strict=True):
+            tall = torch.cat(list(image), dim=-2) if image.ndim == 4 else image
+            pixels = (tall.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+            Image.fromarray(pixels).save(folder / f"{place:05d}.png")
+
+    def image(self, method: Method, place: int, frames: int | None = None) -> Tensor:
+        """An image `(3, height, width)`, or a video `(frames, 3, height, width)`, that was kept."""
+        with Image.open(self.images / key_of(method) / f"{place:05d}.png") as picture:
+            pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).float() / 255
+        return pixels if frames is None else torch.stack(pixels.chunk(frames, dim=-2))
+
+
+def key_of(method: Method) -> str:
+    """Folder name of a method: readable, and another one when what it does is another."""
+    readable = re.sub(r"[^A-Za-z0-9]+", "-", method.name).strip("-").lower()
+    return f"{readable}-{_digest([method.name, method.num_inference_steps, dict(method.settings)])[:6]}"
+
+
+def fingerprint_of(module: torch.nn.Module) -> str:
+    """A digest of a model's weights, from the sums of its parameters."""
+    sums = {
+        name: [float(tensor.double().sum()), float(tensor.double().abs().sum())] for name, tensor in module.state_dict().items()
+    }
+    return _digest(sums)
+
+
+def _digest(content: Any) -> str:
+    text = json.dumps(content, ensure_ascii=False, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

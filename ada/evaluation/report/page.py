@@ -1,0 +1,135 @@
+"""One self-contained HTML page: everything that an evaluation found, to read, sort, compare and look at."""
+
+import base64
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ada.evaluation.measure import Results
+from ada.evaluation.measure.metrics import BOUNDED, DISTANCE, VISIBLE
+from ada.evaluation.measure.results import COMPUTE_SAVED, COSTS, SAME_COMPUTE, SAME_LATENCY, STATIC_MIXTURE
+from ada.evaluation.report.figures import BANDED, LABEL_SAVING
+from ada.evaluation.report.grid import FRAME_MILLISECONDS, to_picture
+from ada.evaluation.report.headline import MIXTURE, headline_of, static_curve
+from ada.evaluation.report.heatmap import colours_of, with_schedules
+from ada.evaluation.report.spending import TITLES, spending
+from ada.evaluation.report.style import GROUP_COLOURS, GROUP_MARKERS, GROUP_TITLES
+from ada.rewards.damage import VISIBLE_DISTANCE
+
+LARGEST = 256
+DIGITS = 6
+NOTES = (
+    "Every method ran through the stock diffusers pipeline on the same prompts, noise, sampler, precision, batch size and machine.",
+    f"Damage is the perceptual distance d to the image of full compute. A few images that turn into another picture own its raw mean, "
+    f"so the headlines are bounded damage, d / (d + {VISIBLE_DISTANCE:g}), and the share of images visibly changed, d > "
+    f"{VISIBLE_DISTANCE:g}; median, 0.9 quantile and raw mean stand beside them.",
+    "Intervals hold 95 % on log-normal damage, by simulation: studentised bootstrap over prompts for means, Wilson's score interval for "
+    "shares, Woodruff's for quantiles. Noise seeds of a prompt are averaged first. The raw mean has none, because none holds.",
+    "The best static mixture takes two ways that do not look at the image (plain steps, BlockDance, searched schedules), each for a part "
+    "of the images, at the same mean compute. It is chosen by the very figures that are shown, which flatters it.",
+    "Latency: after a warm-up, rounds in which every timed method runs once at each batch size, in an order drawn anew; medians.",
+    "MACs are those of the denoising transformer, guidance branches included, and of Ada's policy. For BlockDance they come from its "
+    "report, for all others from counting what the model really executed.",
+    "Peers run at their own documented defaults, and in a full evaluation at settings around them. A peer that attaches without skipping "
+    "anything, or fails, is no row of figures: it is listed with the reason.",
+    "Quality is the scorer's agreement of image and prompt. Peak memory is what one batch held above the weights. Cached is what the "
+    "method kept between steps; a dash means that nobody knows.",
+)
+
+
+def save_page(
+    results: Results,
+    images: Mapping[str, Sequence[Tensor]],
+    places: Sequence[int],
+    thumbnails: Mapping[int, Tensor],
+    path: Path,
+) -> None:
+    """Writes the page; it needs no other file and no network.
+
+    Args:
+        results: what was measured.
+        images: by method, an image `(3, height, width)` or video `(frames, 3, height, width)` in [0, 1] per place.
+        places: the prompts that the images belong to.
+        thumbnails: reference images by place, for the easiest and the hardest prompts.
+        path: the file to write.
+    """
+    content = page_data(results, images, places, thumbnails)
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/")
+    page = _template("index.html")
+    page = page.replace("/*STYLE*/", _template("style.css"))
+    page = page.replace("/*SCRIPT*/", _template("script.js") + _template("tables.js"))
+    path.write_text(page.replace("/*DATA*/", text), encoding="utf-8")
+
+
+def page_data(
+    results: Results, images: Mapping[str, Sequence[Tensor]], places: Sequence[int], thumbnails: Mapping[int, Tensor]
+) -> dict[str, Any]:
+    """What the page's script draws."""
+    spent = spenders(results)
+    wanted = {place for each in spent for place in (*each["easiest"], *each["hardest"])}
+    scheduled = with_schedules(results)
+    shown: dict[str, Any] = _rounded(asdict(results))
+    for method in shown["methods"]:
+        del method["distances"]  # per case: `results.json` has them
+    headline = headline_of(results)
+    return shown | {
+        "headline": asdict(headline) if headline else None,
+        "quick_look": results.is_quick_look,
+        "groups": {group: [GROUP_TITLES[group], GROUP_COLOURS[group], GROUP_MARKERS[group]] for group in GROUP_TITLES},
+        "banded": list(BANDED),
+        "label_saving": LABEL_SAVING,
+        "mixture": {"name": MIXTURE, "points": _rounded([asdict(point) for point in static_curve(results)])},
+        "kinds_of_match": [STATIC_MIXTURE, SAME_COMPUTE, SAME_LATENCY],
+        "costs": list(COSTS),
+        "headlines": [BOUNDED, VISIBLE],
+        "images": {name: [data_uri(image) for image in kept] for name, kept in images.items()},
+        "places": list(places),
+        "scheduled": [method.name for method in scheduled],
+        "action_colours": colours_of(scheduled),
+        "spending": _rounded(spent),
+        "complexity_titles": TITLES,
+        "thumbnails": {place: data_uri(thumbnails[place]) for place in sorted(wanted)},
+        "notes": [*NOTES, *results.warnings],
+    }
+
+
+def spenders(results: Results) -> list[dict[str, Any]]:
+    """Where the methods that decide per image spent their compute."""
+    adaptive = [method for method in results.measured if method.group == "ada"]
+    return [
+        asdict(spending(method.name, method.per_prompt[COMPUTE_SAVED], method.per_prompt[DISTANCE], results.complexity))
+        for method in adaptive
+    ]
+
+
+def data_uri(image: Tensor) -> str:
+    """An image, or the animation of a video, as a WebP inside a URI; large ones are shrunk."""
+    frames = list(image) if image.ndim == 4 else [image]
+    pictures = [to_picture(frame) for frame in frames]
+    scale = min(1.0, LARGEST / max(pictures[0].size))
+    if scale < 1:
+        size = (round(pictures[0].width * scale), round(pictures[0].height * scale))
+        pictures = [to_picture(frame, size) for frame in frames]
+    written = io.BytesIO()
+    animation: dict[str, Any] = {"save_all": True, "append_images": pictures[1:], "duration": FRAME_MILLISECONDS, "loop": 0}
+    pictures[0].save(written, "WEBP", lossless=scale == 1, quality=90, **(animation if len(pictures) > 1 else {}))
+    return "data:image/webp;base64," + base64.b64encode(written.getvalue()).decode()
+
+
+def _template(name: str) -> str:
+    return files("ada.evaluation.report").joinpath("page_template", name).read_text(encoding="utf-8")
+
+
+def _rounded(tree: Any) -> Any:
+    """The same with numbers of `DIGITS` digits: half the size, and more than any reader sees."""
+    if isinstance(tree, dict):
+        return {key: _rounded(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_rounded(value) for value in tree]
+    return float(f"{tree:.{DIGITS}g}") if isinstance(tree, float) else tree

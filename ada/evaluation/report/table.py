@@ -1,0 +1,150 @@
+"""The table: in the terminal and in Markdown."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from ada.evaluation.measure import Column, Estimate, Match, MethodResult, Results
+from ada.evaluation.measure.metrics import BOUNDED, VISIBLE
+from ada.evaluation.measure.results import SAME_COMPUTE, SAME_LATENCY, STATIC_MIXTURE
+from ada.evaluation.report.headline import headline_of
+from ada.rewards.damage import VISIBLE_DISTANCE
+
+CAPTION = (
+    "{prompts} prompts, {seeds} noise seed(s) each; ± is half the width of the 95 % interval over prompts. Bounded damage is "
+    "d / (d + {tau:g}) of the perceptual distance d to the image of full compute, visibly changed are images with d > {tau:g}. Raw mean "
+    "distances have no interval: none holds on so heavy a tail. Latency and speed-up are medians over {rounds} rounds in random order, "
+    "batch {batch_size} and 1. Δ is paired, to {compared_with}. ↑ higher is better, ↓ lower is better."
+)
+BESIDE = {
+    STATIC_MIXTURE: "Beside the best mixture of static ways that saves as much on average (what a mean budget gives without looking at "
+    "the image)",
+    SAME_COMPUTE: "Beside the mixture of plain pipelines with fewer steps that saves as much on average",
+    SAME_LATENCY: "Beside the plain pipeline whose number of steps takes nearest as long",
+}
+
+
+def terminal_table(results: Results) -> Table:
+    """The table for a rich console; a rule parts the families."""
+    look = " (a quick look)" if results.is_quick_look else ""
+    table = Table(
+        title=f"{len(results.prompts)} held-out prompts{look}",
+        caption=_caption(results),
+        caption_justify="left",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    table.add_column("Method", no_wrap=True)
+    columns = {name: column for name, column in _shown(results).items() if column.in_terminal}
+    for column in columns.values():
+        table.add_column(column.heading_with_arrow, justify="right")
+    for _, family in groupby(results.methods, key=lambda method: method.family):
+        rows = list(family)
+        for method in rows:
+            cells = ["not applicable"] if method.reason else _cells(columns, method)
+            table.add_row(method.name, *cells, end_section=method is rows[-1])
+    return table
+
+
+def markdown_table(results: Results) -> str:
+    """The same table in Markdown."""
+    lines = _rows(_shown(results), results.measured)
+    left_out = [f"- {method.name}: {method.reason}" for method in results.methods if method.reason]
+    notes = ["Not applicable here:", "", *left_out, ""] if left_out else []
+    warnings = [f"Warning: {warning}" for warning in results.warnings]
+    headline = headline_of(results)
+    first = [f"**{headline.title}.** {headline.sentence}", ""] if headline else []
+    return "\n".join([*first, *lines, "", _caption(results), "", *warnings, "", *notes, *_beside_tables(results)])
+
+
+def short_table(results: Results, methods: Sequence[MethodResult]) -> str:
+    """A few methods and the columns of the terminal, in Markdown."""
+    columns = {name: column for name, column in _shown(results).items() if column.in_terminal}
+    lines = _rows(columns, methods)
+    return "\n".join([*lines, "", _caption(results), ""])
+
+
+def _rows(columns: Mapping[str, Column], methods: Sequence[MethodResult]) -> list[str]:
+    return [
+        "| Method | " + " | ".join(column.heading_with_arrow for column in columns.values()) + " |",
+        "| :--- |" + " ---: |" * len(columns),
+        *(f"| {method.name} | " + " | ".join(_cells(columns, method)) + " |" for method in methods),
+    ]
+
+
+def _beside_tables(results: Results) -> list[str]:
+    """For every kind of match, each method beside what it is matched with."""
+    lines = []
+    for kind, title in BESIDE.items():
+        rows = [(method, method.matches[kind]) for method in results.measured if kind in method.matches]
+        if rows:
+            lines += [f"{title}; paired, ± half the 95 % interval.", "", *_match_rows(results, rows), ""]
+    return lines
+
+
+def _match_rows(results: Results, rows: Sequence[tuple[MethodResult, Match]]) -> Iterator[str]:
+    metrics = [name for name in (BOUNDED, VISIBLE, *results.columns) if name in rows[0][1].differences]
+    metrics = [name for name in dict.fromkeys(metrics) if results.columns[name].in_table]
+    heads = [f"Δ {results.columns[name].heading_with_arrow.lower()}" for name in metrics]
+    yield "| Method | beside | " + " | ".join([*heads, "distance ratio ↓", "nearer to the reference, % ↑"]) + " |"
+    yield "| :--- | :--- |" + " ---: |" * (len(heads) + 2)
+    for method, match in rows:
+        cells = [format_estimate(match.differences[name], results.columns[name]) for name in metrics]
+        cells += ["–" if match.ratio is None else format_interval(match.ratio, Column("", decimals=2))]
+        cells += ["–" if match.better is None else format_interval(match.better, Column("", decimals=0, scale=100.0))]
+        yield f"| {method.name} | {match.name} | " + " | ".join(cells) + " |"
+
+
+def save_markdown(results: Results, path: Path) -> None:
+    """Writes the Markdown table."""
+    path.write_text(markdown_table(results), encoding="utf-8")
+
+
+def format_estimate(estimate: Estimate, column: Column) -> str:
+    """An estimate and half the width of its interval, such as `23.4 ±1.2`; without the latter where there is no interval."""
+    value = _rounded(estimate.value * column.scale, column.decimals)
+    if estimate.half_width is not None:
+        value += f" ±{estimate.half_width * column.scale:.{column.decimals}f}"
+    return value
+
+
+def format_interval(estimate: Estimate, column: Column) -> str:
+    """An estimate and the ends of its interval, for quantities whose intervals are lopsided: `0.81 (0.70–0.93)`."""
+    value = _rounded(estimate.value * column.scale, column.decimals)
+    if estimate.low is None or estimate.high is None:
+        return value
+    ends = [_rounded(end * column.scale, column.decimals) for end in (estimate.low, estimate.high)]
+    return f"{value} ({'–'.join(ends)})"
+
+
+def _rounded(value: float, decimals: int) -> str:
+    text = f"{value:.{decimals}f}"
+    return text.removeprefix("-") if float(text) == 0 else text.replace("-", "−")
+
+
+def _shown(results: Results) -> dict[str, Column]:
+    """The columns of the table that any method has a figure for."""
+    known = {name for method in results.measured for name in method.estimates}
+    return {name: column for name, column in results.columns.items() if column.in_table and name in known}
+
+
+def _cells(columns: Mapping[str, Column], method: MethodResult) -> Iterator[str]:
+    for name, column in columns.items():
+        estimate = method.estimates.get(name)
+        yield "–" if estimate is None else format_estimate(estimate, column)
+
+
+def _caption(results: Results) -> str:
+    timed = results.methods[0].seconds_per_image
+    return CAPTION.format(
+        prompts=len(results.prompts),
+        seeds=results.settings["seeds"],
+        tau=VISIBLE_DISTANCE,
+        rounds=len(next(iter(timed.values()), [])),
+        batch_size=results.settings["batch_size"],
+        compared_with=results.settings["compared_with"],
+    )

@@ -1,0 +1,167 @@
+"""Which methods are compared, and how they are matched to what the policy did."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import NUM_BLOCKS, build_pixart_pipeline
+from policies import build_step_policy
+
+from ada.evaluation.measure.counting import Count
+from ada.evaluation.measure.run import run_batch
+from ada.evaluation.methods import Planned, ada_methods, full_method, ladder_methods, one_by_one, planned_method, unchanged
+from ada.evaluation.methods.ada import RandomAsOften, Shuffled, most_used_kind
+from ada.evaluation.methods.base import Method, Unavailable
+from ada.evaluation.methods.plain import MOST_STEP_COUNTS, blockdance, deep_cache, fewer_steps
+from ada.evaluation.subject import Cases, Subject
+from ada.policy import StepPolicy
+from ada.rollouts import FrozenPipeline
+from ada.schedules import Ladder
+from blockdance import BlockDanceConfig, BlockReuse, PolicyState, Reuse, ReuseSchedule
+
+ARGUMENTS = {"guidance_scale": 2.0, "max_sequence_length": 8, "use_resolution_binning": False, "clean_caption": False}
+STEPS = 20
+KINDS = (Reuse(boundary=3, order=1), Reuse(boundary=2, order=0))
+
+
+@pytest.fixture
+def subject(tmp_path: Path) -> Subject:
+    build_pixart_pipeline().save_pretrained(tmp_path / "pipeline")
+    return Subject.of(FrozenPipeline(str(tmp_path / "pipeline"), 6, ARGUMENTS))
+
+
+def decided(rows: list[dict[int, int]]) -> torch.Tensor:
+    """Actions of schedules that compute but for the given steps."""
+    return torch.tensor([[row.get(step, 0) for step in range(STEPS)] for row in rows])
+
+
+def test_fewer_steps_go_down_to_half_and_every_second_is_timed() -> None:
+    methods = fewer_steps(20)
+    assert [method.num_inference_steps for method in methods] == [19, 18, 17, 16, 15, 14, 13, 12, 11, 10]
+    assert [method.num_inference_steps for method in methods if method.main] == [18, 16, 14, 12, 10]
+    assert [method.num_inference_steps for method in fewer_steps(5)] == [4, 3, 2]
+    assert len(fewer_steps(100)) == MOST_STEP_COUNTS
+
+
+def test_random_reuses_as_often_as_the_policy_did_in_the_same_batch_with_its_favourite_kind() -> None:
+    rows = decided([dict.fromkeys(range(10, 10 + count), 2) for count in (3, 4)] * 200)
+    random = RandomAsOften(lambda images: rows[images], KINDS, range(9, 19), seed=0)
+    schedule = random.schedule(slice(0, 400))
+    assert schedule.kinds == (KINDS[1],)
+    counts = schedule.actions.sum(1)
+    assert set(counts.tolist()) == {3, 4}
+    assert float(counts.double().mean()) == pytest.approx(3.5, abs=0.1)
+    assert set(schedule.actions.nonzero()[:, 1].tolist()) == set(range(9, 19))
+    assert torch.equal(schedule.actions, random.schedule(slice(0, 400)).actions)
+    assert len(schedule.actions.unique(dim=0)) > 1
+
+
+def test_random_computes_where_the_policy_did() -> None:
+    rows = decided([{}, {}, {10: 1}])
+    random = RandomAsOften(lambda images: rows[images], KINDS, range(9, 19), seed=0)
+    assert int(random.schedule(slice(0, 2)).actions.sum()) == 0
+    assert int(random.schedule(slice(2, 3)).actions.sum()) == 1
+
+
+def test_blockdance_over_boundaries_orders_ranges_and_fewer_steps() -> None:
+    """Of 4 blocks the paper's 20 of 28 is block 3; block 2 is the other one."""
+    methods = {method.name: method for method in blockdance(NUM_BLOCKS, STEPS, 2)}
+    names = [
+        f"BlockDance-{interval}, block {boundary}, order {order}"
+        for interval in (2, 3, 4) for boundary in (2, 3) for order in (0, 1)
+    ]  # fmt: skip
+    names += [f"BlockDance-{interval}, {start}% to 95%" for interval in (2, 3) for start in (25, 60)]
+    names += [f"BlockDance-{interval} of {count} steps" for interval in (2, 3) for count in (17, 14)]
+    assert set(methods) == set(names)
+    ranged = methods["BlockDance-3, 25% to 95%"].accelerate
+    assert ranged == Planned(BlockDanceConfig(interval=3, boundary=2, reuse_range=(0.25, 0.95)))
+    assert methods["BlockDance-2 of 14 steps"].num_inference_steps == 14
+
+
+def test_deep_cache_skips_the_inner_blocks_of_all_steps_but_every_nth() -> None:
+    """Of 14 blocks the outer seventh at either end always runs: blocks 2 to 11 are reused."""
+    plan = deep_cache(14, 7)[1].accelerate.plan  # type: ignore[attr-defined]
+    assert plan.kinds == (BlockReuse(blocks=tuple(range(2, 12))),)
+    assert plan.actions.tolist() == [[0, 1, 1, 0, 1, 1, 0]]
+    assert deep_cache(2, 7) == []
+
+
+def test_deep_cache_saves_the_inner_blocks_macs(subject: Subject) -> None:
+    """Of 4 blocks 2 are skipped at 3 of 6 steps."""
+    counts = []
+    for method in (full_method(6), deep_cache(NUM_BLOCKS, 6)[0]):
+        count = Count()
+        run_batch(subject, method, Cases(["a"], [1], 1), slice(0, 1), count)
+        counts.append(count.macs)
+    assert 0.2 < 1 - counts[1] / counts[0] < 0.25
+
+
+def test_most_used_kind() -> None:
+    assert most_used_kind(decided([{9: 1, 10: 2}, {9: 2}]), KINDS) == KINDS[1]
+    assert most_used_kind(decided([{9: 1, 10: 2, 11: 1}]), KINDS) == KINDS[0]
+    assert most_used_kind(decided([{}]), KINDS) is None
+
+
+def test_ada_at_weights_and_budgets(tmp_path: Path) -> None:
+    """Mean budgets need a measured curve, which this policy has none of; a budget that cannot be had is a row that says so."""
+    build_pixart_pipeline().save_pretrained(tmp_path / "pipeline")
+    policy = build_step_policy(FrozenPipeline(str(tmp_path / "pipeline"), STEPS, ARGUMENTS))
+    at_weight, at_budget, beyond = ada_methods(policy, [2.0], [0.7, 1.7], [0.8], STEPS)
+    assert isinstance(beyond.accelerate, Unavailable)
+    assert (at_weight.name, at_weight.settings) == ("Ada λ=2", {"quality_weight": 2.0})
+    assert isinstance(at_budget.accelerate, Planned)
+    assert isinstance(at_budget.accelerate.plan, StepPolicy)
+    assert at_budget.accelerate.plan.compute == 0.7
+
+
+def test_a_schedules_settings_say_what_it_does() -> None:
+    plan = ReuseSchedule(torch.tensor([[0, 0, 1, 0]]), (Reuse(boundary=1),))
+    assert planned_method("a", "", "static", "", 4, plan, "").settings == {
+        "actions": "0010",
+        "kinds": ["after block 1, order 0"],
+    }
+
+
+def test_one_by_one_gives_each_image_its_own_row_and_the_same_image(subject: Subject) -> None:
+    """As the batch does, up to rounding; the method is entered anew for every image."""
+    plan = ReuseSchedule(torch.tensor([[0, 0, 1, 1, 0, 0], [0, 0, 0, 0, 1, 1]]), (Reuse(boundary=2),))
+    whole = planned_method("rows", "", "static", "", 6, plan, "")
+    cases = Cases(["a", "b c"], [1, 2], 2)
+    images = [run_batch(subject, method, cases, slice(0, 2)).generated.images for method in (whole, one_by_one(whole))]
+    torch.testing.assert_close(images[0], images[1], atol=1e-4, rtol=0)
+    plain = Method(name="p", family="", group="plain", label="", num_inference_steps=6, accelerate=unchanged, note="")
+    assert not torch.allclose(images[0], run_batch(subject, plain, cases, slice(0, 2)).generated.images, atol=1e-4)
+
+
+def test_the_rungs_of_a_ladder_are_static_rows() -> None:
+    """Of three rungs the first computes everything; the one nearest to each level is main."""
+    ladder = Ladder(
+        torch.tensor([[0] * 10, [0, 0, 0, 0, 0, 1, 0, 1, 0, 0], [0, 0, 0, 1, 0, 1, 0, 1, 0, 1]]), (Reuse(boundary=2),), (2,)
+    )
+    methods = ladder_methods(ladder, 10)
+    assert [(method.name, method.label, method.main) for method in methods] == [
+        ("Static rung 1, 20%", "20%", True),
+        ("Static rung 2, 40%", "40%", True),
+    ]
+    assert methods[0].settings == {"actions": "0000010100", "kinds": ["after block 2, order 0"]}
+
+
+def test_shuffled_decisions_are_those_of_the_neighbours(subject: Subject) -> None:
+    """A decider that reuses as many steps as an image's features say gives every image its neighbour's number."""
+
+    class ByNumber:
+        kinds = (Reuse(boundary=2),)
+
+        def decide(self, state: PolicyState) -> ReuseSchedule:
+            actions = torch.zeros_like(state.actions)
+            for image, number in enumerate(state.features[:, 0, 0].tolist()):
+                actions[image, state.step : state.step + int(number)] = 1
+            return ReuseSchedule(actions, self.kinds)
+
+    empty, numbers = torch.zeros(3, 1, 1), torch.tensor([0.0, 1.0, 2.0])[:, None, None]
+    state = PolicyState(
+        latents=empty, clean=empty, features=numbers, feature_change=empty, prompt_embeds=None, prompt_mask=None,
+        class_labels=None, sigmas=torch.linspace(1, 0, 6), actions=torch.tensor([[0, 0, 0, -1, -1, -1]] * 3), step=3,
+    )  # fmt: skip
+    decided = Shuffled(ByNumber()).decide(state)  # type: ignore[arg-type]
+    assert (decided.actions > 0).sum(1).tolist() == [1, 2, 0]
