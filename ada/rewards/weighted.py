@@ -177,7 +177,10 @@ class WeightedReward:
     def describe(self) -> dict[str, Any]:
         """What tells one such reward from another: the parts' classes and plain settings, weights and normalisation."""
         parts = {
-            name: [type(reward).__name__, {key: value for key, value in vars(reward).items() if isinstance(value, int | float | str)}]
+            name: [
+                type(reward).__name__,
+                {key: value for key, value in vars(reward).items() if isinstance(value, int | float | str)},
+            ]
             for name, reward in self.rewards.items()
         }
         settings = {"weights": self.weights, "relative": self.relative, "cap": self.positive_cap}

@@ -238,7 +238,14 @@ def test_two_processes_train_as_one_with_the_same_global_batch(models: dict[str,
             "1",
         ]
         strategy = "ddp" if processes > 1 else "auto"
-        command += ["--trainer.devices", str(processes), "--trainer.strategy", strategy, "--data.init_args.batch_size", str(batch_size)]
+        command += [
+            "--trainer.devices",
+            str(processes),
+            "--trainer.strategy",
+            strategy,
+            "--data.init_args.batch_size",
+            str(batch_size),
+        ]
         run_command(*command)
         policies[processes] = load_file(folder / "run" / "policy" / "model.safetensors")
     for name, tensor in policies[1].items():

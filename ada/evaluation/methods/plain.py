@@ -5,7 +5,7 @@ import torch
 from ada.evaluation.methods.base import DEEP_CACHE, FEWER_STEPS, Method, full_method, planned_method, unchanged
 from ada.evaluation.subject import Subject
 from blockdance import BlockDanceConfig, BlockReuse, ReuseSchedule, find_layout
-from blockdance.layout import block_stack
+from blockdance.layouts import block_stack
 
 MOST_STEP_COUNTS = 10
 PAPER_RANGES = ((0.25, 0.95), (0.6, 0.95))
