@@ -25,6 +25,7 @@ from ada.rewards.damage import bounded_damage
 from ada.rollouts import Case
 from ada.schedules import Tree
 from ada.training import LadderTraining, Outcome, RolloutDataModule, measure_outcome
+from ada.training.ladder import make_optimizer
 from ada.training.rollout_data import progress
 
 LEVELS = (0.10, 0.15, 0.20, 0.30, 0.40)
@@ -92,7 +93,7 @@ def fit(variant: Variant, data: RolloutDataModule, base: BaseModel, sights: Tens
     training = LadderTraining(**{**variant.options, "seed": variant.seed})
     cost = bounded_damage(damage, data.visible_damage)
     training.prepare(base, data.ladder, data.reuse_costs, sights, cost)
-    optimizer = training.make_optimizer()
+    optimizer = make_optimizer(training.policy, training.learning_rate, training.weight_decay)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, NUM_STEPS)
     generator = torch.Generator().manual_seed(variant.seed)
     for _ in range(NUM_STEPS):

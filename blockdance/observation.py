@@ -68,7 +68,9 @@ class PolicyState:
 
     def to(self, device: torch.device | str) -> "PolicyState":
         """The same on another device."""
-        moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in vars(self).items()}
+        moved: dict[str, Any] = {
+            name: value.to(device) if isinstance(value, Tensor) else value for name, value in vars(self).items()
+        }
         return PolicyState(**moved)
 
 

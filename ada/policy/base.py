@@ -12,6 +12,7 @@ from typing_extensions import Self
 
 from ada.policy.folder import IncompatiblePolicyError, find_folder, push_folder, read_folder, write_folder
 from blockdance import PolicyState, Reuse, ReuseSchedule, find_layout
+from blockdance.layout import block_stack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class BaseModel:
         widths = [config.get(name) for name in ("caption_channels", "joint_attention_dim", "text_dim", "cross_attention_dim")]
         return cls(
             transformer=type(transformer).__name__,
-            num_blocks=sum(len(transformer.get_submodule(path)) for path in find_layout(transformer).lists),  # type: ignore[arg-type]
+            num_blocks=len(block_stack(transformer, find_layout(transformer))),
             latent_channels=int(config.get("in_channels") or 0),
             prompt_width=int(next((width for width in widths if isinstance(width, int)), 0)),
         )
@@ -79,10 +80,6 @@ class AdaPolicy(nn.Module, ABC):
     @abstractmethod
     def decide(self, state: PolicyState) -> ReuseSchedule:
         """Greedy decisions about the steps that are open."""
-
-    @abstractmethod
-    def with_options(self, **options: Any) -> Self:
-        """The same network with other wishes; the original stays as it is."""
 
     def check(self, transformer: nn.Module) -> None:
         """Checks that a transformer is like the one it was trained on.

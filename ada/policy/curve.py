@@ -43,14 +43,14 @@ class Curve:
         Raises:
             ValueError: no λ keeps to it.
         """
-        if changed < min(self.changed):
+        if changed < self.changed[-1]:
             raise ValueError(
-                f"`quality` must be {min(self.changed):.3f} or more: so many images change at the largest λ; got {changed}."
+                f"`quality` must be {self.changed[-1]:.3f} or more: so many images change at the largest λ; got {changed}."
             )
         return next(
             weight
             for place, weight in enumerate(self.quality_weight)
-            if all(later <= changed for later in self.changed[place:]) or place == len(self.changed) - 1
+            if all(later <= changed for later in self.changed[place:])
         )
 
     def _invert(self, values: Sequence[float], wanted: float, name: str, what: str) -> float:

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,8 @@ class Table:
                 partial.replace(file)
                 self._known.add(file)
             except (OSError, SafetensorError) as error:
-                partial.unlink(missing_ok=True)
+                with suppress(OSError):
+                    partial.unlink()
                 raise OSError(
                     f"The rollouts could not be written to {file}: {error}. Make room, or choose another folder (`data.table`), and "
                     "give the same command again: it goes on where it was."

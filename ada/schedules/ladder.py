@@ -81,11 +81,22 @@ class Ladder:
     def for_steps(self, num_steps: int) -> "Ladder":
         """The ladder for another number of steps: as many reuses in proportion, spread alike.
 
-        Rungs keep their order and their number, so that a policy's outputs keep their meaning; with few steps some coincide.
+        Rungs, and decisions, keep their order and their number, so that a policy's outputs keep their meaning; with few steps some
+        rungs coincide.
+
+        Raises:
+            LadderError: too few steps for the decisions.
         """
         if num_steps == self.num_steps:
             return self
-        steps = tuple(max(2, round((step + 1) * num_steps / self.num_steps) - 1) for step in self.decision_steps)
+        steps: tuple[int, ...] = ()
+        for step in self.decision_steps:
+            earliest = steps[-1] + 1 if steps else 2
+            steps += (max(earliest, round((step + 1) * num_steps / self.num_steps) - 1),)
+        if steps[-1] >= num_steps - 1:
+            raise LadderError(
+                f"The ladder's {len(steps)} decisions need more than {num_steps} steps: {len(steps) + 3} at least."
+            )
         rows = torch.stack([stretch(rung, num_steps, first=steps[0] + 1) for rung in self.actions])
         return replace(self, actions=rows, decision_steps=steps)
 
@@ -147,7 +158,8 @@ def stretch(rung: Tensor, num_steps: int, first: int) -> Tensor:
     actions = torch.zeros(num_steps, dtype=torch.int64)
     for number in range(count):
         position = (number + 0.5) / count * len(places) - 0.5
-        low = min(max(int(position), 0), len(places) - 1)
+        # beyond the first and the last reuse, the curve goes on as it does between the nearest two
+        low = min(int(max(position, 0)), max(len(places) - 2, 0))
         high = min(low + 1, len(places) - 1)
         place = places[low] + (places[high] - places[low]) * (position - low)
         wanted = min(max(round((place + 0.5) * num_steps / old - 0.5), first), num_steps - 2)

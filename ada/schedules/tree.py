@@ -29,12 +29,17 @@ class Tree:
     @classmethod
     def of(cls, actions: Tensor, decision_steps: tuple[int, ...]) -> "Tree":
         """The tree of schedules int64 `(rungs, num_steps)` that are decided after these steps."""
-        open_, choice, nodes, node_of = [], [], [], []
-        ends = [*(step + 1 for step in decision_steps[1:]), actions.shape[1]]
-        for stage, (step, end) in enumerate(zip(decision_steps, ends, strict=True)):
+        open_, choice, node_of = [], [], []
+        nodes: list[list[int]] = []
+        for stage, step in enumerate(decision_steps):
             alike = (actions[:, None, : step + 1] == actions[None, :, : step + 1]).all(-1)
             open_.append(alike)
-            choice.append((actions[:, None, :end] == actions[None, :, :end]).all(-1))
+            if stage + 1 < len(decision_steps):
+                end = decision_steps[stage + 1] + 1
+                choice.append((actions[:, None, :end] == actions[None, :, :end]).all(-1))
+            else:
+                # rungs that are the same schedule share its probability, so that all rungs' sum to 1
+                choice.append(torch.eye(len(actions), dtype=torch.bool))
             first = alike.int().argmax(1)
             places = {rung: len(nodes) + place for place, rung in enumerate(first.unique().tolist())}
             nodes += [[stage, rung] for rung in places]
@@ -68,7 +73,9 @@ class Tree:
         if allowed is not None:
             at_node = at_node.masked_fill(~allowed[:, None, None, :], -torch.inf)
         chosen = at_node.masked_fill(~self.choice, -torch.inf).logsumexp(-1)
-        return chosen - at_node.masked_fill(~self.open, -torch.inf).logsumexp(-1)
+        total = at_node.masked_fill(~self.open, -torch.inf).logsumexp(-1)
+        # a node without an allowed rung would be −inf − (−inf)
+        return chosen - total.masked_fill(total == -torch.inf, 0.0)
 
     def choose(self, logits: Tensor, stage: int, rungs: Tensor, allowed: Tensor | None = None) -> Tensor:
         """The continuation of the most probable rung that is still open: int64 `(cases,)`, that rung.

@@ -133,35 +133,20 @@ class LadderTraining(LightningModule):
         parts = {"critic_loss": critic_loss(predicted, cost, self.tree)}
         loss = self.critic_weight * parts["critic_loss"]
         if self.policy_gradient_weight:
-            value, spread = self._expected_reward(predicted, cost, generator)
+            place = torch.rand(len(cost), generator=generator).to(cost.device)
+            value, spread = balanced_reward(self.policy, predicted, cost, self.tree, place, self._gain)
             loss = loss - self.policy_gradient_weight * value - self.entropy_weight * spread
             parts |= {"expected_reward": value, "entropy": spread}
         return loss, parts
-
-    def _expected_reward(self, predicted: Tensor, cost: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """E[R] at a λ drawn for each case, balanced over λ; and the entropy."""
-        place = torch.rand(len(cost), generator=generator).to(cost.device)
-        low, high = (math.log(bound) for bound in self.quality_weight_range)
-        weight = (low + (high - low) * place).exp()
-        balance = 1 / self._gain[(place * (GRID - 1)).round().long()]
-        log_probs = self.tree.log_probs(self.policy.logits(predicted, weight[:, None]))
-        rewards = self._saved - weight[:, None] * cost
-        return (expected(log_probs, rewards) * balance).mean(), entropy(log_probs).mean()
 
     def _generator(self) -> torch.Generator:
         """Randomness of one step of one process, whatever came before."""
         return torch.Generator().manual_seed((self.seed * 7919 + self.global_step * 104_729 + self.global_rank) % 2**63)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        optimizer = self.make_optimizer()
+        optimizer = make_optimizer(self.policy, self.learning_rate, self.weight_decay)
         cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}
-
-    def make_optimizer(self) -> torch.optim.Optimizer:
-        """AdamW, whose decay pulls the direction alone towards zero: an image is like the others unless the data say otherwise."""
-        others = [parameter for name, parameter in self.policy.named_parameters() if name != "direction"]
-        groups = [{"params": [self.policy.direction]}, {"params": others, "weight_decay": 0.0}]
-        return torch.optim.AdamW(groups, lr=self.learning_rate, weight_decay=self.weight_decay)
 
     # --- validation: greedy decisions on held-out captions, against what needs no policy ---
 
@@ -201,6 +186,34 @@ def critic_loss(predicted: Tensor, cost: Tensor, tree: Tree) -> Tensor:
     loss = torch.nn.functional.binary_cross_entropy(predicted.clamp(1e-6, 1 - 1e-6), target, reduction="none")
     is_open = tree.open_at_nodes
     return ((loss * is_open).sum(-1) / is_open.sum(-1)).mean()
+
+
+def balanced_reward(
+    policy: LadderPolicy, predicted: Tensor, cost: Tensor, tree: Tree, place: Tensor, gain: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Mean over cases of E[R], each at its own λ, divided by what choosing gains there; and the mean entropy.
+
+    Args:
+        policy: turns predictions into logits.
+        predicted: `(cases, nodes, rungs)`.
+        cost: bounded damage `(cases, rungs)`.
+        tree: of the policy's ladder.
+        place: `(cases,)` in [0, 1]: where each case's λ lies in the logarithm of the policy's range.
+        gain: what choosing gains at `GRID` points of that range, as `gain_of_choosing` gives it.
+    """
+    low, high = (math.log(bound) for bound in policy.quality_weight_range)
+    weight = (low + (high - low) * place).exp()
+    balance = 1 / gain.to(cost.device)[(place * (len(gain) - 1)).round().long()]
+    log_probs = tree.log_probs(policy.logits(predicted, weight[:, None]))
+    rewards = policy.ladder.saved(policy.reuse_costs).to(cost) - weight[:, None] * cost
+    return (expected(log_probs, rewards) * balance).mean(), entropy(log_probs).mean()
+
+
+def make_optimizer(policy: LadderPolicy, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
+    """AdamW that decays the direction alone."""
+    others = [parameter for name, parameter in policy.named_parameters() if name != "direction"]
+    groups: list[dict[str, Any]] = [{"params": [policy.direction]}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=learning_rate, weight_decay=weight_decay)
 
 
 def gain_of_choosing(cost: Tensor, saved: Tensor, quality_weights: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from ada.schedules import Mixture, Tree, gap_closed, oracle_errors
 LEVELS = (0.10, 0.15, 0.20, 0.25, 0.30, 0.35, 0.40, 0.45)
 NUM_WEIGHTS = 121
 NUM_RESAMPLES = 2000
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,9 @@ def _judge(
     ours = (chances * cost).sum(1)
     theirs = mixture.errors(cost, level)
     best = oracle_errors(cost, saved, level)
+    differences = theirs - ours
+    # a policy that does what the mixture does differs from it by rounding alone, which must not count as a gain
+    differences = torch.where(differences.abs() < ROUNDING, 0.0, differences)
     closed = gap_closed(float(ours.mean()), float(theirs.mean()), float(best.mean()))
     sensitivity = (cost @ torch.ones_like(saved)).argsort().argsort().double()
     spends = (chances @ saved).argsort().argsort().double()
@@ -161,7 +165,7 @@ def _judge(
         policy=float(ours.mean()),
         mixture=float(theirs.mean()),
         oracle=float(best.mean()),
-        advantage=paired_interval(theirs - ours, clusters),
+        advantage=paired_interval(differences, clusters),
         changed_policy=float((chances * changed).sum(1).mean()),
         changed_mixture=float(mixture.errors(changed, level).mean()),
         gap_closed=closed,

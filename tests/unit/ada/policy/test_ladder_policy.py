@@ -1,0 +1,299 @@
+"""A ladder's policy: decides in the stock pipeline as on its table, keeps to wishes, survives its folder."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+from ladders import ARGUMENTS, CASES, KINDS, STEPS, build_frozen, build_ladder, build_reward
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ada import AdaPolicy, IncompatiblePolicyError
+from ada.policy import BaseModel, Curve, LadderPolicy, StepPolicy
+from ada.rollouts import Case, Collector, FrozenPipeline
+from ada.schedules import Ladder, Tree
+from ada.training.outcome import choose_rungs
+from blockdance import PolicyState, apply_blockdance
+
+GOLDEN = Path(__file__).parents[3] / "golden" / "policy_v1"
+COSTS = [0.3, 0.6]
+MORE_CASES = [*CASES, Case("a", 4), Case("sun and sea", 5), Case("red", 6), Case("the dog", 7), Case("apple", 8)]
+
+
+@pytest.fixture(scope="module")
+def collector() -> Collector:
+    return Collector(build_frozen(), build_reward(), build_ladder(), None, batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def sights(collector: Collector) -> Tensor:
+    collector.fill(MORE_CASES)
+    return torch.stack([collector.table[case].sights for case in MORE_CASES])
+
+
+def build_policy(collector: Collector, sights: Tensor, **options: object) -> LadderPolicy:
+    """Random directions, and rungs whose damage grows: so that images differ in what they are given."""
+    torch.manual_seed(2)
+    policy = LadderPolicy(
+        base_model=asdict(BaseModel.of(collector.pipeline.transformer)), ladder=collector.ladder.to_dict(), reuse_costs=COSTS,
+        sight_width=sights.shape[-1], num_components=3, quality_weight_range=(0.1, 10.0), **options,  # type: ignore[arg-type]
+    )  # fmt: skip
+    damage = torch.tensor([0.001, 0.02, 0.05, 0.08, 0.15, 0.3]).expand(len(sights), -1)
+    policy.calibrate(sights, collector.tree.nodes[:, 0], damage)
+    torch.nn.init.normal_(policy.direction, std=0.5)
+    with torch.no_grad():
+        policy.stage_scale[1] = -1.0  # the second look says the contrary, so that both looks count
+    return policy.eval()
+
+
+@pytest.fixture(scope="module")
+def policy(collector: Collector, sights: Tensor) -> LadderPolicy:
+    return build_policy(collector, sights, quality_weight=1.0)
+
+
+def run(frozen: FrozenPipeline, plan: LadderPolicy, cases: list[Case]) -> Tensor:
+    """The actions that the stock pipeline took."""
+    with apply_blockdance(frozen.pipeline, plan) as handle:
+        frozen.pipeline(
+            [case.prompt for case in cases], num_inference_steps=STEPS, output_type="latent",
+            generator=[torch.Generator().manual_seed(case.seed) for case in cases], **ARGUMENTS,
+        )  # fmt: skip
+        return handle.report().actions
+
+
+@pytest.mark.parametrize("quality_weight", [0.5, 1.0, 2.0])
+def test_the_pipeline_decides_as_the_table_does(
+    collector: Collector, sights: Tensor, policy: LadderPolicy, quality_weight: float
+) -> None:
+    """What training sees and walks is what inference sees and does: in one batch of all prompts, and image by image."""
+    chosen = choose_rungs(policy, collector.tree, sights, [quality_weight])[0]
+    assert len(set(chosen.tolist())) > 1, "images must differ, or parity would say nothing"
+    expected = collector.ladder.actions[chosen]
+    plan = policy.with_options(quality_weight=quality_weight)
+    assert torch.equal(run(collector.pipeline, plan, MORE_CASES), expected)
+    alone = torch.cat([run(collector.pipeline, plan, [case]) for case in MORE_CASES[:4]])
+    assert torch.equal(alone, expected[:4])
+
+
+def test_both_looks_count(collector: Collector, sights: Tensor, policy: LadderPolicy) -> None:
+    """Were the first stage's network asked again, other rungs would come out."""
+    other = build_policy(collector, sights)
+    with torch.no_grad():
+        other.stage_scale[1] = 1.0
+    weights = [0.5, 1.0, 2.0]
+    ours, theirs = (choose_rungs(one, collector.tree, sights, weights) for one in (policy, other))
+    assert not torch.equal(ours, theirs)
+
+
+def test_larger_weights_never_save_more(collector: Collector, sights: Tensor, policy: LadderPolicy) -> None:
+    weights = torch.logspace(-1, 1, 41).tolist()
+    saved = collector.ladder.saved(COSTS)[choose_rungs(policy, collector.tree, sights, weights)].mean(1)
+    assert (saved.diff() <= 1e-12).all()
+    assert saved[0] > saved[-1] + 0.1
+
+
+def test_logits_are_the_reward_by_hand(policy: LadderPolicy) -> None:
+    """30·(C − λ·q̂)/(1 + λ) at λ = 3: `00010010` saves twice 0.7 of 8 steps."""
+    damage = torch.tensor([[0.0, 0.1, 0.2, 0.3, 0.4, 0.5]])
+    logits = policy.logits(damage, torch.tensor([3.0]))
+    assert logits[0, 3].item() == pytest.approx(30 * (2 * 0.7 / 8 - 3 * 0.3) / 4, abs=1e-5)
+
+
+def test_calibrated_policy_without_a_direction_predicts_the_mean(collector: Collector, sights: Tensor) -> None:
+    fresh = build_policy(collector, sights)
+    torch.nn.init.zeros_(fresh.direction)
+    predicted = fresh.predict(sights, collector.tree.nodes[:, 0].expand(len(sights), -1))
+    expected = torch.tensor([0.001, 0.02, 0.05, 0.08, 0.15, 0.3]).expand_as(predicted)
+    torch.testing.assert_close(predicted, expected, atol=1e-5, rtol=0)
+
+
+# --- wishes ---
+
+
+@pytest.mark.parametrize(("compute", "rung"), [(1.0, 0), (0.92, 1), (0.83, 3), (0.74, 5), (0.79, 4)])
+def test_compute_gives_every_image_the_nearest_rung(
+    collector: Collector, policy: LadderPolicy, compute: float, rung: int
+) -> None:
+    """The rungs save 0, .0875, .1, .175, .225 and .2625 of the compute."""
+    saved = [0, 0.7 / 8, 0.8 / 8, 1.4 / 8, 1.8 / 8, 2.1 / 8]
+    assert collector.ladder.saved(COSTS).tolist() == pytest.approx(saved)
+    nearest = min(range(6), key=lambda place: abs(1 - saved[place] - compute))
+    assert nearest == rung
+    actions = run(collector.pipeline, policy.with_options(compute=compute), MORE_CASES[:4])
+    assert torch.equal(actions, collector.ladder.actions[[nearest]].expand(4, -1))
+
+
+CURVE = Curve([0.5, 1.0, 2.0, 4.0], [0.4, 0.3, 0.2, 0.1], [0.2, 0.1, 0.05, 0.01], [0.5, 0.3, 0.1, 0.02])
+
+
+def test_wishes_for_a_mean_choose_the_weight_of_the_curve(collector: Collector, sights: Tensor) -> None:
+    policy = build_policy(collector, sights, curve=CURVE.to_dict())
+    assert policy.with_options(mean_compute=0.7).quality_weight == 1.0
+    assert policy.with_options(mean_compute=0.89).quality_weight == 4.0
+    assert policy.with_options(quality=0.3).quality_weight == 1.0
+    assert policy.with_options(quality=0.29).quality_weight == 2.0
+    assert policy.with_options(quality=1.0).quality_weight == 0.5
+    budget = policy.with_options(compute=0.8)
+    assert budget.with_options(mean_compute=0.7).compute is None
+    with pytest.raises(ValueError, match=r"`mean_compute` must lie between 0\.600 and 0\.900.*got 0\.5"):
+        policy.with_options(mean_compute=0.5)
+    with pytest.raises(ValueError, match=r"`quality` must be 0\.020 or more.*got 0\.01"):
+        policy.with_options(quality=0.01)
+
+
+def test_a_bent_curve_keeps_its_promise() -> None:
+    """Measured shares may rise again: a weight is good only if all larger ones are, and none is given that breaks the promise."""
+    bent = replace(CURVE, changed=[0.3, 0.1, 0.2, 0.15])
+    assert bent.weight_for_changed(0.2) == 1.0
+    assert bent.weight_for_changed(0.15) == 4.0
+    with pytest.raises(ValueError, match=r"0\.150 or more"):
+        bent.weight_for_changed(0.12)
+
+
+def test_wishes_that_cannot_be_met_are_named(policy: LadderPolicy) -> None:
+    with pytest.raises(ValueError, match=r"Give one of .*; got quality_weight, compute"):
+        policy.with_options(quality_weight=1.0, compute=0.9)
+    with pytest.raises(ValueError, match=r"trained range, 0\.1 to 10; got 11"):
+        policy.with_options(quality_weight=11)
+    with pytest.raises(ValueError, match=r"`compute` must lie between 0\.74.*got 0\.5"):
+        policy.with_options(compute=0.5)
+    for name in ("mean_compute", "quality"):
+        with pytest.raises(ValueError, match="no measured curve"):
+            policy.with_options(**{name: 0.9})
+
+
+def test_wishes_leave_the_original_alone(policy: LadderPolicy, tmp_path: Path) -> None:
+    before = dict(policy.config)
+    other = policy.with_options(compute=0.8)
+    assert (policy.compute, other.compute) == (None, 0.8)
+    assert policy.config == before
+    assert policy.with_options(quality_weight=3.0).quality_weight == 3.0
+    assert policy.quality_weight == 1.0
+    assert other.direction is policy.direction, "weights are shared"
+    other.save_pretrained(tmp_path)
+    assert AdaPolicy.from_pretrained(tmp_path).compute == 0.8
+
+
+def test_other_numbers_of_steps_are_decided(collector: Collector, policy: LadderPolicy) -> None:
+    frozen = collector.pipeline.with_steps(16)
+    report = frozen.generate(["dog", "a red apple"], [1, 2], policy.with_options(compute=0.74)).report
+    stretched = collector.ladder.for_steps(16)
+    assert torch.equal(report.actions, stretched.actions[[5, 5]])
+    assert (report.actions > 0).sum(1).tolist() == [6, 6]
+
+
+# --- its folder ---
+
+
+def test_folder_round_trip_decides_alike_to_the_bit(
+    collector: Collector, sights: Tensor, policy: LadderPolicy, tmp_path: Path
+) -> None:
+    policy.save_pretrained(tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
+    again = AdaPolicy.from_pretrained(tmp_path)
+    assert type(again) is LadderPolicy
+    assert (again.kinds, again.quality_weight, again.curve) == (KINDS, 1.0, None)
+    stages = collector.tree.nodes[:, 0].expand(len(sights), -1)
+    assert torch.equal(again.predict(sights, stages), policy.predict(sights, stages))
+    assert torch.equal(run(collector.pipeline, again, MORE_CASES), run(collector.pipeline, policy, MORE_CASES))
+
+
+def test_folders_that_hold_no_policy_are_named(policy: LadderPolicy, tmp_path: Path) -> None:
+    def fails(message: str, kind: type[Exception] = IncompatiblePolicyError) -> None:
+        with pytest.raises(kind, match=message):
+            AdaPolicy.from_pretrained(tmp_path / "policy")
+
+    fails("No policy in .*train.py", FileNotFoundError)
+    policy.save_pretrained(tmp_path / "policy")
+    config, weights = tmp_path / "policy" / "config.json", tmp_path / "policy" / "model.safetensors"
+    content, tensors = json.loads(config.read_text()), load_file(weights)
+    assert (content["format"], content["version"], content["form"]) == ("blockdance-ada", 2, "ladder")
+
+    save_file({name: tensor for name, tensor in tensors.items() if name != "slope"}, weights)
+    fails(r"(?s)incomplete or was changed by hand.*slope")
+    weights.write_bytes(weights.read_bytes()[:-100])
+    fails("incomplete or no safetensors file")
+    weights.unlink()
+    torch.save(tensors, tmp_path / "policy" / "pytorch_model.bin")
+    fails(r"no model\.safetensors.*may run code")
+    save_file(tensors, weights)
+
+    for change, message in (
+        ({"version": 3}, r"format version 3; this package reads up to 2\. Update"),
+        ({"form": "dreams"}, "form 'dreams'"),
+        ({"format": "else"}, "holds no BlockDance-Ada policy"),
+        ({"rank": 2}, r"(?s)incomplete or was changed by hand.*size mismatch"),
+        ({"colour": "red"}, r"(?s)incomplete or was changed by hand.*colour"),
+    ):
+        config.write_text(json.dumps(content | change))
+        fails(message)
+    config.write_text(json.dumps({"model_type": "clip", "hidden_size": 4}))
+    fails("holds no BlockDance-Ada policy")
+    config.write_text("{")
+    fails("cannot be read")
+
+
+def test_another_class_than_the_folders_is_named(policy: LadderPolicy, tmp_path: Path) -> None:
+    policy.save_pretrained(tmp_path)
+    with pytest.raises(IncompatiblePolicyError, match="form 'ladder'; StepPolicy reads"):
+        StepPolicy.from_pretrained(tmp_path)
+    assert isinstance(LadderPolicy.from_pretrained(tmp_path), LadderPolicy)
+
+
+def test_another_architecture_is_named(collector: Collector, sights: Tensor) -> None:
+    other = build_policy(collector, sights)
+    other.base_model = replace(other.base_model, num_blocks=28)
+    with pytest.raises(IncompatiblePolicyError, match="num_blocks: 28 here, 4 there"):
+        apply_blockdance(collector.pipeline.pipeline, other)
+
+
+def test_version_one_is_read_and_decides() -> None:
+    """The first published policy: 20 steps, first decision after step 8, the last step computes."""
+    policy = AdaPolicy.from_pretrained(GOLDEN)
+    assert type(policy) is StepPolicy
+    assert policy.decision_steps(20) == (8,)
+    generator = torch.Generator().manual_seed(0)
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    state = PolicyState(
+        latents=randn(4, 4, 16, 16), clean=randn(4, 4, 4, 16, 16), features=randn(4, 64, 192),
+        feature_change=randn(4, 64, 192), prompt_embeds=randn(4, 7, 192), prompt_mask=torch.ones(4, 7), class_labels=None,
+        sigmas=torch.linspace(1, 0.05, 20), actions=torch.zeros(4, 20, dtype=torch.int64), step=9,
+    )  # fmt: skip
+    actions = policy.decide(state).actions
+    assert actions.shape == (4, 20)
+    assert actions[:, :9].sum() == 0
+    assert actions[:, 19].sum() == 0
+    assert actions.sum() > 0
+    fast, slow = (policy.with_options(quality_weight=weight).decide(state).actions.sum() for weight in (0.5, 16.0))
+    assert fast > slow
+    assert (policy.with_options(compute=0.75).decide(state).actions.sum(1) == 5).all()
+
+
+def test_images_on_no_rung_compute_to_the_end(collector: Collector, policy: LadderPolicy) -> None:
+    frozen = collector.pipeline
+    seen: list[PolicyState] = []
+
+    class Watching(LadderPolicy):
+        form = "watching"
+
+        def decide(self, state: PolicyState):  # type: ignore[no-untyped-def]
+            seen.append(state)
+            return super().decide(state)
+
+    watching = Watching(**policy.config)
+    watching.load_state_dict(policy.state_dict())
+    AdaPolicy.forms.pop("watching")
+    run(frozen, watching.with_options(compute=0.74), CASES[:2])
+    assert [state.step for state in seen] == [3, 5]
+    strange = replace(seen[1], actions=seen[1].actions.clone())
+    strange.actions[0, 3:5] = torch.tensor([0, 1])  # no rung computes at 3 and reuses at 4
+    planned = policy.with_options(compute=0.74).decide(strange).actions
+    assert planned[0].sum() == 0
+    assert planned[1].tolist() == collector.ladder.actions[5].tolist()
+    assert isinstance(collector.tree, Tree)
+    assert isinstance(collector.ladder, Ladder)

@@ -1,0 +1,197 @@
+"""A planted task that must be learnt, and the measure of what was learnt."""
+
+import math
+from functools import cache
+
+import pytest
+import torch
+from ladders import build_ladder
+from torch import Tensor
+
+from ada.policy import Curve, LadderPolicy
+from ada.policy.sight import NUM_SIGNS
+from ada.rewards.damage import bounded_damage, visibly_changed
+from ada.schedules import Tree
+from ada.training import LevelOutcome, NothingLearntError, Outcome, measure_outcome
+from ada.training.ladder import GRID, balanced_reward, critic_loss, gain_of_choosing, make_optimizer
+from ada.training.outcome import paired_interval, rung_chances
+from ada.training.run import check_gain
+
+VISIBLE = 0.003
+COSTS = [0.1, 0.1]
+STRENGTH = torch.tensor([0.0, 0.15, 0.3, 0.6, 1.2, 1.5])
+WIDTH = NUM_SIGNS + 8
+
+
+def toy_cases(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Sights `(cases, nodes, width)` of which one sign tells the sensitivity, and damage exp(sensitivity) · strength."""
+    generator = torch.Generator().manual_seed(seed)
+    sensitivity = torch.randn(count, generator=generator) * 2
+    sights = torch.randn(count, 4, WIDTH, generator=generator)
+    sights[:, :, 3] = 5 + 0.7 * sensitivity[:, None]
+    return sights, 0.004 * sensitivity.exp()[:, None] * STRENGTH
+
+
+def build_policy() -> LadderPolicy:
+    base = {"transformer": "Toy", "num_blocks": 4, "latent_channels": 4, "prompt_width": 0}
+    return LadderPolicy(
+        base_model=base, ladder=build_ladder().to_dict(), reuse_costs=COSTS, sight_width=WIDTH, num_components=4
+    )
+
+
+def toy_tree() -> Tree:
+    ladder = build_ladder()
+    return Tree.of(ladder.actions, ladder.decision_steps)
+
+
+def fit(sights: Tensor, damage: Tensor, policy_gradient: bool, steps: int = 150) -> LadderPolicy:
+    """Trains with the losses and the optimiser of `LadderTraining`, all cases in each batch."""
+    torch.manual_seed(0)
+    policy, tree, cost = build_policy(), toy_tree(), bounded_damage(damage, VISIBLE)
+    policy.calibrate(sights, tree.nodes[:, 0], cost)
+    low, high = policy.quality_weight_range
+    gain = gain_of_choosing(cost, policy.ladder.saved(COSTS).float(), torch.logspace(math.log10(low), math.log10(high), GRID))
+    optimizer = make_optimizer(policy, 0.05, 0.01)
+    for _ in range(steps):
+        predicted = policy.predict(sights, tree.nodes[:, 0].expand(len(sights), -1))
+        if policy_gradient:
+            value, spread = balanced_reward(policy, predicted, cost, tree, torch.rand(len(cost)), gain)
+            loss = -value - 0.003 * spread
+        else:
+            loss = critic_loss(predicted, cost, tree)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return policy.eval()
+
+
+@cache
+def judge(policy_gradient: bool, shuffled: bool) -> Outcome:
+    sights, damage = toy_cases(400, seed=1)
+    held_out, held_out_damage = toy_cases(400, seed=2)
+    if shuffled:
+        sights = sights[torch.randperm(len(sights), generator=torch.Generator().manual_seed(3))]
+    policy = fit(sights, damage, policy_gradient)
+    return measure_outcome(policy, toy_tree(), held_out, held_out_damage, damage, VISIBLE, levels=(0.15, 0.20))
+
+
+@pytest.mark.parametrize(("policy_gradient", "closed"), [(False, 0.8), (True, 0.65)], ids=["critic", "policy gradient"])
+def test_a_planted_sign_is_learnt(policy_gradient: bool, closed: float) -> None:
+    """The policy gradient by itself learns more slowly: it only sees which rung is best."""
+    level = judge(policy_gradient, shuffled=False).at(0.2)
+    assert level.gap_closed >= closed
+    assert level.oracle < level.policy < level.mixture
+    assert level.verdict == "better"
+    assert level.changed_policy < level.changed_mixture
+    assert level.agreement > (0.7 if policy_gradient else 0.8)
+
+
+def test_nothing_is_learnt_from_shuffled_sights() -> None:
+    outcome = judge(policy_gradient=False, shuffled=True)
+    assert all(level.gap_closed < 0.2 for level in outcome.levels)
+    assert all(level.verdict != "better" for level in outcome.levels)
+
+
+def test_gain_is_demanded() -> None:
+    check_gain(judge(policy_gradient=False, shuffled=False))
+    with pytest.raises(NothingLearntError, match="does not beat the mixture of static schedules at 15%"):
+        check_gain(judge(policy_gradient=False, shuffled=True))
+    sights, damage = toy_cases(200, seed=4)
+    knows_nothing = build_policy()
+    knows_nothing.calibrate(sights, toy_tree().nodes[:, 0], bounded_damage(damage, VISIBLE))
+    with pytest.raises(NothingLearntError, match=r"15%: (level|worse|not reached)"):
+        check_gain(measure_outcome(knows_nothing.eval(), toy_tree(), sights, damage, damage, VISIBLE))
+
+
+def test_worse_anywhere_is_no_gain() -> None:
+    def level(saved: float, low: float, high: float) -> LevelOutcome:
+        return LevelOutcome(saved, 0.1, 0.2, 0.05, ((low + high) / 2, low, high), 0.1, 0.2, 0.5, 3, 0.5)
+
+    curve = Curve([1.0], [0.2], [0.1], [0.1])
+    good = (level(0.15, 0.01, 0.02), level(0.20, 0.01, 0.02))
+    check_gain(Outcome(good, curve, 100))
+    with pytest.raises(NothingLearntError, match="at 40%: worse saved"):
+        check_gain(Outcome((*good, level(0.40, -0.02, -0.01)), curve, 100))
+    with pytest.raises(NothingLearntError, match="at 20%: not reached saved"):
+        check_gain(Outcome(good[:1], curve, 100))
+
+
+def test_outcome_of_a_policy_that_knows_nothing_is_the_mixture() -> None:
+    """All images take the same rung at each λ; mixed to a level, that is a static mixture, and no better than the best one."""
+    sights, damage = toy_cases(300, seed=5)
+    policy = build_policy()
+    policy.calibrate(sights, toy_tree().nodes[:, 0], bounded_damage(damage, VISIBLE))
+    outcome = measure_outcome(policy.eval(), toy_tree(), sights, damage, damage, VISIBLE)
+    assert outcome.levels
+    for level in outcome.levels:
+        assert level.policy >= level.mixture - 1e-9
+        assert level.verdict != "better", "rounding is no gain"
+        assert level.oracle < level.mixture
+        assert level.distinct <= 2
+    assert all(later <= earlier for earlier, later in zip(outcome.curve.saved, outcome.curve.saved[1:], strict=False))
+
+
+def test_chances_meet_the_level_exactly() -> None:
+    """At two λ the cases save 0.3 and 0.1 on average: a quarter of the way from one to the other gives 0.15."""
+    saved = torch.tensor([0.0, 0.2, 0.4], dtype=torch.float64)
+    rungs = torch.tensor([[2, 1], [1, 0], [0, 0]])
+    chances = rung_chances(rungs, saved[rungs], 0.15, 3)
+    assert chances.tolist() == [pytest.approx([0, 0.75, 0.25]), pytest.approx([0.75, 0.25, 0])]
+    for level in (0.0, 0.02, 0.1, 0.2, 0.3):
+        met = rung_chances(rungs, saved[rungs], level, 3)
+        assert float((met @ saved).mean()) == pytest.approx(level, abs=1e-12)
+        assert met.sum(1).tolist() == pytest.approx([1, 1])
+
+
+def test_interval_covers_what_it_claims() -> None:
+    """Differences of bounded damages whose raw damage is log-normal, as images' is: 60 cases, 95 % within 2.5 points."""
+    generator = torch.Generator().manual_seed(0)
+
+    def differences(count: int) -> Tensor:
+        raw = (torch.randn(count, 2, generator=generator, dtype=torch.float64) * 1.8 - 6).exp() * torch.tensor([1.0, 0.6])
+        bounded = bounded_damage(raw, VISIBLE)
+        return bounded[:, 0] - bounded[:, 1]
+
+    truth = float(differences(2_000_000).mean())
+    trials = 600
+    covered = sum(low <= truth <= high for _, low, high in (paired_interval(differences(60)) for _ in range(trials)))
+    assert 0.93 <= covered / trials <= 0.975
+
+
+def test_interval_resamples_whole_clusters() -> None:
+    """Ten copies of every case say no more than the case; as cases of their own they would shrink the interval threefold."""
+    values = torch.randn(40, generator=torch.Generator().manual_seed(1))
+    copies, clusters = values.repeat_interleave(10), torch.arange(40).repeat_interleave(10)
+    assert paired_interval(copies, clusters) == pytest.approx(paired_interval(values))
+    _, low, high = paired_interval(copies)
+    _, wide_low, wide_high = paired_interval(values)
+    assert high - low < 0.4 * (wide_high - wide_low)
+    assert paired_interval(torch.full((5,), 0.25)) == (0.25, 0.25, 0.25)
+
+
+def test_gain_of_choosing_by_hand() -> None:
+    """λ = 1, two cases: each best rung gives 0.5 and 0.0, the best single rung 0.1 on average; λ = 0 has nothing to choose."""
+    cost = torch.tensor([[0.0, 0.0], [0.0, 0.8]])
+    gains = gain_of_choosing(cost, torch.tensor([0.0, 0.5]), torch.tensor([1.0, 0.0]))
+    assert gains.tolist() == pytest.approx([0.25 - 0.1, 0.0015])
+
+
+def test_critic_loss_by_hand() -> None:
+    """Two rungs after one decision: the cross-entropy of 0.5 and 0.25 under predictions of ½ and ¼."""
+    tree = Tree.of(torch.tensor([[0, 0, 0, 0, 0], [0, 0, 0, 1, 0]]), (2,))
+    loss = critic_loss(torch.tensor([[[0.5, 0.25]]]), torch.tensor([[0.5, 0.25]]), tree)
+    by_hand = (math.log(2) + 0.25 * math.log(4) + 0.75 * math.log(4 / 3)) / 2
+    assert loss.item() == pytest.approx(by_hand, abs=1e-6)
+
+
+def test_critic_reads_no_rung_that_is_closed() -> None:
+    tree = toy_tree()
+    predicted, cost = torch.rand(2, 4, 6), torch.rand(2, 6)
+    closed = predicted.masked_fill(~tree.open_at_nodes, 0.5)
+    assert torch.equal(critic_loss(predicted, cost, tree), critic_loss(closed, cost, tree))
+
+
+def test_bounded_damage_by_hand() -> None:
+    damage = torch.tensor([0.0, 0.003, 0.009])
+    assert bounded_damage(damage, 0.003).tolist() == pytest.approx([0, 0.5, 0.75])
+    assert visibly_changed(damage, 0.003).tolist() == [0, 0, 1]
