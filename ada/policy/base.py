@@ -81,6 +81,10 @@ class AdaPolicy(nn.Module, ABC):
     def decide(self, state: PolicyState) -> ReuseSchedule:
         """Greedy decisions about the steps that are open."""
 
+    @abstractmethod
+    def with_options(self, **options: Any) -> Self:
+        """The same network with other wishes; the original stays as it is."""
+
     def check(self, transformer: nn.Module) -> None:
         """Checks that a transformer is like the one it was trained on.
 

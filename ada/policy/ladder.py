@@ -158,7 +158,7 @@ class LadderPolicy(AdaPolicy):
         nearest = torch.where(on_rung, distance, torch.inf).min(1, keepdim=True).values
         return (distance <= nearest + 1e-6) | ~on_rung.any(1, keepdim=True)
 
-    def with_options(
+    def with_options(  # type: ignore[override]  # each form has wishes of its own
         self,
         *,
         quality_weight: float | None = None,

@@ -148,7 +148,9 @@ class StepPolicy(AdaPolicy):
 
     # --- decisions ---
 
-    def with_options(self, *, quality_weight: float | None = None, compute: float | None = None) -> Self:
+    def with_options(  # type: ignore[override]  # each form has wishes of its own
+        self, *, quality_weight: float | None = None, compute: float | None = None
+    ) -> Self:
         """The same network, deciding at another λ or within a compute budget.
 
         Args:
