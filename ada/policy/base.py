@@ -12,7 +12,7 @@ from typing_extensions import Self
 
 from ada.policy.folder import IncompatiblePolicyError, find_folder, push_folder, read_folder, write_folder
 from blockdance import PolicyState, Reuse, ReuseSchedule, find_layout
-from blockdance.layout import block_stack
+from blockdance.layouts import block_stack
 
 
 @dataclass(frozen=True, kw_only=True)
