@@ -44,8 +44,9 @@ def main(arguments: list[str] | None = None) -> LightningModule:
             "allow_abbrev": False,
         },
     )
-    Run(cli.trainer, cli.model, cli.datamodule, cli.config).train(require_gain=bool(cli.config["require_gain"]))
-    return cli.model
+    module: LightningModule = cli.model
+    Run(cli.trainer, module, cli.datamodule, cli.config).train(require_gain=bool(cli.config["require_gain"]))
+    return module
 
 
 if __name__ == "__main__":

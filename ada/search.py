@@ -88,7 +88,7 @@ class ScheduleSearch:
         with torch.inference_mode():
             repeated = [prompt for prompt in prompts for _ in range(count)]
             total = self.reward(images.flatten(0, 1), repeated, images[:, :1].expand_as(images).flatten(0, 1)).total
-        damage = -total.unflatten(0, (len(cases), count))
+        damage: Tensor = -total.unflatten(0, (len(cases), count))
         return (damage - damage[:, :1]).clamp(min=0).cpu()
 
     def best(self, num_reused: int, rounds: int = 3) -> Schedule:

@@ -195,8 +195,8 @@ def main() -> None:
     vocabulary = build_vocabulary(package, read_grammar(GRAMMAR), hexcodes["train"])
     prompts = compose(vocabulary, options.train + options.validation, admitted, options.seed)
     for split, members in {"train": prompts[: options.train], "validation": prompts[options.train :]}.items():
-        write_prompts(options.prompts / f"composed-{split}.jsonl", members)
-        print(f"composed-{split}: {len(members)} captions")
+        write_prompts(options.prompts / f"composed_{split}.jsonl", members)
+        print(f"composed_{split}: {len(members)} captions")
 
 
 if __name__ == "__main__":

@@ -171,7 +171,7 @@ def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_command(folder: Path) -> None:
     """With a further reward, named as in a training configuration."""
     reward = {"agreement": {"class_path": "ada.rewards.ClipScore", "init_args": {"model": str(folder / "scorer")}}}
-    done = command(folder, "--rewards", json.dumps(reward))
+    done = command(folder, "--rewards", json.dumps(reward), "--budgets", "[0.9]")
     assert done.returncode == 0, done.stderr
     assert "Ada λ=2" in done.stdout
     results = Results.load(folder / "out" / "results.json")

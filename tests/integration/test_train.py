@@ -146,7 +146,7 @@ def test_rollouts_are_run_once(models: dict[str, str], tmp_path: Path, capsys: p
 def test_a_folder_of_another_run_is_refused(models: dict[str, str], tmp_path: Path) -> None:
     config = str(write_ladder_config(tmp_path, models))
     train.main(["--config", config])
-    with pytest.raises(RunError, match=r"model\.init_args\.weight_decay: 1\.0 → 2\.0"):
+    with pytest.raises(RunError, match=r"model\.init_args\.weight_decay: 10\.0 → 2\.0"):
         train.main(["--config", config, "--model.init_args.weight_decay", "2.0"])
 
 

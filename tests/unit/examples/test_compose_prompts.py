@@ -33,7 +33,7 @@ def sorted_words(caption: str) -> tuple[str, ...]:
 
 
 def test_shipped_captions_are_apart_from_each_other_and_from_every_emoji_caption():
-    composed = {split: [sorted_words(caption) for caption in prompts(f"composed-{split}")] for split in ("train", "validation")}
+    composed = {split: [sorted_words(caption) for caption in prompts(f"composed_{split}")] for split in ("train", "validation")}
     assert {split: len(set(captions)) for split, captions in composed.items()} == {"train": 3000, "validation": 300}
     assert {split: len(captions) for split, captions in composed.items()} == {"train": 3000, "validation": 300}
     emojis = {sorted_words(caption) for split in ("train", "validation", "test") for caption in prompts(split)}
