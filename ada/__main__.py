@@ -93,7 +93,12 @@ def pull(policy: str, folder: Path, revision: str | None = None) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status."""
     try:
-        auto_cli([search, show, push, pull], args=None if arguments is None else list(arguments), as_positional=True)
+        auto_cli(
+            [search, show, push, pull],
+            args=None if arguments is None else list(arguments),
+            as_positional=False,
+            allow_abbrev=False,
+        )
     except (OSError, BlockDanceError, RewardError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

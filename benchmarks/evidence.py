@@ -187,7 +187,7 @@ def report(found: Mapping[str, Outcome], num_training: int, num_test: int, outpu
         ["visibly changed, policy", *(f"{level.changed_policy:.1%}" for level in first.levels)],
         ["visibly changed, mixture", *(f"{level.changed_mixture:.1%}" for level in first.levels)],
         ["distinct schedules", *(str(level.distinct) for level in first.levels)],
-        ["Spearman with the oracle's order", *(f"{level.agreement:.2f}" for level in first.levels)],
+        ["Spearman: saved, robustness of the image", *(f"{level.agreement:.2f}" for level in first.levels)],
     ]
     title = (
         f"{num_test} test images, {num_training} training images: bounded damage; advantage over the mixture, 95 %; gap closed"

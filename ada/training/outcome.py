@@ -30,7 +30,7 @@ class LevelOutcome:
         changed_policy, changed_mixture: share of the images visibly changed.
         gap_closed: share of the gap between mixture and oracle that the policy closes.
         distinct: how many different schedules the policy gives.
-        agreement: Spearman's correlation, over cases, between what the policy saves and what the oracle saves.
+        agreement: Spearman's correlation, over cases, between what the policy saves and how little the rungs damage the image.
     """
 
     saved: float

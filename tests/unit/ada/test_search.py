@@ -1,0 +1,108 @@
+"""The static search, and the command line around it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import build_pixart_pipeline
+
+from ada.__main__ import main
+from ada.rewards import SSIM, WeightedReward
+from ada.rollouts import Case, FrozenPipeline
+from ada.schedules import Ladder
+from ada.search import ScheduleSearch
+from blockdance import Reuse
+
+KINDS = (Reuse(boundary=3), Reuse(boundary=2, order=1, weight=0.5))
+CASES = [Case("a dog", 1), Case("b", 2), Case("c d", 3)]
+
+
+def make_search(folder: Path | None = None) -> ScheduleSearch:
+    arguments = {"max_sequence_length": 12, "use_resolution_binning": False}
+    pipeline = FrozenPipeline(build_pixart_pipeline(), 8, arguments)
+    reward = WeightedReward({"ssim": SSIM()}, {"ssim": 1.0})
+    return ScheduleSearch(
+        pipeline, reward, CASES, KINDS, visible=0.05, first=0.35, folder=folder, batch_size=2, report=lambda _: None
+    )
+
+
+def count_calls(search: ScheduleSearch) -> list[int]:
+    calls: list[int] = []
+    search.pipeline.transformer.register_forward_hook(lambda *_: calls.append(1))
+    return calls
+
+
+def test_one_reuse_is_put_where_it_harms_least() -> None:
+    search = make_search()
+    every = [
+        tuple(action if step == place else 0 for step in range(8)) for place in search.open for action in (1, 2)
+    ]  # all schedules of one reuse
+    search.measure(every)
+    found = search.best(1)
+    assert search.score(found) == min(search.score(schedule) for schedule in every)
+
+
+def test_moves_change_one_reuse_or_one_kind() -> None:
+    search = make_search()
+    moves = search._moves((0, 0, 0, 1, 0, 1, 0, 0))
+    assert (0, 0, 0, 0, 1, 1, 0, 0) in moves
+    assert (0, 0, 0, 2, 0, 1, 0, 0) in moves
+    assert all(sum(map(bool, move)) == 2 for move in moves)
+    assert all(not any(move[: search.open.start]) and not move[-1] for move in moves), "nothing outside the range"
+
+
+def test_a_search_goes_on_where_it_was(tmp_path: Path) -> None:
+    first = make_search(tmp_path)
+    found = first.best(2)
+    again = make_search(tmp_path)
+    calls = count_calls(again)
+    assert again.best(2) == found
+    assert not calls, "every result was on disk"
+
+
+def test_a_ladder_saves_more_and_more_and_offers_ways_back() -> None:
+    ladder = make_search().ladder(most_saved=0.4)
+    reused = (ladder.actions > 0).sum(1).tolist()
+    assert reused[0] == 0
+    assert reused == sorted(reused)
+    assert set(reused) >= {0, 1, 2, 3}
+    assert ladder.decision_steps[0] == 2
+    saved = ladder.saved([0.1, 0.2])
+    assert float(saved[0]) == 0
+    assert float(saved.max()) > 0.25
+
+
+def test_commands_show_what_a_policy_is(capsys: pytest.CaptureFixture[str]) -> None:
+    root = Path(__file__).parents[3]
+    assert main(["show", "--policy", str(root / "checkpoints" / "ada-emoji")]) == 0
+    assert "LadderPolicy for PixArtTransformer2DModel" in capsys.readouterr().out
+    assert main(["show", "--policy", "runs/nothing-here"]) == 1
+    assert "error: No policy in runs/nothing-here" in capsys.readouterr().err
+
+
+def test_pull_of_a_folder_writes_the_same_policy(tmp_path: Path) -> None:
+    root = Path(__file__).parents[3]
+    assert main(["pull", "--policy", str(root / "checkpoints" / "ada-emoji"), "--folder", str(tmp_path / "copy")]) == 0
+    name = "model.safetensors"
+    assert (tmp_path / "copy" / name).read_bytes() == (root / "checkpoints" / "ada-emoji" / name).read_bytes()
+
+
+def test_the_search_configuration_is_one_that_the_command_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """configs/search.yaml as it is, but for the pipeline's size, the reward's model and the number of captions."""
+    build_pixart_pipeline().save_pretrained(tmp_path / "pipeline")
+    (tmp_path / "captions.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    root = Path(__file__).parents[3]
+    ssim = {"rewards": {"ssim": {"class_path": "ada.rewards.SSIM"}}, "weights": {"ssim": 1.0}}
+    reward = {"class_path": "ada.rewards.WeightedReward", "init_args": ssim}
+    arguments = [
+        "search", "--config", str(root / "configs" / "search.yaml"),
+        "--pipeline.init_args.model", str(tmp_path / "pipeline"), "--pipeline.init_args.num_inference_steps", "8",
+        "--reward", json.dumps(reward),
+        "--source", str(tmp_path / "captions.jsonl"), "--split", "train", "--limit", "2", "--most_saved", "0.25",
+        "--output", str(tmp_path / "ladder.json"), "--folder", str(tmp_path / "search"),
+    ]  # fmt: skip
+    assert main(arguments) == 0, capsys.readouterr().err
+    ladder = Ladder.load(tmp_path / "ladder.json")
+    assert [kind.boundary for kind in ladder.kinds] == [3, 3], "the model's last block"
+    assert torch.equal(ladder.actions[0], torch.zeros(8, dtype=torch.int64))
