@@ -1,5 +1,6 @@
 """What an action costs, in multiply-accumulate operations (MACs) counted from the model itself."""
 
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -144,6 +145,10 @@ def cost_of(transformer: nn.Module, layout: BlockLayout, shape: CallShape) -> Fo
     return cost
 
 
+_COUNTING = threading.RLock()
+"""Counting sets torch's stance for the whole process: threads that set it in turns would leave it set for ever."""
+
+
 def count_macs(
     transformer: nn.Module, layout: BlockLayout, args: Sequence[Any], kwargs: Mapping[str, Any], *, shared: Sequence[Any] = ()
 ) -> ForwardCost:
@@ -185,7 +190,7 @@ def _count_for_real(transformer: nn.Module, layout: BlockLayout, args: Sequence[
 
 @contextmanager
 def _eager() -> Iterator[None]:
-    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+    with _COUNTING, torch.no_grad(), torch.compiler.set_stance("force_eager"):
         yield
 
 
