@@ -59,6 +59,18 @@ def reward(compute_saved: Tensor, quality: Tensor, quality_weight: Tensor) -> Te
     return compute_saved + quality_weight[:, None] * quality
 
 
+def check_quality_weights(bounds: tuple[float, float]) -> tuple[float, float]:
+    """The range that λ is drawn from, as floats.
+
+    Raises:
+        ValueError: the bounds are not two positive numbers, the smaller first.
+    """
+    low, high = bounds
+    if not 0 < low <= high:
+        raise ValueError(f"`quality_weight_range` must be two positive numbers, the smaller first; got {bounds}.")
+    return float(low), float(high)
+
+
 def advantages(
     rewards: Tensor,
     kind: AdvantageKind,

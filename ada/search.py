@@ -10,7 +10,7 @@ from torch import Tensor
 from ada.rewards import WeightedReward
 from ada.rewards.damage import VISIBLE_DISTANCE, bounded_damage
 from ada.rollouts import Case, FrozenPipeline, roll_out
-from ada.rollouts.pipeline import digest
+from ada.rollouts.fingerprints import digest
 from ada.schedules import Ladder
 from blockdance import Reuse
 

@@ -19,7 +19,6 @@ from ada.evaluation.measure import (
     collect_results,
     default_console,
     describe_environment,
-    fingerprint_of,
     measure,
     public_name,
     read_complexity,
@@ -46,6 +45,7 @@ from ada.evaluation.request import Request
 from ada.evaluation.subject import Cases, Subject
 from ada.policy import AdaPolicy
 from ada.rollouts import FrozenPipeline
+from ada.rollouts.fingerprints import weights_digest
 
 GRID_PROMPTS = 8
 
@@ -84,7 +84,7 @@ def evaluate(frozen: FrozenPipeline, policy: AdaPolicy, request: Request, consol
 
     settings = {
         "quality_weights": weights, "budgets": list(request.budgets), "mean_budgets": list(request.mean_budgets),
-        "policy_weights": fingerprint_of(policy),
+        "policy_weights": weights_digest(policy),
     }  # fmt: skip
     return evaluate_methods(subject, methods, request, console, settings)
 
@@ -233,7 +233,7 @@ def _settings(subject: Subject, request: Request, others: Mapping[str, Any]) -> 
         **{name: public_name(source) for name, source in sources.items()},
         **request.settings,
         **others,
-        "base_weights": fingerprint_of(subject.pipeline.transformer),
+        "base_weights": weights_digest(subject.pipeline.transformer),
         "num_prompts": len(request.prompts),
         "num_inference_steps": subject.num_inference_steps,
         "arguments": dict(subject.arguments),

@@ -1,8 +1,6 @@
 """The frozen pipeline that policies are trained over, and how it is called: any pipeline of diffusers."""
 
-import hashlib
 import inspect
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
+from ada.rollouts.fingerprints import weights_digest
 from blockdance import BlockDanceReport, ForwardCost, Plan, Reuse, apply_blockdance, find_layout, full_compute
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -141,20 +140,6 @@ class FrozenPipeline:
             "arguments": self.arguments,
             "output_type": self.output_type,
         }
-
-
-def weights_digest(module: nn.Module) -> str:
-    """A digest of a model's weights, from sums of its parameters."""
-    sums = {
-        name: [float(tensor.double().sum()), float(tensor.double().abs().sum())] for name, tensor in module.state_dict().items()
-    }
-    return digest(sums)
-
-
-def digest(content: Any) -> str:
-    """Sixteen hexadecimal digits that tell one piece of JSON from another."""
-    text = json.dumps(content, ensure_ascii=False, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def load_pipeline(model: str, dtype: torch.dtype) -> Any:

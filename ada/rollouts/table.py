@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ada.rollouts.pipeline import digest
+from ada.rollouts.fingerprints import digest
 
 logger = logging.getLogger(__name__)
 

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from ada.policy import BaseModel, LadderPolicy
+from ada.reinforce import check_quality_weights
 from ada.rewards.damage import bounded_damage
 from ada.schedules import Ladder, Tree, entropy, expected
 from ada.training.outcome import Outcome, measure_outcome
@@ -53,18 +54,13 @@ class LadderTraining(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        low, high = quality_weight_range
-        if not 0 < low <= high:
-            raise ValueError(
-                f"`quality_weight_range` must be two positive numbers, the smaller first; got {quality_weight_range}."
-            )
         if critic_weight < 0 or policy_gradient_weight < 0 or critic_weight + policy_gradient_weight == 0:
             raise ValueError(
                 "`critic_weight` and `policy_gradient_weight` must be 0 or more, and not both 0; got "
                 f"{critic_weight} and {policy_gradient_weight}."
             )
         self.options: dict[str, Any] = {"rank": rank, "num_components": num_components}
-        self.quality_weight_range = (low, high)
+        self.quality_weight_range = check_quality_weights(quality_weight_range)
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.critic_weight, self.policy_gradient_weight = critic_weight, policy_gradient_weight
         self.entropy_weight, self.seed = entropy_weight, seed

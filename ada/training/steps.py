@@ -124,11 +124,7 @@ class StepTraining(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        low, high = quality_weight_range
-        if not 0 < low <= high:
-            raise ValueError(
-                f"`quality_weight_range` must be two positive numbers, the smaller first; got {quality_weight_range}."
-            )
+        low, high = reinforce.check_quality_weights(quality_weight_range)
         if updates_per_rollout > 1 and clip_range is None:
             raise ValueError("`updates_per_rollout` above 1 reuses a rollout off policy: set `clip_range`, such as 0.2.")
         self.automatic_optimization = False

@@ -9,7 +9,7 @@ from ada.evaluation.measure.progress import Bar, default_console
 from ada.evaluation.measure.results import MethodResult, Results, all_columns
 from ada.evaluation.measure.run import Plan, measure
 from ada.evaluation.measure.statistics import Estimate
-from ada.evaluation.measure.store import Store, fingerprint_of
+from ada.evaluation.measure.store import Store
 from ada.evaluation.measure.timing import time_methods
 
 __all__ = [
@@ -31,7 +31,6 @@ __all__ = [
     "default_console",
     "default_metrics",
     "describe_environment",
-    "fingerprint_of",
     "measure",
     "public_name",
     "read_complexity",

@@ -1,6 +1,5 @@
 """Measurements on disk, written as they are made, so that a run that was killed goes on where it was."""
 
-import hashlib
 import json
 import os
 import re
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from ada.evaluation.methods import Method
 from ada.evaluation.subject import Generated
+from ada.rollouts.fingerprints import digest
 
 
 class Store:
@@ -29,7 +29,7 @@ class Store:
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        self.parts = folder / "parts" / _digest(settings)
+        self.parts = folder / "parts" / digest(settings)
         self.images = folder / "images"
         for made in (self.parts, self.images):
             made.mkdir(parents=True, exist_ok=True)
@@ -125,17 +125,4 @@ class Store:
 def key_of(method: Method) -> str:
     """Folder name of a method: readable, and another one when what it does is another."""
     readable = re.sub(r"[^A-Za-z0-9]+", "-", method.name).strip("-").lower()
-    return f"{readable}-{_digest([method.name, method.num_inference_steps, dict(method.settings)])[:6]}"
-
-
-def fingerprint_of(module: torch.nn.Module) -> str:
-    """A digest of a model's weights, from the sums of its parameters."""
-    sums = {
-        name: [float(tensor.double().sum()), float(tensor.double().abs().sum())] for name, tensor in module.state_dict().items()
-    }
-    return _digest(sums)
-
-
-def _digest(content: Any) -> str:
-    text = json.dumps(content, ensure_ascii=False, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return f"{readable}-{digest([method.name, method.num_inference_steps, dict(method.settings)])[:6]}"

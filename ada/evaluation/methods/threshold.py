@@ -35,26 +35,37 @@ def movement(clean: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class ThresholdRule:
-    """Reuses the next step of an image while its movement since its last computed step adds up to a threshold at most.
-
-    Asked after every step; the first three and the last one always compute, and so does a step after `MOST_IN_A_ROW` reuses.
+class AskedEveryStep:
+    """What deciders have in common that are asked after every step but the first two and those after which nothing is left to reuse.
 
     Args:
-        kind: the kind of reuse.
-        threshold: of the sum.
+        kind: the kind of reuse; a decider that only looks names where.
     """
 
     kind: Reuse
-    threshold: float
 
     @property
     def kinds(self) -> tuple[Reuse, ...]:
         return (self.kind,)
 
     def decision_steps(self, num_steps: int) -> tuple[int, ...]:
-        """All but the first two and those after which nothing is left to reuse."""
         return tuple(range(FIRST_DECISION, num_steps - 2))
+
+    def check(self, transformer: nn.Module) -> None:
+        """It fits any transformer that has the boundary."""
+
+
+@dataclass(frozen=True)
+class ThresholdRule(AskedEveryStep):
+    """Reuses the next step of an image while its movement since its last computed step adds up to a threshold at most.
+
+    Asked after every step; the first three and the last one always compute, and so does a step after `MOST_IN_A_ROW` reuses.
+
+    Args:
+        threshold: of the sum.
+    """
+
+    threshold: float
 
     def decide(self, state: PolicyState) -> ReuseSchedule:
         """Decides the coming step."""
@@ -66,9 +77,6 @@ class ThresholdRule:
         actions[:, state.step] = ((total <= self.threshold) & (run < MOST_IN_A_ROW)).to(actions)
         return ReuseSchedule(actions, self.kinds)
 
-    def check(self, transformer: nn.Module) -> None:
-        """It fits any transformer that has the boundary."""
-
 
 def _reuses_in_a_row(actions: Tensor, step: int) -> Tensor:
     """How many steps right before `step` reused, of int64 `(images, num_steps)`: `(images,)`."""
@@ -76,30 +84,15 @@ def _reuses_in_a_row(actions: Tensor, step: int) -> Tensor:
     return reused.cumprod(1).sum(1)
 
 
-@dataclass
-class MovementRecorder:
-    """Computes every step and notes how far the predicted clean latents moved.
+@dataclass(frozen=True)
+class MovementRecorder(AskedEveryStep):
+    """Computes every step and notes how far the predicted clean latents moved."""
 
-    Args:
-        kind: any kind of reuse: a decider names where it looks.
-    """
-
-    kind: Reuse
     seen: list[Tensor] = field(default_factory=list)
-
-    @property
-    def kinds(self) -> tuple[Reuse, ...]:
-        return (self.kind,)
-
-    def decision_steps(self, num_steps: int) -> tuple[int, ...]:
-        return tuple(range(FIRST_DECISION, num_steps - 2))
 
     def decide(self, state: PolicyState) -> ReuseSchedule:
         self.seen.append(movement(state.clean)[:, -1].cpu())
         return ReuseSchedule(torch.zeros_like(state.actions), self.kinds)
-
-    def check(self, transformer: nn.Module) -> None:
-        pass
 
 
 def threshold_methods(subject: Subject, prompts: Sequence[str], seeds: Sequence[int], boundary: int) -> list[Method]:
