@@ -10,6 +10,7 @@ from blockdance.errors import ScheduleError
 from blockdance.kinds import Keep, Kind
 from blockdance.kinds.views import Capture
 from blockdance.layouts import BlockLayout, BlockStack, parameter_names
+from blockdance.overrides import is_compiled
 from blockdance.pieces import RowSet
 from blockdance.rows import RowGroup, RowPlan
 from blockdance.schedule import COMPUTE
@@ -132,7 +133,8 @@ class ReuseExecutor:
         views, action = self._views, group.action
         if action != COMPUTE:
             kind = self.kinds[action - 1]
-            views.inject({keep: state.caches[keep].read(kind, sigma, group.rows) for keep in self._reads[action - 1]})
+            # held by the views alone, which let go as soon as it has been read
+            views.inject({keep: self._read(state, keep, kind, sigma, group) for keep in self._reads[action - 1]})
         views.receive(
             {keep: partial(cache.store, sigma=sigma, placement=group.placement) for keep, cache in state.caches.items()}
         )
@@ -143,6 +145,11 @@ class ReuseExecutor:
             views.restore()
         views.deliver()
         return _apart(output, state) if self._gives_cache[action] else output
+
+    def _read(self, state: ReuseState, keep: Keep, kind: Kind, sigma: float, group: RowGroup) -> Any:
+        """What a kind of reuse gives to the group's rows in place of what it skips."""
+        read = state.caches[keep].read(kind, sigma, group.rows)
+        return map_tensors(_at_start, read) if is_compiled() else read
 
     def _select(self, args: tuple[Any, ...], kwargs: dict[str, Any], group: RowGroup) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Splits every input that has a batch dimension."""
@@ -155,7 +162,8 @@ class ReuseExecutor:
                 return [value[row] for row in rows.rows] if len(value) == rows.num_rows else value
             chosen = group.images if name in self._layout.per_image_arguments else rows
             dim = self._layout.batch_dims.get(name, 0)
-            return map_tensors(lambda leaf: _select_rows(leaf, chosen, dim), value)
+            taken = map_tensors(lambda leaf: _select_rows(leaf, chosen, dim), value)
+            return map_tensors(_at_start, taken) if is_compiled() else taken
 
         return (
             tuple(select(name, value) for name, value in zip(self._parameters, args, strict=False)),
@@ -165,6 +173,11 @@ class ReuseExecutor:
 
 def _select_rows(leaf: Tensor, rows: RowSet, dim: int) -> Tensor:
     return rows.take(leaf, dim) if leaf.ndim > dim and leaf.shape[dim] == rows.num_rows else leaf
+
+
+def _at_start(leaf: Tensor) -> Tensor:
+    """The tensor in memory that begins with it: compiled code would be made anew for views that begin elsewhere."""
+    return leaf.clone() if leaf.storage_offset() else leaf
 
 
 def _apart(output: Any, state: ReuseState) -> Any:

@@ -55,9 +55,11 @@ class ForwardOverride(Override):
         if self.handler is None or _PASSING.count:
             return self.plain(*args, **kwargs)
         callback = set_eval_frame(None)
+        outer, _CALL.is_compiled = _CALL.is_compiled, callable(callback)
         try:
             return self.handler(partial(self._resume, callback), args, kwargs)
         finally:
+            _CALL.is_compiled = outer
             set_eval_frame(callback)
 
     def _resume(self, callback: Any, *args: Any, **kwargs: Any) -> Any:
@@ -69,6 +71,18 @@ class ForwardOverride(Override):
 
 
 skip(ForwardOverride.__call__)
+
+
+class _Call(threading.local):
+    is_compiled = False
+
+
+_CALL = _Call()
+
+
+def is_compiled() -> bool:
+    """Whether this thread's call under way is of a model under `torch.compile`, seen from outside of what is compiled."""
+    return _CALL.is_compiled
 
 
 class _Passing(threading.local):
