@@ -57,7 +57,6 @@ class Generation:
         calls: the forward calls so far.
         observed: what a decider will see at its next decision.
         observer: collects what a decider sees.
-        seen_steps: steps whose latents the observer has seen.
         peak_cache_bytes: most bytes that the caches held.
         is_over: whether the caches are freed for good.
         is_unsplit: whether images computed because their actions differed and the model cannot run rows apart.
@@ -70,7 +69,6 @@ class Generation:
     calls: list[Call] = field(default_factory=list)
     observed: dict[str, Any] | None = None
     observer: Observer = field(default_factory=Observer)
-    seen_steps: set[int] = field(default_factory=set)
     peak_cache_bytes: int = 0
     is_over: bool = False
     is_unsplit: bool = False

@@ -150,6 +150,10 @@ class Observer:
             self._clean = self._clean[-HISTORY:]
         self._latents, self._step = latents, step
 
+    def has_seen(self, step: int) -> bool:
+        """Whether this step's latents were shown already: its other guidance branches have the same."""
+        return step <= self._step
+
     @property
     def latents(self) -> Tensor:
         assert self._latents is not None, "`see` comes first"

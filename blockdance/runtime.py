@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from blockdance.companions import refuse_companions
+from blockdance.consultation import Consultation
 from blockdance.cost import CallShape, ForwardCost, cost_of
 from blockdance.drivers import UNKNOWN, Driver, PipelineCall
 from blockdance.errors import ScheduleError
@@ -17,8 +18,6 @@ from blockdance.executor import ReuseExecutor
 from blockdance.generation import Branch, Call, Generation
 from blockdance.gradients import inference_only
 from blockdance.layouts import BlockLayout, block_stack, blocks_of, parameter_names
-from blockdance.observation import NoiseScale, PolicyState
-from blockdance.pieces import RowSet
 from blockdance.plan import Decider, Plan, plan_kinds
 from blockdance.report import BlockDanceReport, report_of
 from blockdance.schedule import COMPUTE, BlockDanceConfig, ReuseSchedule
@@ -63,11 +62,11 @@ class Controller:
         self._steps = StepTracker(pipeline, num_inference_steps, layout.timestep_rises)
         self._parameters = parameter_names(transformer)
         # asked once: looking at a protocol's methods takes longer than all else that a call needs
-        self._decider = plan if isinstance(plan, Decider) else None
-        if self._decider is not None:
-            self._decider.check(transformer)
+        self._consultation = Consultation(plan, layout, self._steps, pipeline) if isinstance(plan, Decider) else None
+        if isinstance(plan, Decider):
+            plan.check(transformer)
         self.kinds = plan_kinds(plan, len(block_stack(transformer, layout)))
-        observed = [] if self._decider is None else [self._decider.kinds[0].boundary]
+        observed = [] if self._consultation is None else [self._consultation.boundary]
         self._make_executor = partial(ReuseExecutor, transformer, layout, self.kinds, observed, max_rows)
         self._executor, self._blocks = self._make_executor(), blocks_of(transformer, layout)
         self._groups = None if groups is None else list(groups)
@@ -159,14 +158,16 @@ class Controller:
             generation = self._begin(inputs[self._layout.latents], num_rows, driver)
         branch = generation.branches.setdefault(place.branch, Branch())
         state = self._state(generation, branch, inputs, num_rows)
-        self._look(generation, state, place, inputs)
-        self._decide(generation, place.step)
+        if self._consultation is not None:
+            self._consultation.look(generation, state, place, inputs)
+            self._consultation.decide(generation, place.step)
         actions = self._actions(generation, state, place.step, self._layout.splits_rows(inputs))
         # before the call: some models take the items off a list that they are given
         shape = branch.look(inputs, self._layout.timestep)
         twins = self._twins(generation, place.step)
         output = self._executor.run(forward, args, kwargs, state, actions, self._steps.sigmas[place.step], twins)
-        self._observe(generation, state, place, inputs)
+        if self._consultation is not None:
+            self._consultation.observe(generation, state, place, inputs)
         generation.calls.append(Call(shape, actions))
         generation.peak_cache_bytes = max(generation.peak_cache_bytes, generation.cache_bytes)
         branch.last_step = place.step
@@ -230,74 +231,6 @@ class Controller:
         branch.state, branch.size = state, size
         return state
 
-    def _look(self, generation: Generation, state: ReuseState, place: Location, inputs: dict[str, Any]) -> None:
-        """Shows the observer of a decider the latents of every step, those of the conditional rows."""
-        if self._decider is None or place.step in generation.seen_steps:
-            return
-        generation.seen_steps.add(place.step)
-        rows = self._conditional_rows(state)
-        latents = inputs[self._layout.latents]
-        chosen = RowSet(rows, state.num_rows).copy(latents) if isinstance(latents, Tensor) else _stack(latents, rows)
-        generation.observer.see(chosen, place.step, self._steps.sigmas, self._noise_scale())
-
-    def _decide(self, generation: Generation, step: int) -> None:
-        """Asks a decider before the first step after each of its decision steps."""
-        if self._decider is None or generation.observed is None or step <= generation.observed["step"]:
-            return
-        seen = generation.observed | {"step": step}
-        generation.observed = None
-        clean = generation.observer.clean
-        if clean is None:
-            return  # started later than ρ: nothing to compare with, so everything computes
-        latents = generation.observer.latents
-        done = torch.tensor(generation.taken)
-        scale = self._noise_scale()
-        levels = torch.tensor([scale.share(level) for level in self._steps.sigmas])
-        decided = self._decider.decide(
-            PolicyState(latents=latents, clean=clean, sigmas=levels.to(latents.device), actions=done.to(latents.device), **seen)
-        )
-        if decided.num_steps != self._steps.num_steps:
-            raise ScheduleError(
-                f"{type(self._plan).__name__}.decide returned {decided.num_steps} steps of actions; this generation has "
-                f"{self._steps.num_steps}."
-            )
-        actions = decided.actions.cpu().expand(generation.num_images, -1)
-        is_done = torch.arange(self._steps.num_steps) < step
-        generation.schedule = ReuseSchedule(torch.where(is_done, done.clamp(min=COMPUTE), actions), decided.kinds)
-
-    def _observe(self, generation: Generation, state: ReuseState, place: Location, inputs: dict[str, Any]) -> None:
-        """Keeps after a decision step what a decider will see, from the conditional rows."""
-        if self._decider is None or not place.is_first or place.branch.startswith("uncond"):
-            return
-        if place.step not in self._decider.decision_steps(self._steps.num_steps):
-            return
-        rows = self._conditional_rows(state)
-
-        def select(name: str) -> Any:
-            value = inputs.get(name)
-            return value if value is None else RowSet(rows, state.num_rows).copy(value)
-
-        embeds, mask = select("encoder_hidden_states"), select("encoder_attention_mask")
-        if embeds is not None and mask is None:
-            mask = embeds.new_ones(embeds.shape[:2])
-        cache = state.output_of(self._decider.kinds[0].boundary)
-        features, change = cache.newest_and_rate(self._layout.image_index, rows)
-        generation.observed = {
-            "prompt_embeds": embeds,
-            "prompt_mask": mask,
-            "class_labels": select("class_labels"),
-            "features": features,
-            "feature_change": change,
-            "step": place.step,
-        }
-
-    def _conditional_rows(self, state: ReuseState) -> list[int]:
-        first = state.num_rows - state.num_images if self._layout.cond_last else 0
-        return list(range(first, first + state.num_images))
-
-    def _noise_scale(self) -> NoiseScale:
-        return NoiseScale.of(getattr(self._pipeline, "scheduler", None), self._steps.sigmas)
-
     def _twins(self, generation: Generation, step: int) -> list[int] | None:
         """For each image the first of its group that has taken the same actions up to this step."""
         if self._groups is None:
@@ -360,16 +293,6 @@ class Controller:
 
 def _no_call() -> None:
     return None
-
-
-def _stack(latents: Sequence[Tensor], rows: Sequence[int]) -> Tensor:
-    """A list with one tensor per image as one tensor."""
-    chosen = [latents[row] for row in rows]
-    if len({image.shape for image in chosen}) > 1:
-        raise ScheduleError(
-            "A policy decides about images of one size; this batch mixes sizes. Run them in batches of their own."
-        )
-    return torch.stack(chosen)
 
 
 def _size(latents: Any, num_images: int) -> Any:

@@ -1,0 +1,113 @@
+"""What passes between a running generation and a decider: what it is shown, when it is asked, what its answer changes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from blockdance.errors import ScheduleError
+from blockdance.generation import Generation
+from blockdance.layouts import BlockLayout
+from blockdance.observation import NoiseScale, PolicyState
+from blockdance.pieces import RowSet
+from blockdance.plan import Decider
+from blockdance.schedule import COMPUTE, ReuseSchedule
+from blockdance.state import ReuseState
+from blockdance.steps import Location, StepTracker
+
+
+class Consultation:
+    """Shows a decider what it wants to see of every generation, and asks it.
+
+    Args:
+        decider: decides.
+        layout: which rows and arguments of a call are the conditional images' own.
+        steps: tells the number of steps and their noise levels.
+        pipeline: whose scheduler tells what those levels mean; None for a transformer alone.
+    """
+
+    def __init__(self, decider: Decider, layout: BlockLayout, steps: StepTracker, pipeline: Any) -> None:
+        self._decider, self._layout, self._steps, self._pipeline = decider, layout, steps, pipeline
+
+    @property
+    def boundary(self) -> int:
+        """The block whose output the decider sees."""
+        return self._decider.kinds[0].boundary
+
+    def look(self, generation: Generation, state: ReuseState, place: Location, inputs: dict[str, Any]) -> None:
+        """Shows the observer of a decider the latents of every step, those of the conditional rows."""
+        if generation.observer.has_seen(place.step):
+            return
+        rows = self._conditional_rows(state)
+        latents = inputs[self._layout.latents]
+        chosen = RowSet(rows, state.num_rows).copy(latents) if isinstance(latents, Tensor) else _stack(latents, rows)
+        generation.observer.see(chosen, place.step, self._steps.sigmas, self._noise_scale())
+
+    def decide(self, generation: Generation, step: int) -> None:
+        """Asks a decider before the first step after each of its decision steps."""
+        if generation.observed is None or step <= generation.observed["step"]:
+            return
+        seen = generation.observed | {"step": step}
+        generation.observed = None
+        clean = generation.observer.clean
+        if clean is None:
+            return  # started later than ρ: nothing to compare with, so everything computes
+        latents = generation.observer.latents
+        done = torch.tensor(generation.taken)
+        scale = self._noise_scale()
+        levels = torch.tensor([scale.share(level) for level in self._steps.sigmas])
+        decided = self._decider.decide(
+            PolicyState(latents=latents, clean=clean, sigmas=levels.to(latents.device), actions=done.to(latents.device), **seen)
+        )
+        if decided.num_steps != self._steps.num_steps:
+            raise ScheduleError(
+                f"{type(self._decider).__name__}.decide returned {decided.num_steps} steps of actions; this generation has "
+                f"{self._steps.num_steps}."
+            )
+        actions = decided.actions.cpu().expand(generation.num_images, -1)
+        is_done = torch.arange(self._steps.num_steps) < step
+        generation.schedule = ReuseSchedule(torch.where(is_done, done.clamp(min=COMPUTE), actions), decided.kinds)
+
+    def observe(self, generation: Generation, state: ReuseState, place: Location, inputs: dict[str, Any]) -> None:
+        """Keeps after a decision step what a decider will see, from the conditional rows."""
+        if not place.is_first or place.branch.startswith("uncond"):
+            return
+        if place.step not in self._decider.decision_steps(self._steps.num_steps):
+            return
+        rows = self._conditional_rows(state)
+
+        def select(name: str) -> Any:
+            value = inputs.get(name)
+            return value if value is None else RowSet(rows, state.num_rows).copy(value)
+
+        embeds, mask = select("encoder_hidden_states"), select("encoder_attention_mask")
+        if embeds is not None and mask is None:
+            mask = embeds.new_ones(embeds.shape[:2])
+        cache = state.output_of(self.boundary)
+        features, change = cache.newest_and_rate(self._layout.image_index, rows)
+        generation.observed = {
+            "prompt_embeds": embeds,
+            "prompt_mask": mask,
+            "class_labels": select("class_labels"),
+            "features": features,
+            "feature_change": change,
+            "step": place.step,
+        }
+
+    def _conditional_rows(self, state: ReuseState) -> list[int]:
+        first = state.num_rows - state.num_images if self._layout.cond_last else 0
+        return list(range(first, first + state.num_images))
+
+    def _noise_scale(self) -> NoiseScale:
+        return NoiseScale.of(getattr(self._pipeline, "scheduler", None), self._steps.sigmas)
+
+
+def _stack(latents: Sequence[Tensor], rows: Sequence[int]) -> Tensor:
+    """A list with one tensor per image as one tensor."""
+    chosen = [latents[row] for row in rows]
+    if len({image.shape for image in chosen}) > 1:
+        raise ScheduleError(
+            "A policy decides about images of one size; this batch mixes sizes. Run them in batches of their own."
+        )
+    return torch.stack(chosen)
