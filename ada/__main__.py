@@ -9,6 +9,7 @@ from jsonargparse import auto_cli
 from ada.data import load_prompts
 from ada.policy import AdaPolicy
 from ada.rewards import RewardError, WeightedReward
+from ada.rewards.damage import VISIBLE_DISTANCE
 from ada.rollouts import Case, FrozenPipeline
 from ada.search import ScheduleSearch
 from blockdance import BlockDanceError, Reuse
@@ -24,7 +25,7 @@ def search(
     limit: int = 24,
     boundary: int | None = None,
     weight: float = 0.5,
-    visible_damage: float = 0.003,
+    visible_damage: float = VISIBLE_DISTANCE,
     most_saved: float = 0.5,
     folder: Path = Path("runs/search"),
 ) -> None:

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor, nn
+from torch import Tensor
 
 from ada import reinforce
 from ada.policy import BaseModel, StepPolicy
@@ -20,64 +20,8 @@ from ada.reinforce import AdvantageKind
 from ada.rewards import WeightedReward
 from ada.rollouts import FrozenPipeline, probe
 from ada.training import pictures
-from blockdance import PolicyState, Reuse, ReuseSchedule
-
-
-class SampledSchedules:
-    """A decider that draws a group of schedules per prompt; the first of each prompt's rows computes everything: the reference.
-
-    Args:
-        policy: decides.
-        quality_weights: λ, `(prompts,)`.
-        draw: decisions `(prompts, group, decisions)` for logits `(prompts, decisions, actions)`.
-    """
-
-    def __init__(self, policy: StepPolicy, quality_weights: Tensor, draw: Callable[[Tensor], Tensor]) -> None:
-        self._policy, self._quality_weights, self._draw = policy, quality_weights, draw
-        self.kinds = policy.kinds
-        self.state: PolicyState | None = None
-
-    def decision_steps(self, num_steps: int) -> tuple[int, ...]:
-        return self._policy.decision_steps(num_steps)
-
-    @torch.no_grad()
-    def decide(self, state: PolicyState) -> ReuseSchedule:
-        group = state.num_images // len(self._quality_weights)
-        self.state = state.take(range(0, state.num_images, group))
-        self.logits = self._policy(self.state, self._quality_weights)
-        self.decisions = self._draw(self.logits)
-        with_reference = torch.cat([torch.zeros_like(self.decisions[:, :1]), self.decisions], 1)
-        return self._policy.schedule(with_reference.flatten(0, 1), state.num_steps)
-
-    def check(self, transformer: nn.Module) -> None:
-        """It was made for the model that is trained over."""
-
-
-@dataclass(frozen=True)
-class SampledRollout:
-    """What sampled schedules led to.
-
-    Args:
-        state: what the policy saw of each prompt.
-        logits: `(prompts, decisions, actions)`.
-        decisions: int64 `(prompts, group, decisions)`.
-        reference: `(prompts, …)` images with every step computed.
-        images: `(prompts, group, …)`.
-        quality: Q, `(prompts, group)`.
-        compute_saved: C, `(prompts, group)`: share of the MACs of the steps that decide.
-        parts: the named parts of the quality, each `(prompts, group)`.
-        kept: bool `(prompts, group)`, False for images that the reward dropped.
-    """
-
-    state: PolicyState
-    logits: Tensor
-    decisions: Tensor
-    reference: Tensor
-    images: Tensor
-    quality: Tensor
-    compute_saved: Tensor
-    parts: dict[str, Tensor]
-    kept: Tensor
+from ada.training.sampling import SampledRollout, SampledSchedules
+from blockdance import Reuse
 
 
 class StepTraining(LightningModule):
