@@ -11,10 +11,10 @@ from ada.policy import LadderPolicy
 from ada.policy.curve import Curve
 from ada.rewards.damage import bounded_damage, visibly_changed
 from ada.schedules import Mixture, Tree, gap_closed, oracle_errors
+from ada.statistics import studentised_interval
 
 LEVELS = (0.10, 0.15, 0.20, 0.25, 0.30, 0.35, 0.40, 0.45)
 NUM_WEIGHTS = 121
-NUM_RESAMPLES = 2000
 ROUNDING = 1e-9
 
 
@@ -185,10 +185,4 @@ def paired_interval(differences: Tensor, clusters: Tensor | None = None, seed: i
     groups = torch.arange(len(values)) if clusters is None else torch.unique(clusters.cpu(), return_inverse=True)[1]
     count = int(groups.max()) + 1
     means = torch.zeros(count, dtype=torch.float64).index_add(0, groups, values) / groups.bincount(minlength=count)
-    centre, error = float(means.mean()), float(means.std() / count**0.5) if count > 1 else 0.0
-    if error == 0:
-        return centre, centre, centre
-    drawn = means[torch.randint(count, (NUM_RESAMPLES, count), generator=torch.Generator().manual_seed(seed))]
-    pivots = (drawn.mean(1) - centre) / (drawn.std(1) / count**0.5).clamp(min=1e-12)
-    low, high = pivots.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return centre, centre - high * error, centre - low * error
+    return studentised_interval(means, seed)

@@ -7,13 +7,14 @@ both). So a raw mean is published without an interval; what has one is bounded (
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import torch
+
+from ada.statistics import NUM_RESAMPLES, studentised_interval
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
-NUM_RESAMPLES = 2000
 NORMAL = 1.959964
 FEW = 8
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447)
@@ -52,9 +53,10 @@ def mean(values: Sequence[float], seed: int = 0) -> Estimate:
         return Estimate(value, None, None)
     if np.ptp(sample) <= 1e-12 * max(1.0, abs(value)):
         return Estimate(value, value, value)
-    error = float(sample.std(ddof=1)) / count**0.5
-    low, high = (-STUDENT[count - 2], STUDENT[count - 2]) if count < FEW else _studentised(sample, error, seed)
-    return Estimate(value, value - high * error, value - low * error)
+    if count < FEW:
+        half_width = STUDENT[count - 2] * float(sample.std(ddof=1)) / count**0.5
+        return Estimate(value, value - half_width, value + half_width)
+    return Estimate(*studentised_interval(torch.from_numpy(sample), seed))
 
 
 def raw_mean(values: Sequence[float]) -> Estimate:
@@ -142,26 +144,6 @@ def _sample(values: Sequence[float] | Array) -> Array:
     if not sample.size:
         raise ValueError("An estimate needs at least one value; got none.")
     return sample
-
-
-def _studentised(sample: Array, error: float, seed: int) -> tuple[float, float]:
-    """Quantiles of the resamples' own t statistics."""
-    count = len(sample)
-    centred = sample - sample.mean()
-    weights = _resamples(count, seed)
-    means = weights @ centred
-    errors = np.sqrt(np.maximum(weights @ centred**2 - means**2, 0) / (count - 1))
-    # a resample of equal values has no t; of hardly any spread, one without meaning
-    usable = errors > 0.05 * error
-    low, high = np.quantile(means[usable] / errors[usable], [0.025, 0.975])
-    return float(low), float(high)
-
-
-@lru_cache(maxsize=8)
-def _resamples(count: int, seed: int) -> Array:
-    """How much each value weighs in each resample, `(NUM_RESAMPLES, count)`: the same for every method, so made once."""
-    drawn: Array = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=NUM_RESAMPLES) / count
-    return drawn
 
 
 def _effective(values: Array, probability: float | None = None) -> float:
