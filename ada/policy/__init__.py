@@ -4,7 +4,8 @@ from ada.policy.base import AdaPolicy, BaseModel
 from ada.policy.curve import Curve
 from ada.policy.folder import IncompatiblePolicyError
 from ada.policy.ladder import LadderPolicy
+from ada.policy.per_image import PerImage
 from ada.policy.sight import describe
 from ada.policy.steps import StepPolicy
 
-__all__ = ["AdaPolicy", "BaseModel", "Curve", "IncompatiblePolicyError", "LadderPolicy", "StepPolicy", "describe"]
+__all__ = ["AdaPolicy", "BaseModel", "Curve", "IncompatiblePolicyError", "LadderPolicy", "PerImage", "StepPolicy", "describe"]

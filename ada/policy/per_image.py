@@ -1,0 +1,68 @@
+"""Images of one batch with wishes of their own: a policy for each, one decider for all."""
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from torch import nn
+
+from ada.policy.base import AdaPolicy
+from blockdance import PolicyState, Reuse, ReuseSchedule, ScheduleError
+
+
+class PerImage:
+    """Decides for every image of a batch by a policy of its own: requests of different users, each with its own budget.
+
+    The policies are options of one network, as `AdaPolicy.with_options` gives them. Each decides about its images as it would if
+    they were the whole batch.
+
+    Args:
+        policies: one per image; the same object for images of the same wish is asked once.
+
+    Raises:
+        ValueError: no policies, or policies of different networks.
+    """
+
+    def __init__(self, policies: Sequence[AdaPolicy]) -> None:
+        if not policies:
+            raise ValueError("`policies` must have one policy per image; got none.")
+        first = policies[0]
+        for policy in policies:
+            if policy.kinds != first.kinds or policy.decision_steps(1000) != first.decision_steps(1000):
+                raise ValueError(
+                    "The policies of one batch must be options of one network (`policy.with_options(…)` for each image); these choose "
+                    "from different kinds of reuse or decide after different steps."
+                )
+        self.policies = tuple(policies)
+
+    @property
+    def kinds(self) -> tuple[Reuse, ...]:
+        return self.policies[0].kinds
+
+    def decision_steps(self, num_steps: int) -> tuple[int, ...]:
+        return self.policies[0].decision_steps(num_steps)
+
+    def check(self, transformer: nn.Module) -> None:
+        for policy, _ in self._shares:
+            policy.check(transformer)
+
+    def decide(self, state: PolicyState) -> ReuseSchedule:
+        """Decides about every image by its own policy.
+
+        Raises:
+            ScheduleError: the batch has another number of images than there are policies.
+        """
+        if state.num_images != len(self.policies):
+            raise ScheduleError(f"There are policies for {len(self.policies)} images, but the batch has {state.num_images}.")
+        actions = torch.zeros_like(state.actions)
+        for policy, images in self._shares:
+            actions[images] = policy.decide(state.take(images)).actions.to(actions)
+        return ReuseSchedule(actions, self.kinds)
+
+    @cached_property
+    def _shares(self) -> list[tuple[AdaPolicy, list[int]]]:
+        """Every different policy with its images."""
+        shares: dict[int, tuple[AdaPolicy, list[int]]] = {}
+        for image, policy in enumerate(self.policies):
+            shares.setdefault(id(policy), (policy, []))[1].append(image)
+        return list(shares.values())
