@@ -1,4 +1,4 @@
-"""`python -m ada search | show | push | pull`."""
+"""`python -m ada search | show | push | pull | export`."""
 
 import sys
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from pathlib import Path
 from jsonargparse import auto_cli
 
 from ada.data import load_prompts
+from ada.export import export
 from ada.policy import AdaPolicy
 from ada.rewards import RewardError, WeightedReward
 from ada.rewards.damage import VISIBLE_DISTANCE
@@ -95,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status."""
     try:
         auto_cli(
-            [search, show, push, pull],
+            [search, show, push, pull, export],
             args=None if arguments is None else list(arguments),
             as_positional=False,
             allow_abbrev=False,
