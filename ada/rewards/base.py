@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ada.sharing import plan_distinct
+
 
 class RewardError(ValueError):
     """A reward that cannot be given: its value is no finite number, or its weights do not fit."""
@@ -76,7 +78,7 @@ class Relative(Reward):
         self.positive_cap = positive_cap
 
     def __call__(self, images: Tensor, prompts: Sequence[str], reference: Tensor) -> Tensor:
-        difference = self.reward(images, prompts, reference) - score_references(self.reward, prompts, reference)
+        difference = self.reward(images, prompts, reference) - score_images(self.reward, reference, prompts, reference)
         return difference.clamp(max=self.positive_cap)
 
     def to(self, device: torch.device | str) -> "Relative":
@@ -84,23 +86,38 @@ class Relative(Reward):
         return self
 
 
-def score_references(reward: Reward, prompts: Sequence[str], reference: Tensor) -> Tensor:
-    """Scores of the references `(images,)`, each run of equal ones scored once: the schedules of a group share theirs.
+def score_images(
+    reward: Reward,
+    images: Tensor,
+    prompts: Sequence[str],
+    reference: Tensor,
+    max_images: int | None = None,
+    name: str | None = None,
+) -> Tensor:
+    """Scores `(images,)`: each distinct image of a prompt once, and few at a time; one's score does not depend on the others.
 
     Args:
-        reward: of single images.
-        prompts: one per image.
-        reference: `(images, …)`.
+        reward, images, prompts, reference: as in `Reward`.
+        max_images: most that are scored at once; None for no limit.
+        name: what errors call the reward; by default its class.
+
+    Raises:
+        RewardError: it does not give one value an image.
     """
-    if not len(reference):
-        return reward(reference, prompts, reference)
-    repeats = (reference[1:] == reference[:-1]).flatten(1).all(1).tolist()
-    first = [True] + [not same or prompts[row + 1] != prompts[row] for row, same in enumerate(repeats)]
-    rows = [row for row, starts in enumerate(first) if starts]
-    distinct = reference[rows]
-    scores = reward(distinct, [prompts[row] for row in rows], distinct)
-    lengths = [end - start for start, end in zip(rows, [*rows[1:], len(reference)], strict=True)]
-    return scores.repeat_interleave(torch.tensor(lengths, device=scores.device))
+    if not len(images):
+        return reward(images, prompts, reference)
+    plan = plan_distinct([images, reference], max_images, prompts)
+    parts = []
+    for rows in (group.rows for group in plan.groups):
+        scores = reward(rows.take(images), [prompts[row] for row in rows.rows], rows.take(reference))
+        if scores.shape != (len(rows),):
+            raise RewardError(
+                f"The reward `{name or type(reward).__name__}` gave the shape {tuple(scores.shape)} for {len(rows)} images; it must give "
+                "one value an image."
+            )
+        parts.append(scores)
+    joined: Tensor = plan.join(parts)
+    return joined
 
 
 def check_cap(positive_cap: float) -> None:

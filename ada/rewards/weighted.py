@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ada.rewards.base import Reward, RewardError, check_cap, score_references
+from ada.rewards.base import Reward, RewardError, check_cap, score_images
 from ada.rewards.statistics import RunningStatistics
 
 Normalisation = Literal["running", "reference"]
@@ -54,6 +54,7 @@ class WeightedReward:
             `reference`: that of the scores of the references so far, so that 1 is a typical difference between prompts. The mean
             of the same values is subtracted from parts that are not relative; a relative one keeps its zero, the reference.
             Statistics grow by calls with `update_statistics`, over all processes, and are kept in checkpoints.
+        max_images: most images that are scored at once; of equal ones, only the first is.
         on_broken: what a value that is no finite number does: `stop` raises, `drop` leaves the image out with a logged warning.
 
     Raises:
@@ -69,6 +70,7 @@ class WeightedReward:
         positive_cap: float = 0.0,
         normalisation: Mapping[str, Normalisation] | None = None,
         on_broken: Literal["stop", "drop"] = "stop",
+        max_images: int | None = 16,
     ) -> None:
         if not rewards or set(rewards) != set(weights):
             raise ValueError(f"`rewards` and `weights` must name the same parts; got {sorted(rewards)} and {sorted(weights)}.")
@@ -77,6 +79,7 @@ class WeightedReward:
             raise ValueError(f"`on_broken` must be 'stop' or 'drop'; got {on_broken!r}.")
         self.rewards, self.weights = dict(rewards), dict(weights)
         self.relative, self.positive_cap, self.on_broken = relative, positive_cap, on_broken
+        self.max_images = max_images
         self.normalisation = dict(normalisation or {})
         self._check_normalisation()
         self._statistics = {name: RunningStatistics() for name in self.normalisation}
@@ -131,14 +134,11 @@ class WeightedReward:
 
     def _score(self, name: str, images: Tensor, prompts: Sequence[str], reference: Tensor) -> _Scores:
         reward = self.rewards[name]
-        own = reward(images, prompts, reference).float().to(images.device)
-        if own.shape != (len(images),):
-            raise RewardError(
-                f"The reward `{name}` gave the shape {tuple(own.shape)} for {len(images)} images; it must give one value an image."
-            )
+        own = score_images(reward, images, prompts, reference, self.max_images, name).float().to(images.device)
         if not self.is_relative(name) and self.normalisation.get(name) != "reference":
             return _Scores(own, None)
-        of_reference = score_references(reward, prompts, reference).float().to(images.device)
+        of_reference = score_images(reward, reference, prompts, reference, self.max_images, name)
+        of_reference = of_reference.float().to(images.device)
         return _Scores(own - of_reference if self.is_relative(name) else own, of_reference)
 
     def _find_kept(self, scores: Mapping[str, _Scores], prompts: Sequence[str]) -> Tensor:

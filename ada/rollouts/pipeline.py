@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 from ada.rollouts.fingerprints import weights_digest
+from ada.rollouts.sharing import shared_components
 from blockdance import BlockDanceReport, ForwardCost, Plan, Reuse, apply_blockdance, find_layout, full_compute
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -44,6 +45,7 @@ class FrozenPipeline:
         prompt_argument: what the call names its prompts; by default `prompt`, or `class_labels` where it has no `prompt`.
         output_type: what the pipeline is asked for: `pt` (images as tensors) or `latent`.
         max_rows: most rows that the transformer is given at once (images times guidance branches).
+        max_images: most prompts that are encoded, and images (videos) that are decoded at once.
         dtype: precision of everything frozen.
 
     Raises:
@@ -60,13 +62,14 @@ class FrozenPipeline:
         output_type: str = "pt",
         max_rows: int | None = 64,
         dtype: Dtype = "float32",
+        max_images: int | None = 16,
     ) -> None:
         self.model = model if isinstance(model, str) else getattr(model, "name_or_path", type(model).__name__)
         self.pipeline = load_pipeline(model, getattr(torch, dtype)) if isinstance(model, str) else model
         self.num_inference_steps = num_inference_steps
         self.arguments = dict(arguments or {})
         self.output_type = output_type
-        self.max_rows = max_rows
+        self.max_rows, self.max_images = max_rows, max_images
         parameters = inspect.signature(type(self.pipeline).__call__).parameters
         self.prompt_argument = prompt_argument or ("prompt" if "prompt" in parameters else "class_labels")
         unknown = sorted({self.prompt_argument, *self.arguments} - set(parameters))
@@ -106,7 +109,10 @@ class FrozenPipeline:
             plan: what reuses.
             groups: a number for each image; equal ones have the same prompt and noise, and share what they can.
         """
-        with apply_blockdance(self.pipeline, plan, groups=groups, max_rows=self.max_rows) as handle:
+        with (
+            shared_components(self.pipeline, self.max_images),
+            apply_blockdance(self.pipeline, plan, groups=groups, max_rows=self.max_rows) as handle,
+        ):
             output = self.pipeline(
                 **{self.prompt_argument: list(prompts)},
                 num_inference_steps=self.num_inference_steps,
@@ -126,7 +132,13 @@ class FrozenPipeline:
     def with_steps(self, num_inference_steps: int) -> "FrozenPipeline":
         """The same pipeline, called with another number of steps."""
         return FrozenPipeline(
-            self.pipeline, num_inference_steps, self.arguments, self.prompt_argument, self.output_type, self.max_rows
+            self.pipeline,
+            num_inference_steps,
+            self.arguments,
+            self.prompt_argument,
+            self.output_type,
+            self.max_rows,
+            max_images=self.max_images,
         )
 
     def fingerprint(self) -> dict[str, Any]:
