@@ -30,7 +30,8 @@ def shared_components(pipeline: Any, max_images: int | None) -> Iterator[None]:
         pipeline: a pipeline of diffusers; others are left as they are.
         max_images: most rows that are run at once; None for no limit.
     """
-    components = pipeline.components.values() if isinstance(pipeline, DiffusionPipeline) else ()
+    is_diffusers = isinstance(pipeline, DiffusionPipeline)
+    components = pipeline.components.values() if is_diffusers else ()
     with ExitStack() as stack:
         for component in components:
             if isinstance(component, PreTrainedModel):
