@@ -9,7 +9,7 @@ from torch import Tensor
 from blockdance.errors import ScheduleError
 from blockdance.generation import Generation
 from blockdance.layouts import BlockLayout
-from blockdance.observation import NoiseScale, PolicyState
+from blockdance.observation import NoiseScale, PolicyState, token_grid
 from blockdance.pieces import RowSet
 from blockdance.plan import Decider
 from blockdance.schedule import COMPUTE, ReuseSchedule
@@ -85,8 +85,12 @@ class Consultation:
         if embeds is not None and mask is None:
             mask = embeds.new_ones(embeds.shape[:2])
         cache = state.output_of(self.boundary)
-        features, change = cache.newest_and_rate(self._layout.image_index, rows)
+        features, change = (
+            _as_tokens(value, len(rows), self._layout.batch_dim)
+            for value in cache.newest_and_rate(self._layout.image_index, rows)
+        )
         generation.observed = {
+            "grid": token_grid(inputs, self._layout.latents),
             "prompt_embeds": embeds,
             "prompt_mask": mask,
             "class_labels": select("class_labels"),
@@ -101,6 +105,12 @@ class Consultation:
 
     def _noise_scale(self) -> NoiseScale:
         return NoiseScale.of(getattr(self._pipeline, "scheduler", None), self._steps.sigmas)
+
+
+def _as_tokens(features: Tensor, num_images: int, batch_dim: int) -> Tensor:
+    """A block's output as `(images, positions, channels)`, whether frames are folded into the batch or positions have dimensions."""
+    rows_first = features.movedim(batch_dim, 0)
+    return rows_first.reshape(num_images, -1, features.shape[-1])
 
 
 def _stack(latents: Sequence[Tensor], rows: Sequence[int]) -> Tensor:

@@ -1,6 +1,7 @@
 """What a decider sees: predicted clean latents, features at a boundary, and what the model was told."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,8 @@ class PolicyState:
         sigmas: `(num_steps,)`, the share of noise in the latents of every step, falling from 1 to 0.
         actions: int64 `(images, num_steps)`, the actions taken at the steps that are done; −1 for those still open.
         step: index of the coming step: the first that is open.
+        grid: of latents that are packed as `(images, tokens, channels)`, the tokens' frames, height and width, where the model is
+            told; else None.
     """
 
     latents: Tensor
@@ -38,6 +41,7 @@ class PolicyState:
     sigmas: Tensor
     actions: Tensor
     step: int
+    grid: tuple[int, int, int] | None = None
 
     @property
     def num_steps(self) -> int:
@@ -77,6 +81,31 @@ class PolicyState:
 _PER_IMAGE = (
     "latents", "clean", "features", "feature_change", "prompt_embeds", "prompt_mask", "class_labels", "actions"
 )  # fmt: skip
+
+
+def token_grid(inputs: Mapping[str, Any], latents: str) -> tuple[int, int, int] | None:
+    """Frames, height and width of packed latents, as pipelines tell the model: sizes, shapes, or a position for every token.
+
+    Args:
+        inputs: of the forward call.
+        latents: the argument that carries the latents.
+
+    Returns:
+        None where the latents are not packed, or the model is not told a grid of as many tokens.
+    """
+    packed = inputs[latents]
+    if not isinstance(packed, Tensor) or packed.ndim != 3:
+        return None
+    shapes, positions = inputs.get("img_shapes"), inputs.get("img_ids")
+    sizes: Sequence[Any] = [inputs.get(name) for name in ("num_frames", "height", "width")]
+    if shapes is not None:
+        sizes = shapes[0] if isinstance(shapes[0][0], int) else shapes[0][0]
+    elif isinstance(positions, Tensor):
+        places = positions.reshape(-1, positions.shape[-1])[:, :3]
+        sizes = (places.amax(0) - places.amin(0) + 1).long().tolist()
+    if not all(isinstance(size, int) for size in sizes) or math.prod(sizes) != packed.shape[1]:
+        return None
+    return tuple(sizes)
 
 
 def _cat_padded(parts: Sequence[Tensor]) -> Tensor:

@@ -17,6 +17,7 @@ from blockdance.errors import ScheduleError
 from blockdance.executor import ReuseExecutor
 from blockdance.generation import Branch, Call, Generation
 from blockdance.gradients import inference_only
+from blockdance.groups import Groups
 from blockdance.layouts import BlockLayout, block_stack, blocks_of, parameter_names
 from blockdance.plan import Decider, Plan, plan_kinds
 from blockdance.report import BlockDanceReport, report_of
@@ -69,7 +70,7 @@ class Controller:
         observed = [] if self._consultation is None else [self._consultation.boundary]
         self._make_executor = partial(ReuseExecutor, transformer, layout, self.kinds, observed, max_rows)
         self._executor, self._blocks = self._make_executor(), blocks_of(transformer, layout)
-        self._groups = None if groups is None else list(groups)
+        self._groups = None if groups is None else Groups(groups)
         self._generation: Generation | None = None
         self._pipeline_call: Callable[[], PipelineCall | None] = _no_call
         self.context: Any = None
@@ -156,6 +157,8 @@ class Controller:
         generation = self._generation
         if generation is None or generation.is_over or place.is_new_generation or num_rows % generation.num_images:
             generation = self._begin(inputs[self._layout.latents], num_rows, driver)
+            if self._groups is not None:
+                self._groups.check(inputs, self._layout, generation.num_images, num_rows)
         branch = generation.branches.setdefault(place.branch, Branch())
         state = self._state(generation, branch, inputs, num_rows)
         if self._consultation is not None:
@@ -164,7 +167,7 @@ class Controller:
         actions = self._actions(generation, state, place.step, self._layout.splits_rows(inputs))
         # before the call: some models take the items off a list that they are given
         shape = branch.look(inputs, self._layout.timestep)
-        twins = self._twins(generation, place.step)
+        twins = None if self._groups is None else self._groups.twins(generation, place.step)
         output = self._executor.run(forward, args, kwargs, state, actions, self._steps.sigmas[place.step], twins)
         if self._consultation is not None:
             self._consultation.observe(generation, state, place, inputs)
@@ -214,6 +217,8 @@ class Controller:
         if num_rows % branches or is_one_branch or self._layout.separate_guidance:
             return 1
         part = num_rows // branches
+        if self._groups is not None and self._groups.repeat_after(part, num_rows):
+            return 1
         is_repeated = all(
             torch.equal(one, other) for one, other in zip(latents[:-part], latents[part:], strict=True)
         )  # fmt: skip
@@ -230,16 +235,6 @@ class Controller:
             state = state.with_branches(num_branches, self._layout.cond_last)
         branch.state, branch.size = state, size
         return state
-
-    def _twins(self, generation: Generation, step: int) -> list[int] | None:
-        """For each image the first of its group that has taken the same actions up to this step."""
-        if self._groups is None:
-            return None
-        if len(self._groups) != generation.num_images:
-            raise ScheduleError(f"`groups` names {len(self._groups)} images, but the batch has {generation.num_images}.")
-        first: dict[Any, int] = {}
-        keys = [(group, tuple(taken[: step + 1])) for group, taken in zip(self._groups, generation.taken, strict=True)]
-        return [first.setdefault(key, image) for image, key in enumerate(keys)]
 
     def _actions(self, generation: Generation, state: ReuseState, step: int, splits_rows: bool) -> list[int]:
         """This step's action per image; computes where the cache cannot serve yet, as after a late start (img2img), and where

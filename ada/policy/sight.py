@@ -37,7 +37,7 @@ def signs(state: PolicyState) -> Tensor:
         newer = max(clean.shape[1] - 1 - age, 1)
         step = last - (clean.shape[1] - 1 - newer)
         moved = (clean[:, newer] - clean[:, newer - 1]) / max(abs(levels[step - 1] - levels[step]), 1e-6)
-        energy = patches(moved.square())
+        energy = patches(moved.square(), state.grid)
         found += [
             moved.flatten(1).square().mean(1).sqrt(),
             moved.flatten(1).abs().mean(1),
@@ -46,23 +46,24 @@ def signs(state: PolicyState) -> Tensor:
             energy.std(1).sqrt(),
         ]
     newest = clean[:, -1]
-    found += [newest.flatten(1).std(1), patches(newest.square()).std(1).sqrt()]
+    found += [newest.flatten(1).std(1), patches(newest.square(), state.grid).std(1).sqrt()]
     relative = state.feature_change.float().norm(dim=-1) / state.features.float().norm(dim=-1).clamp(min=1e-6)
     found += [relative.mean(1), relative.amax(1), relative.std(1)]
     return torch.stack(found, 1).clamp(min=1e-8).log()
 
 
-def patches(values: Tensor) -> Tensor:
+def patches(values: Tensor, grid: tuple[int, int, int] | None = None) -> Tensor:
     """Means over a grid of `NUM_PATCHES`² patches, `(images, patches)`.
 
-    Images and videos are cut in height and width, packed tokens (and whatever else has two dimensions) along the first.
+    Images and videos are cut in height and width; what has two dimensions (audio, tokens without a known grid) along both of them.
 
     Args:
-        values: `(images, …)`: channels and frames before height and width, or `(images, tokens, channels)`.
+        values: `(images, …)`: channels and frames before height and width; or `(images, tokens, channels)`.
+        grid: the tokens' frames, height and width, where values are packed.
     """
-    if values.ndim == 3:
-        return F.adaptive_avg_pool1d(values.mean(2)[:, None], NUM_PATCHES**2)[:, 0]
-    merged = values.flatten(1, -3).mean(1, keepdim=True)
+    if grid is not None:
+        values = values.mean(2).unflatten(1, grid)
+    merged = values.flatten(1, -3).mean(1, keepdim=True) if values.ndim > 3 else values[:, None]
     return F.adaptive_avg_pool2d(merged, NUM_PATCHES).flatten(1)
 
 

@@ -2,7 +2,19 @@
 
 from ada.rollouts.collect import Collector
 from ada.rollouts.driver import Rollout, probe, roll_out
+from ada.rollouts.loop import SamplingLoop
 from ada.rollouts.pipeline import FrozenPipeline, Generated
 from ada.rollouts.table import Case, Row, Table
 
-__all__ = ["Case", "Collector", "FrozenPipeline", "Generated", "Rollout", "Row", "Table", "probe", "roll_out"]
+__all__ = [
+    "Case",
+    "Collector",
+    "FrozenPipeline",
+    "Generated",
+    "Rollout",
+    "Row",
+    "SamplingLoop",
+    "Table",
+    "probe",
+    "roll_out",
+]

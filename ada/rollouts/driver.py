@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +56,7 @@ class GivenSchedules:
 
 def roll_out(
     pipeline: FrozenPipeline,
-    prompts: Sequence[str],
+    prompts: Sequence[Any],
     seeds: Sequence[int],
     actions: Tensor,
     kinds: Sequence[Reuse],
@@ -66,7 +67,7 @@ def roll_out(
 
     Args:
         pipeline: the frozen pipeline.
-        prompts: the prompts.
+        prompts: the prompts, as the pipeline takes them.
         seeds: of each prompt's noise.
         actions: int64 `(prompts, schedules, num_steps)`; every one computes up to the first decision step.
         kinds: the kinds of reuse that the actions refer to.
@@ -86,7 +87,8 @@ def roll_out(
     return Rollout(generated.images.unflatten(0, (count, group)), plan.states)
 
 
-def probe(pipeline: FrozenPipeline, boundary: int, prompt: str = "") -> PolicyState:
-    """What a policy would see of a prompt after the third of four steps: the shapes of all that it is given."""
-    actions = torch.zeros(1, 1, 4, dtype=torch.int64)
-    return roll_out(pipeline.with_steps(4), [prompt], [0], actions, [Reuse(boundary=boundary)], [2]).states[2]
+def probe(pipeline: FrozenPipeline, boundary: int, prompt: Any = "") -> PolicyState:
+    """What a policy would see of a prompt before the last step: the shapes of all that it is given."""
+    steps = pipeline.num_inference_steps
+    actions = torch.zeros(1, 1, steps, dtype=torch.int64)
+    return roll_out(pipeline, [prompt], [0], actions, [Reuse(boundary=boundary)], [steps - 2]).states[steps - 2]

@@ -2,9 +2,12 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+import numpy as np
+from PIL import Image
+from torch import Tensor, nn
 
 
 def weights_digest(module: nn.Module) -> str:
@@ -19,3 +22,22 @@ def digest(content: Any) -> str:
     """Sixteen hexadecimal digits that tell one piece of JSON from another."""
     text = json.dumps(content, ensure_ascii=False, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def described(value: Any) -> Any:
+    """A setting as JSON that tells it from others: tensors and images by their content, functions by name, objects by class and
+    attributes."""
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, Mapping):
+        return {str(name): described(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [described(part) for part in value]
+    if isinstance(value, Tensor | np.ndarray | Image.Image):
+        array = value.detach().cpu().float().numpy() if isinstance(value, Tensor) else np.asarray(value)
+        return [list(array.shape), hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]]
+    if isinstance(value, nn.Module):
+        return weights_digest(value)
+    kind = value if hasattr(value, "__qualname__") else type(value)
+    attributes = {} if kind is value else {name: described(part) for name, part in vars(value).items()}
+    return [f"{kind.__module__}.{kind.__qualname__}", attributes]

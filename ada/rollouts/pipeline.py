@@ -1,7 +1,7 @@
-"""The frozen pipeline that policies are trained over, and how it is called: any pipeline of diffusers."""
+"""The frozen pipeline that policies are trained over, and how it is called: any pipeline of diffusers, or a loop of one's own."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,11 +12,14 @@ from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
-from ada.rollouts.fingerprints import weights_digest
+from ada.rollouts.fingerprints import described, weights_digest
+from ada.rollouts.loop import SamplingLoop
 from ada.rollouts.sharing import shared_components
 from blockdance import BlockDanceReport, ForwardCost, Plan, Reuse, apply_blockdance, find_layout, full_compute
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+Inputs = Callable[[Sequence[Any]], Mapping[str, Any]]
+"""What a call takes of its prompts, one per image: arguments by name, each with one row (or element) per prompt."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class FrozenPipeline:
     parameters.
 
     Args:
-        model: folder or Hub id of a diffusers pipeline, or a pipeline.
+        model: folder or Hub id of a diffusers pipeline, a pipeline, or a `SamplingLoop`.
         num_inference_steps: denoising steps.
         arguments: further arguments of the pipeline's call, such as its guidance scale, size or number of frames.
         prompt_argument: what the call names its prompts; by default `prompt`, or `class_labels` where it has no `prompt`.
@@ -47,6 +50,8 @@ class FrozenPipeline:
         max_rows: most rows that the transformer is given at once (images times guidance branches).
         max_images: most prompts that are encoded, and images (videos) that are decoded at once.
         dtype: precision of everything frozen.
+        inputs: what the call takes of its prompts, where that is more than one argument: an image to start from, a control image,
+            embeddings made before. It stands in the place of `prompt_argument`.
 
     Raises:
         FileNotFoundError: `model` looks like a folder that is not there.
@@ -55,7 +60,7 @@ class FrozenPipeline:
 
     def __init__(
         self,
-        model: Any = "checkpoints/emoji-dit",
+        model: str | DiffusionPipeline | SamplingLoop = "checkpoints/emoji-dit",
         num_inference_steps: int = 20,
         arguments: Mapping[str, Any] | None = None,
         prompt_argument: str | None = None,
@@ -63,16 +68,18 @@ class FrozenPipeline:
         max_rows: int | None = 64,
         dtype: Dtype = "float32",
         max_images: int | None = 16,
+        inputs: Inputs | None = None,
     ) -> None:
         self.model = model if isinstance(model, str) else getattr(model, "name_or_path", type(model).__name__)
-        self.pipeline = load_pipeline(model, getattr(torch, dtype)) if isinstance(model, str) else model
+        self.pipeline: Any = load_pipeline(model, getattr(torch, dtype)) if isinstance(model, str) else model
         self.num_inference_steps = num_inference_steps
         self.arguments = dict(arguments or {})
+        self.inputs = inputs
         self.output_type = output_type
         self.max_rows, self.max_images = max_rows, max_images
         parameters = inspect.signature(type(self.pipeline).__call__).parameters
         self.prompt_argument = prompt_argument or ("prompt" if "prompt" in parameters else "class_labels")
-        unknown = sorted({self.prompt_argument, *self.arguments} - set(parameters))
+        unknown = sorted({*([] if inputs else [self.prompt_argument]), *self.arguments} - set(parameters))
         if unknown:
             raise ValueError(
                 f"{type(self.pipeline).__name__} takes no argument {', '.join(f'`{name}`' for name in unknown)} in its call. It "
@@ -86,7 +93,7 @@ class FrozenPipeline:
 
     @property
     def device(self) -> torch.device:
-        return torch.device(self.transformer.device)
+        return next(self.transformer.parameters()).device  # type: ignore[no-any-return]
 
     def to(self, device: torch.device | str) -> "FrozenPipeline":
         """Moves the pipeline."""
@@ -104,53 +111,60 @@ class FrozenPipeline:
         """One call of the pipeline under a plan.
 
         Args:
-            prompts: one per image: texts, or class labels.
+            prompts: one per image: texts, or class labels, or whatever `inputs` understands.
             seeds: of each image's noise, which depends on its seed alone.
             plan: what reuses.
             groups: a number for each image; equal ones have the same prompt and noise, and share what they can.
         """
+        told = {self.prompt_argument: list(prompts)} if self.inputs is None else self.inputs(prompts)
+        steps = self.num_inference_steps
         with (
             shared_components(self.pipeline, self.max_images),
-            apply_blockdance(self.pipeline, plan, groups=groups, max_rows=self.max_rows) as handle,
+            apply_blockdance(self.pipeline, plan, num_inference_steps=steps, groups=groups, max_rows=self.max_rows) as handle,
         ):
             output = self.pipeline(
-                **{self.prompt_argument: list(prompts)},
-                num_inference_steps=self.num_inference_steps,
+                num_inference_steps=steps,
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds],
                 output_type=self.output_type,
                 return_dict=False,
-                **self.arguments,
+                **self.arguments | dict(told),
             )
             images = output[0] if isinstance(output[0], Tensor) else torch.as_tensor(output[0])
             return Generated(images.float(), handle.report(), handle.cost())
 
     def reuse_costs(self, kinds: Sequence[Reuse], prompt: Any = "") -> list[float]:
         """Cost of a step under each kind of reuse, relative to a computed one."""
-        cost = self.with_steps(2).generate([prompt], [0], full_compute(1, 2)).cost.per_action(kinds)
+        cost = self.generate([prompt], [0], full_compute(1, self.num_inference_steps)).cost.per_action(kinds)
         return (cost[1:] / cost[0]).tolist()
 
     def with_steps(self, num_inference_steps: int) -> "FrozenPipeline":
         """The same pipeline, called with another number of steps."""
+        return self.with_settings(num_inference_steps=num_inference_steps)
+
+    def with_settings(self, num_inference_steps: int | None = None, **arguments: Any) -> "FrozenPipeline":
+        """The same pipeline, called with another number of steps, or with other arguments."""
         return FrozenPipeline(
             self.pipeline,
-            num_inference_steps,
-            self.arguments,
+            self.num_inference_steps if num_inference_steps is None else num_inference_steps,
+            self.arguments | arguments,
             self.prompt_argument,
             self.output_type,
             self.max_rows,
             max_images=self.max_images,
+            inputs=self.inputs,
         )
 
     def fingerprint(self) -> dict[str, Any]:
-        """What its images depend on besides prompt and seed: class, weights, sampler, arguments."""
+        """What its images depend on besides prompt and seed: class, weights, sampler, arguments, how it is told prompts."""
         scheduler = getattr(self.pipeline, "scheduler", None)
         return {
             "pipeline": type(self.pipeline).__name__,
             "weights": weights_digest(self.transformer),
             "scheduler": None if scheduler is None else [type(scheduler).__name__, dict(scheduler.config)],
             "num_inference_steps": self.num_inference_steps,
-            "arguments": self.arguments,
+            "arguments": described(self.arguments),
             "output_type": self.output_type,
+            **({} if self.inputs is None else {"inputs": described(self.inputs)}),
         }
 
 

@@ -80,8 +80,25 @@ def test_patches_of_images_videos_and_tokens() -> None:
     assert patches(image)[0].tolist() == list(range(16))
     video = torch.stack([image - 1, image + 1], 2)
     assert patches(video)[0].tolist() == list(range(16))
-    tokens = torch.arange(16.0).repeat_interleave(4)[None, :, None].expand(1, 64, 5)
-    assert patches(tokens)[0].tolist() == list(range(16))
+    packed = image[0, 0].flatten()[None, :, None].expand(1, 64, 5)
+    assert patches(packed, (1, 8, 8))[0].tolist() == list(range(16)), "packed or not, the same patches"
+    packed_video = video[0, 0].flatten()[None, :, None].expand(1, 128, 5)
+    assert patches(packed_video, (2, 8, 8))[0].tolist() == list(range(16))
+    wide = torch.arange(16.0).reshape(4, 4).repeat_interleave(3, 1).flatten()[None, :, None]
+    assert patches(wide, (1, 4, 12))[0].tolist() == list(range(16)), "no square"
+    audio = grid.repeat_interleave(2, 1)[None]
+    assert patches(audio)[0].tolist() == list(range(16)), "cut along channels and time"
+
+
+def test_packed_latents_are_described_as_unpacked_ones() -> None:
+    """64 tokens of 16 channels are 16 channels of 8 × 8; so is every sign of them."""
+    unpacked = build_state((16, 8, 8))
+    packed = {
+        "latents": unpacked.latents.flatten(2).transpose(1, 2),
+        "clean": unpacked.clean.flatten(3).transpose(2, 3),
+        "grid": (1, 8, 8),
+    }
+    torch.testing.assert_close(signs(PolicyState(**vars(unpacked) | packed)), signs(unpacked))
 
 
 def test_pooled_by_hand_and_padding_is_not_read() -> None:
