@@ -9,7 +9,7 @@ from torch import Tensor
 from blockdance.errors import ScheduleError
 from blockdance.generation import Generation
 from blockdance.layouts import BlockLayout
-from blockdance.observation import NoiseScale, PolicyState, token_grid
+from blockdance.observation import MIN_HISTORY, NoiseScale, PolicyState, token_grid
 from blockdance.pieces import RowSet
 from blockdance.plan import Decider
 from blockdance.schedule import COMPUTE, ReuseSchedule
@@ -50,10 +50,9 @@ class Consultation:
             return
         seen = generation.observed | {"step": step}
         generation.observed = None
-        clean = generation.observer.clean
+        clean, latents = generation.observer.clean, generation.observer.latents
         if clean is None:
-            return  # started later than ρ: nothing to compare with, so everything computes
-        latents = generation.observer.latents
+            return  # the latents changed their size since: there is nothing to compare them with
         done = torch.tensor(generation.taken)
         scale = self._noise_scale()
         levels = torch.tensor([scale.share(level) for level in self._steps.sigmas])
@@ -71,9 +70,7 @@ class Consultation:
 
     def observe(self, generation: Generation, state: ReuseState, place: Location, inputs: dict[str, Any]) -> None:
         """Keeps after a decision step what a decider will see, from the conditional rows."""
-        if not place.is_first or place.branch.startswith("uncond"):
-            return
-        if place.step not in self._decider.decision_steps(self._steps.num_steps):
+        if not place.is_first or place.branch.startswith("uncond") or not self._is_due(generation, place.step):
             return
         rows = self._conditional_rows(state)
 
@@ -99,9 +96,18 @@ class Consultation:
             "step": place.step,
         }
 
+    def _is_due(self, generation: Generation, step: int) -> bool:
+        """Whether a decider is asked after this step: after each of its decision steps at which there is enough to see. A generation
+        that starts so late (img2img) that none is left asks it once, as early as it can."""
+        earliest = generation.observer.first_step + MIN_HISTORY - 1
+        steps = [due for due in self._decider.decision_steps(self._steps.num_steps) if due >= earliest]
+        return step in (steps or [earliest])
+
     def _conditional_rows(self, state: ReuseState) -> list[int]:
-        first = state.num_rows - state.num_images if self._layout.cond_last else 0
-        return list(range(first, first + state.num_images))
+        """Fused guidance orders rows [uncond, cond] or [cond, uncond]; rows with perturbed attention come after them."""
+        is_perturbed = getattr(self._pipeline, "do_perturbed_attention_guidance", False) is True
+        branch = max(0, state.num_branches - 1 - is_perturbed) if self._layout.cond_last else 0
+        return list(range(branch * state.num_images, (branch + 1) * state.num_images))
 
     def _noise_scale(self) -> NoiseScale:
         return NoiseScale.of(getattr(self._pipeline, "scheduler", None), self._steps.sigmas)

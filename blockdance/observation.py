@@ -10,6 +10,8 @@ from torch import Tensor
 
 HISTORY = 4
 """Predicted clean latents that are kept: their last three changes tell most of how sensitive an image is."""
+MIN_HISTORY = 2
+"""Fewest of them with which a decider is asked: with two there is a change to see."""
 
 
 @dataclass(frozen=True)
@@ -18,14 +20,15 @@ class PolicyState:
 
     Args:
         latents: `(images, …)`, the model's input at the coming step.
-        clean: `(images, history, …)`, the predicted clean latents x̂₀ of the last steps, the newest last; 2 to `HISTORY`.
+        clean: `(images, history, …)`, the predicted clean latents x̂₀ of the last steps, the newest last; `MIN_HISTORY` to `HISTORY`.
         features: `(images, positions, channels)`, the conditional branch's output of the boundary block when it last ran.
         feature_change: its change since it ran before, per change of noise level; zeros where it ran once only.
         prompt_embeds: `(images, tokens, width)` of the conditional branch; None for a model without prompts.
         prompt_mask: `(images, tokens)`, 1 for real tokens; None where there are no prompts.
         class_labels: int64 `(images,)`; None for a model without class labels.
         sigmas: `(num_steps,)`, the share of noise in the latents of every step, falling from 1 to 0.
-        actions: int64 `(images, num_steps)`, the actions taken at the steps that are done; −1 for those still open.
+        actions: int64 `(images, num_steps)`, the actions taken at the steps that are done; −1 for those still open,
+            and for those before the first that ran, where a generation starts late (img2img).
         step: index of the coming step: the first that is open.
         grid: of latents that are packed as `(images, tokens, channels)`, the tokens' frames, height and width, where the model is
             told; else None.
@@ -168,6 +171,8 @@ class Observer:
     """Collects during a generation what a decider will see."""
 
     def __init__(self) -> None:
+        self.first_step = -1
+        """The first step that was shown."""
         self._latents: Tensor | None = None
         self._step = -1
         self._clean: list[Tensor] = []
@@ -177,6 +182,7 @@ class Observer:
         if self._latents is not None and self._latents.shape == latents.shape and step > self._step:
             self._clean.append(predict_clean(self._latents, latents, (levels[self._step], levels[step]), scale))
             self._clean = self._clean[-HISTORY:]
+        self.first_step = step if self._latents is None else self.first_step
         self._latents, self._step = latents, step
 
     def has_seen(self, step: int) -> bool:
@@ -190,5 +196,5 @@ class Observer:
 
     @property
     def clean(self) -> Tensor | None:
-        """`(images, history, …)`; None as long as there are fewer than two predictions."""
-        return torch.stack(self._clean, 1) if len(self._clean) > 1 else None
+        """`(images, history, …)`; None as long as there are fewer than `MIN_HISTORY` predictions."""
+        return torch.stack(self._clean, 1) if len(self._clean) >= MIN_HISTORY else None

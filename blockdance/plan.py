@@ -19,7 +19,10 @@ class Decider(Protocol):
         """The kinds of reuse that it chooses from; the first one's boundary is where it sees features."""
 
     def decision_steps(self, num_steps: int) -> tuple[int, ...]:
-        """The steps after which it is asked, ascending: the first is ρ, 2 or more; steps up to ρ compute."""
+        """The steps after which it is asked, ascending: the first is ρ, 2 or more; steps up to ρ compute.
+
+        A generation that starts late (img2img) asks after those that it runs, from its second step on; where none is left, once, after
+        its second step."""
 
     def decide(self, state: PolicyState) -> ReuseSchedule:
         """Decides the actions of the steps from `state.step` on, for every image; what it says of the steps before is not read.

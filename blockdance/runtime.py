@@ -213,16 +213,16 @@ class Controller:
         is_one_branch = self.context is not None and self.context.name != FUSED_GUIDANCE
         guided = getattr(self._pipeline, "do_classifier_free_guidance", True) is not False
         perturbed = getattr(self._pipeline, "do_perturbed_attention_guidance", False) is True
-        branches = 1 + guided + perturbed
-        if num_rows % branches or is_one_branch or self._layout.separate_guidance:
+        if is_one_branch or self._layout.separate_guidance:
             return 1
-        part = num_rows // branches
-        if self._groups is not None and self._groups.repeat_after(part, num_rows):
-            return 1
-        is_repeated = all(
-            torch.equal(one, other) for one, other in zip(latents[:-part], latents[part:], strict=True)
-        )  # fmt: skip
-        return branches if is_repeated else 1
+        # some pipelines do not tell whether they guide: with perturbed rows alone there are two
+        for branches in range(1 + guided + perturbed, 1, -1):
+            part, rest = divmod(num_rows, branches)
+            if rest or (self._groups is not None and self._groups.repeat_after(part, num_rows)):
+                continue
+            if all(torch.equal(one, other) for one, other in zip(latents[:-part], latents[part:], strict=True)):
+                return branches
+        return 1
 
     def _state(self, generation: Generation, branch: Branch, inputs: dict[str, Any], num_rows: int) -> ReuseState:
         """The state of a branch; where guidance starts or stops half-way, the conditional rows keep theirs."""

@@ -24,7 +24,11 @@ def _reason(controller: Controller, generation: Generation) -> str | None:
     """Why a transformer reused nothing; None where its plan wants it so."""
     plan, num_steps = controller.plan, len(generation.taken[0])
     if generation.schedule is None:
-        return None
+        first = next(step for step, action in enumerate(generation.taken[0]) if action != -1)
+        return (
+            f"{type(plan).__name__} was never asked. Of {num_steps} steps those from {first} on ran, and it is asked after the second of "
+            "them at the earliest, about those that follow. Take more steps, or, from an image, a greater `strength`."
+        )
     planned = (generation.schedule.actions != COMPUTE).any(0).nonzero().flatten().tolist()
     if not planned:
         if not isinstance(plan, BlockDanceConfig):

@@ -1,5 +1,6 @@
 """The policy that decides in stages among the rungs of a ladder."""
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -11,7 +12,6 @@ from ada.policy.base import AdaPolicy, BaseModel
 from ada.policy.curve import Curve
 from ada.policy.sight import NUM_SIGNS, describe
 from ada.schedules import Ladder
-from ada.schedules.tree import Tree
 from blockdance import PolicyState, ReuseSchedule
 
 SHARPNESS = 30.0
@@ -136,27 +136,32 @@ class LadderPolicy(AdaPolicy):
 
     @torch.no_grad()
     def decide(self, state: PolicyState) -> ReuseSchedule:
-        """Chooses at the stage of `state.step` the most probable continuation; images that are on no rung compute to the end."""
+        """Chooses the most probable rung that is still open; images that are on no rung compute to the end.
+
+        Steps that never ran, in a generation that starts late, damaged nothing: they count as computed. If it starts after the last
+        decision step, the last stage decides.
+        """
         ladder = self.ladder.for_steps(state.num_steps)
-        stage = ladder.decision_steps.index(state.step - 1)
+        stage = max(0, bisect_right(ladder.decision_steps, state.step - 1) - 1)
         actions = ladder.actions.to(state.actions.device)
-        on_rung = (state.actions[:, None, : state.step] == actions[None, :, : state.step]).all(-1)
-        rungs = on_rung.int().argmax(1)
+        done = state.actions[:, None, : state.step].clamp(min=0)
+        on_rung = (done == actions[None, :, : state.step]).all(-1)
         stages = torch.full((state.num_images,), stage, device=state.latents.device)
         damage = self.predict(describe(state), stages)
         weight = torch.full((state.num_images,), self.quality_weight, device=damage.device)
-        tree = Tree.of(ladder.actions, ladder.decision_steps).to(damage.device)
-        chosen = tree.choose(self.logits(damage, weight), stage, rungs, self._allowed(ladder, on_rung))
+        logits = self.logits(damage, weight)
+        chosen = logits.masked_fill(~self._allowed(ladder, on_rung, state), -torch.inf).argmax(1)
         planned = torch.where(on_rung.any(1, keepdim=True), actions[chosen], 0)
         return ReuseSchedule(planned, self.kinds)
 
-    def _allowed(self, ladder: Ladder, on_rung: Tensor) -> Tensor | None:
-        """With a budget: of the rungs still open, those that come closest to it."""
+    def _allowed(self, ladder: Ladder, on_rung: Tensor, state: PolicyState) -> Tensor:
+        """Of the rungs still open, with a budget those that come closest to it."""
         if self.compute is None:
-            return None
-        distance = (1 - ladder.saved(self.reuse_costs) - self.compute).abs().to(on_rung.device)
-        nearest = torch.where(on_rung, distance, torch.inf).min(1, keepdim=True).values
-        return (distance <= nearest + 1e-6) | ~on_rung.any(1, keepdim=True)
+            return on_rung
+        num_run = state.num_steps - int((state.actions[0, : state.step] < 0).sum())
+        saved = ladder.saved(self.reuse_costs) * state.num_steps / num_run
+        distance = torch.where(on_rung, (1 - saved - self.compute).abs().to(on_rung.device), torch.inf)
+        return on_rung & (distance <= distance.min(1, keepdim=True).values + 1e-6)
 
     def with_options(  # type: ignore[override]  # each form has wishes of its own
         self,

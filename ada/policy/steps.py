@@ -172,7 +172,7 @@ class StepPolicy(AdaPolicy):
         """Greedy decisions, or those that meet the compute budget. Steps up to ρ and the tail compute."""
         weight = torch.full((state.num_images,), self.quality_weight, device=state.latents.device)
         logits = self(state, weight)
-        decisions = logits.argmax(-1) if self.compute is None else self._meet_budget(logits, state.num_steps)
+        decisions = logits.argmax(-1) if self.compute is None else self._meet_budget(logits, state)
         return self.schedule(decisions, state.num_steps)
 
     def schedule(self, decisions: Tensor, num_steps: int) -> ReuseSchedule:
@@ -181,25 +181,27 @@ class StepPolicy(AdaPolicy):
         actions[:, list(self.decided_steps(num_steps))] = decisions
         return ReuseSchedule(actions, self.kinds)
 
-    def _meet_budget(self, logits: Tensor, num_steps: int) -> Tensor:
-        """Turns the most wanted steps to reuse, as many as come nearest to the budget.
+    def _meet_budget(self, logits: Tensor, state: PolicyState) -> Tensor:
+        """Turns the most wanted of the open steps to reuse, as many as come nearest to the budget of the steps that run.
 
         Raises:
             ValueError: the budget is below what the policy can reach.
         """
         assert self.compute is not None
+        is_open = torch.tensor(list(self.decided_steps(state.num_steps)), device=logits.device) >= state.step
         best, kind = logits[..., 1:].max(-1)
-        savings = 1 - self.action_costs[kind + 1].to(logits.device)
-        order = (best - logits[..., 0]).argsort(-1, descending=True)
-        spent = num_steps - savings.gather(-1, order).cumsum(-1)
-        wanted = self.compute * num_steps
+        savings = (1 - self.action_costs[kind + 1].to(logits.device)) * is_open
+        order = (best - logits[..., 0]).masked_fill(~is_open, -torch.inf).argsort(-1, descending=True)
+        num_run = state.num_steps - int((state.actions[0, : state.step] < 0).sum())
+        spent = num_run - savings.gather(-1, order).cumsum(-1)
+        wanted = self.compute * num_run
         if bool((spent[:, -1] > wanted + 0.5).any()):
             raise ValueError(
-                f"With {num_steps} steps this policy spends {float(spent[:, -1].max()) / num_steps:.2f} of the compute at least; "
+                f"With {num_run} steps this policy spends {float(spent[:, -1].max()) / num_run:.2f} of the compute at least; "
                 f"`compute` {self.compute} cannot be met."
             )
         chosen = torch.zeros_like(order, dtype=torch.bool).scatter(-1, order, spent > wanted - 0.5)
-        return torch.where(chosen, kind + 1, 0)
+        return torch.where(chosen & is_open, kind + 1, 0)
 
 
 def _with_magnitude(tokens: Tensor) -> Tensor:

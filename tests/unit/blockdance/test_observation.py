@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import NUM_BLOCKS, build_pixart_pipeline
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, PixArtSigmaPAGPipeline
 from torch import Tensor, nn
 
 from blockdance import PolicyState, Reuse, ReuseSchedule, ScheduleError, apply_blockdance
@@ -15,10 +15,11 @@ STEPS = 8
 KINDS = (Reuse(boundary=1), Reuse(boundary=2, order=1, weight=0.5))
 
 
-def run(pipeline: Any, prompts: list[str], seeds: list[int], steps: int = STEPS) -> Tensor:
+def run(pipeline: Any, prompts: list[str], seeds: list[int], **options: float) -> Tensor:
+    given = {"num_inference_steps": STEPS, "guidance_scale": 3.0, "max_sequence_length": 12} | options
     latents: Tensor = pipeline(
-        prompts, num_inference_steps=steps, guidance_scale=3.0, max_sequence_length=12, use_resolution_binning=False,
-        clean_caption=False, output_type="latent", generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        prompts, use_resolution_binning=False, clean_caption=False, output_type="latent",
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds], **given,
     ).images  # fmt: skip
     return latents
 
@@ -129,6 +130,23 @@ def test_clean_latents_are_the_schedulers_own_of_the_guided_prediction() -> None
     assert not torch.allclose(own[2], own[1], rtol=0.01), "the predictions must differ, or the test would see nothing"
     alphas = pipeline.scheduler.alphas_cumprod[pipeline.scheduler.timesteps]
     torch.testing.assert_close(first.sigmas, (1 - alphas).sqrt() / ((1 - alphas).sqrt() + alphas.sqrt()))
+
+
+@pytest.mark.parametrize(("guidance_scale", "first"), [(3.0, 2), (1.0, 0)], ids=["uncond, cond, perturbed", "cond, perturbed"])
+def test_rows_with_perturbed_attention_are_not_shown(guidance_scale: float, first: int) -> None:
+    """Two images: the conditional rows are the first two after the unconditional ones, if there are any."""
+    pipeline = PixArtSigmaPAGPipeline(**build_pixart_pipeline().components, pag_applied_layers="blocks.1")
+    pipeline.set_progress_bar_config(disable=True)
+    given: list[Tensor] = []
+    block = pipeline.transformer.transformer_blocks[KINDS[0].boundary]
+    block.register_forward_hook(lambda module, inputs, output: given.append(output.clone()))
+    decider = Recorder((2,), [[0] * STEPS])
+    with apply_blockdance(pipeline, decider):
+        run(pipeline, ["dog", "cat"], [1, 2], guidance_scale=guidance_scale, pag_scale=2.0)
+    (state,) = decider.states
+    assert len(given[2]) == first + 4
+    assert torch.equal(state.features, given[2][first : first + 2])
+    assert not torch.allclose(state.features, given[2][first + 2 : first + 4], rtol=0.01)
 
 
 # --- decisions in stages ---
