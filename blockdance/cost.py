@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_map_only, tree_unflatten
+from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
+from blockdance.call_shape import CallShape
 from blockdance.fake_copy import fake_copy, home
 from blockdance.kinds import Kind
 from blockdance.layouts import BlockLayout, blocks_of
@@ -50,75 +51,6 @@ class ForwardCost:
         return 1.0 - self.macs(actions, kinds) / (self.total * actions.shape[-1])
 
 
-_LARGEST_VALUE = 2**16
-"""Integer inputs of up to this many elements (ids, masks) are kept by value: a model may read lengths and shapes from them."""
-
-
-class CallShape:
-    """What a forward call's MACs depend on: enough to count them later, without holding the inputs' memory.
-
-    Args:
-        key: shapes and dtypes of the tensors and the plain values.
-        values: the small integer tensors' bytes, for models whose MACs depend on them.
-        leaves: the inputs' leaves: a `_Shape` for a tensor of floats, small integer tensors by value.
-        spec: how the leaves make up the inputs.
-    """
-
-    def __init__(self, key: tuple[Any, ...], values: tuple[bytes, ...], leaves: list[Any], spec: TreeSpec) -> None:
-        self.key, self.values = key, values
-        self._leaves, self._spec = leaves, spec
-
-    @staticmethod
-    def of(inputs: Mapping[str, Any], timestep: str) -> "CallShape":
-        """The shape of a call.
-
-        Args:
-            inputs: the forward call's arguments by name.
-            timestep: name of the one that carries the timestep, whose value costs nothing.
-        """
-        given = {name: tree_map_only(Tensor, _shape, value) if name == timestep else value for name, value in inputs.items()}
-        leaves, spec = tree_flatten(given)
-        key = (str(spec), *(_signature(leaf) for leaf in leaves))
-        kept = [_without_memory(leaf) for leaf in leaves]
-        values = tuple(leaf.contiguous().view(torch.uint8).numpy().tobytes() for leaf in kept if isinstance(leaf, Tensor))
-        return CallShape(key, values, kept, spec)
-
-    def inputs(self, device: torch.device) -> dict[str, Any]:
-        """Inputs of this shape on a device; floats are ones."""
-        leaves = [
-            torch.ones(leaf.shape, dtype=leaf.dtype, device=device) if isinstance(leaf, _Shape)
-            else leaf.to(device) if isinstance(leaf, Tensor)
-            else leaf
-            for leaf in self._leaves
-        ]  # fmt: skip
-        inputs: dict[str, Any] = tree_unflatten(leaves, self._spec)
-        return inputs
-
-
-@dataclass(frozen=True)
-class _Shape:
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-
-def _shape(tensor: Tensor) -> _Shape:
-    return _Shape(tuple(tensor.shape), tensor.dtype)
-
-
-def _signature(leaf: Any) -> Any:
-    if isinstance(leaf, Tensor):
-        return _shape(leaf)
-    return leaf if isinstance(leaf, _Shape | int | float | str | bool | None) else type(leaf)
-
-
-def _without_memory(leaf: Any) -> Any:
-    if not isinstance(leaf, Tensor):
-        return leaf
-    if not leaf.is_floating_point() and leaf.numel() <= _LARGEST_VALUE:
-        return leaf.detach().cpu()
-    return _shape(leaf)
-
-
 @dataclass
 class _Known:
     """Costs of one model, by shape; where they depend on values too, None stands there and they are found by both."""
@@ -137,12 +69,32 @@ def cost_of(transformer: nn.Module, layout: BlockLayout, shape: CallShape) -> Fo
     if shape.key not in known.by_shape:
         known.by_shape[shape.key] = _count_on_fake_tensors(transformer, layout, (), shape.inputs(home(transformer)))
     cost = known.by_shape[shape.key]
-    if cost is None:
+    if cost is None:  # it reads values
         key = (shape.key, shape.values)
         if key not in known.by_value:
             known.by_value[key] = _count_for_real(transformer, layout, (), shape.inputs(home(transformer)))
         cost = known.by_value[key]
     return cost
+
+
+def costs_of(transformer: nn.Module, layout: BlockLayout, shape: CallShape, num_images: int) -> list[ForwardCost]:
+    """MACs of each image's part of a forward call, guidance branches together.
+
+    The call's MACs in equal parts; but where they depend on the images' captions or sizes and these differ, each image's are those
+    of a call of its own, without the padding to another's length. (Where rows cannot run apart, in equal parts all the same.)
+
+    Args:
+        transformer, layout, shape: as `cost_of` takes them.
+        num_images: images of the call.
+    """
+    whole = cost_of(transformer, layout, shape)
+    reads_values = _KNOWN[transformer].by_shape[shape.key] is None
+    if num_images > 1 and (reads_values or shape.is_ragged(layout)):
+        alone = [shape.of_image(image, num_images, layout) for image in range(num_images)]
+        if None not in alone:
+            return [cost_of(transformer, layout, one) for one in alone if one is not None]
+    part = ForwardCost(whole.total / num_images, tuple(block / num_images for block in whole.blocks))
+    return [part] * num_images
 
 
 _COUNTING = threading.RLock()

@@ -11,9 +11,9 @@ from blockdance.kinds import Keep, Kind
 from blockdance.kinds.views import Capture
 from blockdance.layouts import BlockLayout, BlockStack, parameter_names
 from blockdance.overrides import is_compiled
-from blockdance.pieces import RowSet
 from blockdance.rows import RowGroup, RowPlan
 from blockdance.schedule import COMPUTE
+from blockdance.selection import select_rows
 from blockdance.state import ReuseState
 from blockdance.trees import map_tensors, tensors_of
 from blockdance.views import form_of, views_of
@@ -153,26 +153,15 @@ class ReuseExecutor:
 
     def _select(self, args: tuple[Any, ...], kwargs: dict[str, Any], group: RowGroup) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Splits every input that has a batch dimension."""
-        rows = group.rows
 
         def select(name: str, value: Any) -> Any:
-            if name in self._layout.shared_arguments:
-                return value
-            if name in self._layout.image_lists and value is not None:
-                return [value[row] for row in rows.rows] if len(value) == rows.num_rows else value
-            chosen = group.images if name in self._layout.per_image_arguments else rows
-            dim = self._layout.batch_dims.get(name, 0)
-            taken = map_tensors(lambda leaf: _select_rows(leaf, chosen, dim), value)
-            return map_tensors(_at_start, taken) if is_compiled() else taken
+            taken = select_rows(self._layout, name, value, group.rows, group.images)
+            return map_tensors(_at_start, taken) if is_compiled() and taken is not value else taken
 
         return (
             tuple(select(name, value) for name, value in zip(self._parameters, args, strict=False)),
             {name: select(name, value) for name, value in kwargs.items()},
         )
-
-
-def _select_rows(leaf: Tensor, rows: RowSet, dim: int) -> Tensor:
-    return rows.take(leaf, dim) if leaf.ndim > dim and leaf.shape[dim] == rows.num_rows else leaf
 
 
 def _at_start(leaf: Tensor) -> Tensor:

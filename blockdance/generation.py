@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from blockdance.cost import CallShape
+from blockdance.call_shape import CallShape
 from blockdance.observation import Observer
 from blockdance.schedule import ReuseSchedule
 from blockdance.state import ReuseState

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from blockdance.cost import CallShape, ForwardCost
+from blockdance.call_shape import CallShape
+from blockdance.cost import ForwardCost
 from blockdance.generation import Generation
 from blockdance.kinds import Kind
 from blockdance.schedule import COMPUTE
@@ -19,7 +20,8 @@ class BlockDanceReport:
     Args:
         actions: int64 `(images, num_steps)`, the actions really taken; −1 for steps that did not run.
         kinds: the kinds of reuse that the actions refer to.
-        macs_computed: float64 `(images,)`, MACs of the denoising steps that ran, all guidance branches together.
+        macs_computed: float64 `(images,)`, MACs of the denoising steps that ran, all guidance branches together. Where they depend on
+            the length of an image's caption or on its size, it is counted in calls of its own: padding to another's is left out.
         macs_full: float64 `(images,)`, MACs of the same steps with every block computed.
         cache_bytes: bytes that the cache holds now.
         peak_cache_bytes: most bytes that it held.
@@ -49,20 +51,27 @@ class BlockDanceReport:
         return "\n".join([*lines, "  █ computes; " + "; ".join(legend)])
 
 
-def report_of(generation: Generation, kinds: Sequence[Kind], cost: Callable[[CallShape], ForwardCost]) -> BlockDanceReport:
+def report_of(
+    generation: Generation, kinds: Sequence[Kind], costs: Callable[[CallShape, int], Sequence[ForwardCost]]
+) -> BlockDanceReport:
     """What one transformer did in a generation.
 
     Args:
         generation: what was kept of it.
         kinds: the kinds of reuse that its actions refer to.
-        cost: MACs of a forward call of a shape.
+        costs: MACs of every image's part of a forward call, for its shape and the number of images.
     """
+    images = torch.arange(generation.num_images)
     computed = torch.zeros(generation.num_images, dtype=torch.float64)
     full = torch.zeros_like(computed)
+    tables: dict[CallShape, Tensor] = {}  # calls of one branch share one object
     for call in generation.calls:
-        per_image = cost(call.shape).per_action(kinds) / generation.num_images
-        computed += per_image[call.actions]
-        full += per_image[COMPUTE]
+        if call.shape not in tables:
+            parts = costs(call.shape, generation.num_images)
+            tables[call.shape] = torch.stack([part.per_action(kinds) for part in parts])
+        table = tables[call.shape]
+        computed += table[images, torch.tensor(call.actions)]
+        full += table[:, COMPUTE]
     return BlockDanceReport(
         torch.tensor(generation.taken), tuple(kinds), computed, full, generation.cache_bytes, generation.peak_cache_bytes
     )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from blockdance.companions import refuse_companions
 from blockdance.consultation import Consultation
-from blockdance.cost import CallShape, ForwardCost, cost_of
+from blockdance.cost import ForwardCost, cost_of, costs_of
 from blockdance.drivers import UNKNOWN, Driver, PipelineCall
 from blockdance.errors import ScheduleError
 from blockdance.executor import ReuseExecutor
@@ -264,7 +264,7 @@ class Controller:
         Raises:
             ScheduleError: before the first generation.
         """
-        return report_of(self._last_generation(), self.kinds, self._cost)
+        return report_of(self._last_generation(), self.kinds, partial(costs_of, self._transformer, self._layout))
 
     def cost(self) -> ForwardCost:
         """MACs of the last forward call.
@@ -272,10 +272,7 @@ class Controller:
         Raises:
             ScheduleError: before the first generation.
         """
-        return self._cost(self._last_generation().calls[-1].shape)
-
-    def _cost(self, shape: CallShape) -> ForwardCost:
-        return cost_of(self._transformer, self._layout, shape)
+        return cost_of(self._transformer, self._layout, self._last_generation().calls[-1].shape)
 
     def _last_generation(self) -> Generation:
         if self._generation is None or not self._generation.calls:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from blockdance.cost import CallShape, ForwardCost, cost_of
+from blockdance.call_shape import CallShape
+from blockdance.cost import ForwardCost, cost_of
 from blockdance.errors import BlockDanceError, ScheduleError
 from blockdance.layouts import BlockLayout, blocks_of, find_layout, parameter_names, pipeline_parts
 from blockdance.schedule import BlockDanceConfig, ReuseSchedule, block_caching, step_range

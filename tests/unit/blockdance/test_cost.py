@@ -1,17 +1,23 @@
 """MACs of layers, inputs and models that a FLOP counter alone gets wrong."""
 
+import warnings
 from typing import Any
 
 import accelerate
 import pytest
 import torch
-from conftest import build_pixart
+from conftest import build_pixart, scramble
+from families import FAMILIES
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from blockdance import (
     BlockDanceConfig,
     BlockDanceHandle,
     BlockLayout,
+    Reuse,
+    ReuseSchedule,
     apply_blockdance,
     count_macs,
     find_layout,
@@ -134,3 +140,98 @@ def test_macs_that_depend_on_a_mask_are_those_of_its_lengths() -> None:
                 model(**stack_inputs(length) | {"timestep": torch.full((2,), timestep)})
         handle.remove()
         assert handle.cost().total == 2 * 2 * length * WIDTH * WIDTH
+
+
+# --- captions of different lengths ---
+
+
+class Packing(nn.Module):
+    """As Open-Sora's: rows for guidance branches and images, a text mask with a row for every image, and only real tokens run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed_text = nn.Linear(WIDTH, WIDTH)
+        self.blocks = nn.ModuleList(PackingBlock() for _ in range(3))
+
+    def forward(self, hidden_states: Tensor, timestep: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+        mask = mask.repeat(len(text) // len(mask), 1)
+        packed, lengths = self.embed_text(text[mask > 0]), mask.sum(1).tolist()
+        for block in self.blocks:
+            hidden_states = block(hidden_states, packed, lengths)
+        return hidden_states * timestep[:, None, None]
+
+
+class PackingBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, hidden_states: Tensor, packed: Tensor, lengths: list[int]) -> Tensor:
+        keys, queries = self.key(packed).split(lengths), self.query(hidden_states)
+        attended = [(one @ key.T).softmax(1) @ key for one, key in zip(queries, keys, strict=True)]
+        return hidden_states + torch.stack(attended)
+
+
+register_layout(Packing, BlockLayout(lists=("blocks",), cond_last=False, per_image_arguments=frozenset({"mask"})))
+
+
+@torch.no_grad()
+def macs_alone(model: nn.Module, inputs: dict[str, Any]) -> float:
+    """Torch's own count of a call."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(**inputs)
+    return counter.get_total_flops() / 2
+
+
+def test_captions_of_different_lengths_cost_what_each_image_costs_alone() -> None:
+    """Image 0 computes three steps, image 1 computes two and reuses one, image 2 the other way round."""
+    model = scramble(Packing())
+    text, mask = torch.randn(6, 7, WIDTH), (torch.arange(7) < torch.tensor([[2], [7], [3]])).long()
+    latents = torch.randn(3, 5, WIDTH)
+    actions = torch.tensor([[0, 0, 0], [0, 0, 1], [0, 1, 1]])
+    plan = ReuseSchedule(actions, (Reuse(boundary=2),))
+    with apply_blockdance(model, plan, num_inference_steps=3) as handle, torch.no_grad():
+        for timestep in (3.0, 2.0, 1.0):
+            given = {"hidden_states": latents.repeat(2, 1, 1), "timestep": torch.full((6,), timestep)}
+            model(**given, text=text, mask=mask)
+        report = handle.report()
+    for image in range(3):
+        alone = macs_alone(model, {
+            "hidden_states": latents[image].repeat(2, 1, 1), "timestep": torch.ones(2), "text": text[image::3],
+            "mask": mask[image : image + 1],
+        })  # fmt: skip
+        embedding = 2 * int(mask[image].sum()) * WIDTH * WIDTH
+        reused = int(actions[image].sum())
+        assert report.macs_full[image] == 3 * alone
+        assert report.macs_computed[image] == (3 - reused) * alone + reused * embedding
+
+
+def lumina(model: nn.Module, lengths: Tensor, images: slice) -> dict[str, Any]:
+    family = next(family for family in FAMILIES if family.name == "Lumina2Transformer2DModel")
+    inputs = {name: value[images] for name, value in family.make_inputs(len(lengths)).items()}
+    inputs["encoder_attention_mask"] = torch.arange(inputs["encoder_hidden_states"].shape[1]) < lengths[images, None]
+    return inputs | {"timestep": torch.full((len(lengths[images]),), 0.5)}
+
+
+def z_image(model: nn.Module, lengths: Tensor, images: slice) -> dict[str, Any]:
+    """Captions are padded to multiples of 32 tokens."""
+    captions = [torch.ones(length, 12) for length in lengths[images].tolist()]
+    return {"x": [torch.ones(4, 1, 4, 4)] * len(captions), "cap_feats": captions, "t": torch.full((len(captions),), 0.5)}
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "lengths"),
+    [("Lumina2Transformer2DModel", lumina, [3, 1, 6]), ("ZImageTransformer2DModel", z_image, [70, 5, 40])],
+)
+def test_padding_to_anothers_caption_is_not_counted(name: str, make: Any, lengths: list[int]) -> None:
+    """Diffusers' own models, one read from a mask, one from a list."""
+    model = next(family for family in FAMILIES if family.name == name).build()
+    given = torch.tensor(lengths)
+    with apply_blockdance(model, BlockDanceConfig(), num_inference_steps=1, guidance_branches=1) as handle, torch.no_grad():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # nothing is saved in one step
+            model(**make(model, given, slice(None)))
+        found = handle.report().macs_full
+    expected = [macs_alone(model, make(model, given, slice(image, image + 1))) for image in range(3)]
+    assert len(set(expected)) > 1
+    assert found.tolist() == pytest.approx(expected, rel=1e-9)
