@@ -1,0 +1,1 @@
+"""Programs around the packages; run from the root of the repository."""

@@ -1,0 +1,220 @@
+"""The service on the embedded model, over real sockets: one process of the service, one of the model."""
+
+import base64
+import io
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import uvicorn
+from PIL import Image
+
+from examples.serve.app import Limits, Service, create_app
+from examples.serve.model import Answer, Job, ModelDiedError, ModelProcess, ModelSettings
+
+ROOT = Path(__file__).parents[2]
+STEPS = 8
+MODEL = ModelSettings(pipeline=str(ROOT / "checkpoints/emoji-dit"), policy=str(ROOT / "checkpoints/ada-emoji"), steps=STEPS)
+PROMPTS = ["a red apple", "cat face", "dog", "a tiny blue heart"]
+WISHES: list[dict[str, float]] = [{"compute": 1.0}, {"mean_compute": 0.6}, {"compute": 0.7}, {}]
+
+
+class Running:
+    """The service in a thread of its own."""
+
+    def __init__(self) -> None:
+        app = create_app(MODEL, Limits(max_batch=4, max_waiting=6, linger=0.3, timeout=300, max_prompt=60, max_body=2000))
+        self.service: Service = app.state.service
+        listener = socket.create_server(("127.0.0.1", 0))
+        self.server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listener]})
+        self.thread.start()
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=300)
+        self.threads = ThreadPoolExecutor(32)
+        self.client.get("/health")  # answered when the model is loaded
+
+    def make(self, prompt: str, seed: int, **wish: float) -> Future[httpx.Response]:
+        return self.threads.submit(self.client.post, "/images", json={"prompt": prompt, "seed": seed} | wish)
+
+    def metric(self, name: str, **labels: str) -> float:
+        return self.service.metrics.registry.get_sample_value(name, labels) or 0.0
+
+    def stop(self) -> None:
+        self.server.should_exit = True
+        self.thread.join(120)
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Running]:
+    running = Running()
+    yield running
+    running.stop()
+
+
+def pixels(answer: dict[str, Any]) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(answer["image"])))).astype(int)
+
+
+def test_requests_of_different_budgets_share_a_batch_and_equal_each_alone(running: Running) -> None:
+    asked = [running.make(prompt, seed, **wish) for seed, (prompt, wish) in enumerate(zip(PROMPTS, WISHES, strict=True))]
+    together = [one.result().json() for one in asked]
+    assert [answer["batch_size"] for answer in together] == [4] * 4
+    assert sum(together[0]["actions"]) == 0, "its user paid for every step"
+    assert together[0]["compute_saved"] == 0
+    assert together[2]["compute_saved"] == pytest.approx(0.25, abs=0.01), "two of eight steps: the nearest to 0.7 on offer"
+    for seed, (prompt, wish, answer) in enumerate(zip(PROMPTS, WISHES, together, strict=True)):
+        alone = running.make(prompt, seed, **wish).result().json()
+        assert (alone["batch_size"], alone["actions"]) == (1, answer["actions"])
+        assert np.abs(pixels(alone) - pixels(answer)).max() <= 1, "rounding to 8 bits may tip"
+    assert pixels(together[0]).std() > 10, "an image, not a plain square"
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "reason"),
+    [
+        ({}, 422, "prompt: Field required"),
+        ({"prompt": ""}, 422, "prompt: String should have at least 1 character"),
+        ({"prompt": "x" * 61}, 422, "`prompt` has 61 characters; at most 60 are taken"),
+        ({"prompt": "dog", "seed": -1}, 422, "seed: Input should be greater than or equal to 0"),
+        ({"prompt": "dog", "steps": 50}, 422, "steps: Extra inputs are not permitted"),
+        ({"prompt": "dog", "compute": 0.8, "quality": 0.1}, 422, "Give one wish; got compute, quality."),
+        ({"prompt": "dog", "compute": 0.1}, 422, "`compute` must lie between"),
+        ({"prompt": "dog", "mean_compute": 3}, 422, "`mean_compute` must lie between"),
+        ({"prompt": "dog", "compute": "much"}, 422, "compute: Input should be a valid number"),
+        ({"prompt": "x" * 3000}, 413, "more than 2000 bytes"),
+    ],
+)
+def test_bad_input_is_refused_with_a_reason(running: Running, body: dict[str, Any], status: int, reason: str) -> None:
+    reply = running.client.post("/images", json=body)
+    assert reply.status_code == status
+    assert reason in reply.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("content", "status"),
+    [
+        (b"{", 422),
+        (b"[]", 422),
+        (b'{"prompt": "\\ud800"}', 422),
+        (b'{"prompt": "dog", "compute": NaN}', 422),
+        (b"\xff\xfe", 400),
+    ],
+)
+def test_what_is_no_request_is_refused(running: Running, content: bytes, status: int) -> None:
+    reply = running.client.post("/images", content=content, headers={"Content-Type": "application/json"})
+    assert (reply.status_code, type(reply.json()["detail"])) == (status, str)
+
+
+def test_a_body_that_does_not_say_its_length_is_cut_off(running: Running) -> None:
+    reply = running.client.post("/images", content=(b"x" * 100 for _ in range(10_000)))
+    assert reply.status_code == 413
+
+
+def test_a_full_queue_says_so_and_serves_those_that_wait(running: Running) -> None:
+    before = running.metric("blockdance_requests_total", outcome="full")
+    replies = [one.result() for one in [running.make("dog", seed, compute=0.7) for seed in range(20)]]
+    statuses = [reply.status_code for reply in replies]
+    assert set(statuses) == {200, 429}
+    assert statuses.count(200) >= 10, "four run and six wait"
+    full = next(reply for reply in replies if reply.status_code == 429)
+    assert "6 requests are waiting already" in full.json()["detail"]
+    assert int(full.headers["Retry-After"]) >= 1
+    assert running.metric("blockdance_requests_total", outcome="full") - before == statuses.count(429)
+
+
+def test_a_request_that_takes_too_long_is_told(running: Running) -> None:
+    limits, running.service.limits = running.service.limits, replace(running.service.limits, timeout=0.05)
+    try:
+        reply = running.make("dog", 1).result()
+    finally:
+        running.service.limits = limits
+    assert reply.status_code == 504
+    assert "No image within 0.05 s" in reply.json()["detail"]
+
+
+def test_a_client_that_leaves_gives_up_its_place(running: Running) -> None:
+    busy = running.make("dog", 1, compute=1.0)
+    left = running.metric("blockdance_requests_total", outcome="left")
+    time.sleep(0.4)  # it runs
+    with pytest.raises(httpx.ReadTimeout):
+        running.client.post("/images", json={"prompt": "cat"}, timeout=0.01)
+    for _ in range(100):
+        if running.metric("blockdance_requests_total", outcome="left") == left + 1:
+            break
+        time.sleep(0.05)
+    assert running.metric("blockdance_requests_total", outcome="left") == left + 1
+    assert busy.result().status_code == 200
+
+
+def test_metrics_count_what_happened(running: Running) -> None:
+    answered = running.metric("blockdance_requests_total", outcome="answered")
+    saved = running.metric("blockdance_compute_saved_sum")
+    answer = running.make("dog", 1, compute=0.7).result().json()
+    assert running.metric("blockdance_requests_total", outcome="answered") == answered + 1
+    assert running.metric("blockdance_compute_saved_sum") - saved == pytest.approx(answer["compute_saved"], abs=1e-4)
+    text = running.client.get("/metrics").text
+    for name in ("waiting", "batch_size_bucket", "latency_seconds_count", "model_restarts"):
+        assert f"blockdance_{name}" in text
+
+
+def test_the_page_and_what_it_asks_for(running: Running) -> None:
+    page = running.client.get("/")
+    assert page.headers["content-type"].startswith("text/html")
+    assert 'fetch("settings")' in page.text
+    settings = running.client.get("/settings").json()
+    assert settings["steps"] == STEPS
+    for end in settings["mean_compute"]:
+        running.service.policy.with_options(mean_compute=end)  # type: ignore[union-attr]
+
+
+def test_a_killed_model_begins_anew_and_no_request_is_lost(running: Running) -> None:
+    asked = [running.make(prompt, seed, compute=0.7) for seed, prompt in enumerate(PROMPTS)]
+    time.sleep(0.4)  # they run
+    pid = running.client.get("/health").json()["model_pid"]
+    os.kill(pid, signal.SIGKILL)
+    replies = [one.result() for one in asked]
+    assert [reply.status_code for reply in replies] == [200] * 4
+    health = running.client.get("/health")
+    assert (health.status_code, health.json()["restarts"]) == (200, 1)
+    assert health.json()["model_pid"] != pid
+    again = running.make(PROMPTS[0], 0, compute=0.7).result().json()
+    assert np.abs(pixels(again) - pixels(replies[0].json())).max() <= 1
+
+
+def test_a_shutdown_answers_what_was_taken(running: Running) -> None:
+    """The last test of the service that they share."""
+    asked = [running.make("dog", seed, compute=0.7) for seed in range(6)]  # four run and two wait
+    time.sleep(0.4)
+    running.server.should_exit = True
+    assert [one.result().status_code for one in asked] == [200] * 6
+    running.thread.join(60)
+    assert not running.thread.is_alive()
+    assert running.service.model is not None
+    assert not running.service.model.is_alive
+    with pytest.raises(httpx.ConnectError):
+        running.client.get("/health")
+
+
+@pytest.mark.slow
+def test_a_job_that_kills_the_model_fails_alone() -> None:
+    """A prompt that is no text ends the process, whichever way: its neighbour is served, and the model lives on."""
+    model = ModelProcess(MODEL)
+    try:
+        poison = Job(None, 2)  # type: ignore[arg-type]
+        good, bad = model([Job("dog", 1), poison])
+        assert isinstance(good, Answer)
+        assert isinstance(bad, ModelDiedError)
+        assert model.num_restarts == 3, "over the batch, and twice over the job alone"
+        assert isinstance(model([Job("dog", 1)])[0], Answer)
+    finally:
+        model.close()
