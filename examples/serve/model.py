@@ -117,7 +117,8 @@ def _png(image: Image.Image) -> bytes:
 
 def _work(connection: Connection, settings: ModelSettings) -> None:
     """The process: a batch that nobody can serve gives its reason; any other error ends the process, whose state it may have spoilt."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the service's: it lets the batch end
+    for name in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group, they are the service's: it lets the batch end
+        signal.signal(name, signal.SIG_IGN)
     engine = Engine(settings)
     connection.send("ready")
     while True:

@@ -1,0 +1,128 @@
+"""`python -m examples.serve.load_test`: the same requests to the service with reuse, without, and one at a time, on loopback."""
+
+import asyncio
+import base64
+import io
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import httpx
+import numpy as np
+from jsonargparse import auto_cli
+from PIL import Image
+
+from ada.data import load_prompts
+
+TOGETHER, PLAIN, ALONE = "reuse, batches", "every step computed, batches", "reuse, one at a time"
+Answers = list[dict[str, Any]]
+BUDGETS = (0.6, 0.75, 0.9)
+"""Of the users, in turn: the share of the compute that they spend on average."""
+
+
+def load_test(requests: int = 32, users: int = 8, steps: int = 20, rounds: int = 2) -> None:
+    """Prints a table: throughput, latency, what was saved, and how far answers differ from the same requests alone.
+
+    Args:
+        requests: in each round, to each service.
+        users: that ask at once; each waits for its image and asks again.
+        steps: denoising steps.
+        rounds: of all services in turn; the median counts.
+    """
+    services = {
+        TOGETHER: ["--limits.max_batch", str(users)],
+        PLAIN: ["--limits.max_batch", str(users), "--model.policy", "null"],
+        ALONE: ["--limits.max_batch", "1"],
+    }
+    prompts = load_prompts("checkpoints/emoji-prompts", "test", "prompt", requests)["prompt"]
+    bodies = [{"prompt": prompt, "seed": seed, "mean_compute": BUDGETS[seed % 3]} for seed, prompt in enumerate(prompts)]
+    seconds: dict[str, list[float]] = {name: [] for name in services}
+    answers: dict[str, Answers] = {}
+    with ExitStack() as stack:
+        addresses = {name: stack.enter_context(_Service(options, steps)) for name, options in services.items()}
+        for _ in range(rounds):
+            for name, address in addresses.items():
+                start = time.perf_counter()
+                answers[name] = asyncio.run(_ask_all(address, bodies, users, takes_wishes=name != PLAIN))
+                seconds[name].append(time.perf_counter() - start)
+    print(_table(seconds, answers, requests))
+    together, alone = answers[TOGETHER], answers[ALONE]
+    apart = [int(np.abs(_pixels(one) - _pixels(other)).max()) for one, other in zip(together, alone, strict=True)]
+    print(
+        f"\nAnswers in batches against the same alone: {sum(distance == 0 for distance in apart)} of {requests} bit-equal, the others "
+        f"at most {max(apart)} of 255 apart; decisions equal in "
+        f"{sum(one['actions'] == other['actions'] for one, other in zip(together, alone, strict=True))}."
+    )
+
+
+class _Service:
+    """One service in a process of its own; its address."""
+
+    def __init__(self, options: list[str], steps: int) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self._port = free.getsockname()[1]
+        command = [sys.executable, "-m", "examples.serve", "--port", str(self._port), "--model.steps", str(steps), *options]
+        self._process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+    def __enter__(self) -> str:
+        address = f"http://127.0.0.1:{self._port}"
+        while True:
+            try:
+                httpx.get(f"{address}/health").raise_for_status()
+                break
+            except httpx.TransportError:
+                if self._process.poll() is not None:
+                    raise RuntimeError("The service did not start; run `python -m examples.serve` to see why.") from None
+                time.sleep(0.5)
+        # counts MACs and fills caches
+        httpx.post(f"{address}/images", json={"prompt": "warm"}, timeout=300).raise_for_status()
+        return address
+
+    def __exit__(self, *error: object) -> None:
+        self._process.terminate()
+        self._process.wait()
+
+
+async def _ask_all(address: str, bodies: list[dict[str, Any]], users: int, takes_wishes: bool) -> Answers:
+    """All answers, in the order of the requests; `users` ask at once."""
+    turns = asyncio.Semaphore(users)
+
+    async def ask(client: httpx.AsyncClient, body: dict[str, Any]) -> dict[str, Any]:
+        async with turns:
+            reply = await client.post("/images", json=body if takes_wishes else body | {"mean_compute": None})
+        reply.raise_for_status()
+        return dict(reply.json())
+
+    async with httpx.AsyncClient(base_url=address, timeout=600, limits=httpx.Limits(max_connections=users)) as client:
+        return await asyncio.gather(*(ask(client, body) for body in bodies))
+
+
+def _table(seconds: Mapping[str, list[float]], answers: Mapping[str, Answers], requests: int) -> str:
+    rows = [
+        "| service | images a second | against the first | median latency | 95 % of them under | mean batch | compute saved |"
+    ]
+    rows.append("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    throughput = {name: requests / statistics.median(times) for name, times in seconds.items()}
+    first = next(iter(throughput.values()))
+    for name, made in answers.items():
+        latencies = np.array([answer["seconds"] for answer in made])
+        batch = statistics.mean(answer["batch_size"] for answer in made)
+        saved = statistics.mean(answer["compute_saved"] for answer in made)
+        rows.append(
+            f"| {name} | {throughput[name]:.2f} | {throughput[name] / first:.2f} | {np.median(latencies):.1f} s | "
+            f"{np.quantile(latencies, 0.95):.1f} s | {batch:.1f} | {saved:.1%} |"
+        )
+    return "\n".join(rows)
+
+
+def _pixels(answer: dict[str, Any]) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(answer["image"])))).astype(int)
+
+
+if __name__ == "__main__":
+    auto_cli(load_test, as_positional=False, allow_abbrev=False)
