@@ -26,13 +26,11 @@ class PerImage:
     def __init__(self, policies: Sequence[AdaPolicy]) -> None:
         if not policies:
             raise ValueError("`policies` must have one policy per image; got none.")
-        first = policies[0]
-        for policy in policies:
-            if policy.kinds != first.kinds or policy.decision_steps(1000) != first.decision_steps(1000):
-                raise ValueError(
-                    "The policies of one batch must be options of one network (`policy.with_options(…)` for each image); these choose "
-                    "from different kinds of reuse or decide after different steps."
-                )
+        weights = next(policies[0].parameters())
+        if any(next(policy.parameters()) is not weights for policy in policies):
+            raise ValueError(
+                "The policies of one batch must be options of one network, `policy.with_options(…)` for each image; these are others."
+            )
         self.policies = tuple(policies)
 
     @property

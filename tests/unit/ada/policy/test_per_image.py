@@ -48,8 +48,8 @@ def test_every_image_gets_what_its_wish_gives_it_alone(frozen: FrozenPipeline, p
 def test_what_does_not_fit_together_is_named(frozen: FrozenPipeline, policy: StepPolicy) -> None:
     with pytest.raises(ValueError, match="one policy per image; got none"):
         PerImage([])
-    later = StepPolicy(**policy.config | {"prefix": 0.6})
+    other = StepPolicy(**policy.config)
     with pytest.raises(ValueError, match="options of one network"):
-        PerImage([policy, later])
+        PerImage([policy, other])
     with pytest.raises(ScheduleError, match="policies for 2 images, but the batch has 4"):
         generate(frozen, CASES, PerImage([policy, policy]))
