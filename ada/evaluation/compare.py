@@ -27,6 +27,7 @@ from ada.evaluation.measure import (
 )
 from ada.evaluation.methods import (
     Method,
+    NotApplicableError,
     ada_methods,
     blockdance,
     calibrated_methods,
@@ -114,7 +115,7 @@ def evaluate_methods(
     with Bar.shown(console) as bar:
         chosen = _chosen(methods(store, cases, bar), request)
         kept = range(len(cases.prompts)) if request.keep_images else grid_places(len(request.prompts))
-        plan = Plan(subject, chosen, cases, request.metrics, request.embed, store, frozenset(kept))
+        plan = Plan(subject, chosen, cases, request.metrics, request.embed, store, frozenset(kept), request.most_images)
         measured = _measure(plan, request, bar)
     results = _results(plan, request, recorded, measured)
     pictures = Pictures(
@@ -143,10 +144,10 @@ def _measure(plan: Plan, request: Request, bar: Bar) -> list[MethodResult]:
     advance = bar.task("Measuring", len(plan.methods) * len(plan.cases.batches()))
     reasons = measure(plan, advance)
     advance("")
-    timed = [method for method in plan.methods if method.main and reasons[method.name] is None]
-    rounds, sizes = request.timing(len(plan.cases.prompts))
-    advance = bar.task("Timing", len(timed) * len(sizes) * (rounds + 1))
-    timings = time_methods(plan, timed, sizes, rounds, advance)
+    timed = [method for method in plan.methods if method.timed and reasons[method.name] is None]
+    timing = request.timing(len(plan.cases.prompts))
+    advance = bar.task("Timing", len(timed) * len(timing.batch_sizes) * (timing.rounds + 1))
+    timings = time_methods(plan, timed, timing, advance)
     advance("")
     return collect_results(plan.store, plan.methods, reasons, timings, plan.cases)
 
@@ -216,7 +217,10 @@ def _actions_of(store: Store, method: Method, cases: Cases) -> Callable[[slice],
 
     @lru_cache(maxsize=2)
     def batch(number: int) -> list[list[int]]:
-        actions: list[list[int]] = store.batch(method, number)["actions"]
+        measured = store.batch(method, number)
+        if measured is None:
+            raise NotApplicableError(f"{method.name}, whose rate it takes, does not apply.")
+        actions: list[list[int]] = measured["actions"]
         return actions
 
     def actions_of(images: slice) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ada.evaluation.compare import evaluate
-from ada.evaluation.measure import Column, Embedding, Metric, Results, default_metrics
+from ada.evaluation.measure import MOST_IMAGES, Column, Embedding, Metric, Results, default_metrics
 from ada.evaluation.measure.results import PUBLISHED
 from ada.evaluation.methods import FULL_COMPUTE
 from ada.evaluation.prompt_sets import find_prompts
@@ -69,10 +69,14 @@ class EvaluationOptions:
     """First seed of the noise, and seed of the random schedules."""
     seeds: int = 1
     """Noise seeds per prompt: the first and those that follow it."""
-    sweeps: bool | None = None
-    """Whether to run the settings around the main ones as well; by default not in a quick look."""
+    sweeps: bool = False
+    """Whether to run the settings around the main ones as well: about twice as many rows."""
     rounds: int | None = None
-    """How often each main method is timed; by default 10 times, in a quick look 3, and then at batch 1 alone."""
+    """Most rounds of timing; by default 10, in a quick look 3, and then at batch 1 alone."""
+    timing_minutes: float | None = None
+    """No round of timing begins later, but for the first two at each batch size; by default 3, in a quick look 0.4."""
+    most_images: int = MOST_IMAGES
+    """Most images of one call of the pipeline that methods share; less takes less memory and more time."""
     quality_weights: list[float] | None = None
     """λ at which the policy runs; by default three, log-spaced over its range."""
     budgets: list[float] = field(default_factory=lambda: list(DEFAULT_BUDGETS))
@@ -121,6 +125,8 @@ def run_options(options: EvaluationOptions) -> Results:
         seeds=options.seeds,
         sweeps=options.sweeps,
         rounds=options.rounds,
+        timing_minutes=options.timing_minutes,
+        most_images=options.most_images,
         compare_with=options.compare_with,
         keep_images=options.keep_images,
         search_prompts=list(others["prompt"]) if others is not None else (),

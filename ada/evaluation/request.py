@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ada.evaluation.measure import Metric
+from ada.evaluation.measure import MOST_IMAGES, Metric, TimingPlan
 from ada.evaluation.measure.results import PUBLISHED
 from ada.evaluation.methods import FULL_COMPUTE, Method
 from ada.schedules import Ladder
@@ -17,6 +17,7 @@ DEFAULT_BUDGETS = (0.85, 0.7)
 DEFAULT_MEAN_BUDGETS = (0.85, 0.8, 0.7, 0.6)
 """The shares that it spends on average."""
 ROUNDS, QUICK_ROUNDS = 10, 3
+TIMING_MINUTES, QUICK_TIMING_MINUTES = 3.0, 0.4
 SEARCH_PROMPTS, QUICK_SEARCH_PROMPTS = 12, 4
 
 
@@ -34,8 +35,10 @@ class Request:
         seed, seeds: the noise seeds of every prompt are `seed`, `seed + 1`, …: as many as `seeds`.
         compare_with: name of the row that paired differences are taken to.
         keep_images: keep every generated image, not only those of the grid.
-        sweeps: run the settings around the main ones as well; None: not in a quick look.
-        rounds: how often each main method is timed; None: 10, in a quick look 3, and then at batch 1 alone.
+        sweeps: run the settings around the main ones as well.
+        rounds: most rounds of timing; None: 10, in a quick look 3, and then at batch 1 alone.
+        timing_minutes: no round of timing begins later, but for the first two at each batch size; None: 3, in a quick look 0.4.
+        most_images: most images of one call of the pipeline that methods share; less takes less memory and more time.
         search_prompts, search_indices: prompts that are not evaluated, to calibrate BlockDance and peers on; without them neither
             is compared.
         ladder: searched static schedules, every rung of which is a row; None leaves them out.
@@ -58,8 +61,10 @@ class Request:
     seeds: int = 1
     compare_with: str = FULL_COMPUTE
     keep_images: bool = False
-    sweeps: bool | None = None
+    sweeps: bool = False
     rounds: int | None = None
+    timing_minutes: float | None = None
+    most_images: int = MOST_IMAGES
     search_prompts: Sequence[str] = ()
     search_indices: Sequence[int] = ()
     ladder: Ladder | None = None
@@ -72,7 +77,7 @@ class Request:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("seeds", 1), ("rounds", 0)):
+        for name, least in (("batch_size", 1), ("seeds", 1), ("rounds", 0), ("most_images", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"`{name}` must be {least} or more; got {value}.")
@@ -84,12 +89,13 @@ class Request:
 
     def wants(self, method: Method) -> bool:
         """Whether a method runs."""
-        everything = not self.is_quick_look if self.sweeps is None else self.sweeps
-        return method.main or everything or method.name == self.compare_with
+        return method.main or self.sweeps or method.name == self.compare_with
 
-    def timing(self, num_cases: int) -> tuple[int, list[int]]:
-        """Rounds and batch sizes to time at."""
+    def timing(self, num_cases: int) -> TimingPlan:
+        """How latency is measured."""
+        minutes = QUICK_TIMING_MINUTES if self.is_quick_look else TIMING_MINUTES
+        seconds = 60 * (minutes if self.timing_minutes is None else self.timing_minutes)
         if self.rounds is None and self.is_quick_look:
-            return QUICK_ROUNDS, [1]
+            return TimingPlan([1], QUICK_ROUNDS, seconds)
         rounds = ROUNDS if self.rounds is None else self.rounds
-        return rounds, sorted({1, min(self.batch_size, num_cases)})
+        return TimingPlan(sorted({1, min(self.batch_size, num_cases)}), rounds, seconds)

@@ -111,7 +111,7 @@ def generate(
 @contextmanager
 def recorded_latents(vae: Any) -> Iterator[list[Tensor]]:
     """Collects what the VAE decodes, which is the end of denoising in every family of pipelines."""
-    decode, seen = vae.decode, list[Tensor]()
+    decode, overridden, seen = vae.decode, "decode" in vars(vae), list[Tensor]()
 
     def record(latents: Tensor, *args: Any, **kwargs: Any) -> Any:
         seen.append(latents.detach().clone())
@@ -121,7 +121,10 @@ def recorded_latents(vae: Any) -> Iterator[list[Tensor]]:
     try:
         yield seen
     finally:
-        del vae.decode
+        if overridden:
+            vae.decode = decode
+        else:
+            del vae.decode
 
 
 def prompt_seed(seed: int, index: int) -> int:

@@ -7,13 +7,14 @@ from ada.evaluation.measure.matches import Match
 from ada.evaluation.measure.metrics import VIDEO_COLUMNS, Column, Embedding, Metric, default_metrics
 from ada.evaluation.measure.progress import Bar, default_console
 from ada.evaluation.measure.results import MethodResult, Results, all_columns
-from ada.evaluation.measure.run import Plan, measure
+from ada.evaluation.measure.run import MOST_IMAGES, Plan, measure
 from ada.evaluation.measure.statistics import Estimate
 from ada.evaluation.measure.store import Store
-from ada.evaluation.measure.timing import time_methods
+from ada.evaluation.measure.timing import TimingPlan, time_methods
 
 __all__ = [
     "EDGE_DENSITY",
+    "MOST_IMAGES",
     "PROMPT_LENGTH",
     "VIDEO_COLUMNS",
     "Bar",
@@ -26,6 +27,7 @@ __all__ = [
     "Plan",
     "Results",
     "Store",
+    "TimingPlan",
     "all_columns",
     "collect_results",
     "default_console",

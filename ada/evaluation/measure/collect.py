@@ -192,7 +192,8 @@ def _latencies(timing: Timing, reference: Timing, batch_size: int) -> dict[str, 
 
 def _single_figures(record: Record, reference: Record, timing: Timing) -> dict[str, Estimate]:
     """What is one number for the whole run, and has no interval."""
-    figures: dict[str, float | None] = {CACHE: record.cache_bytes, MEMORY: timing.peak_bytes, OWN_MACS: record.own_macs}
+    cache_bytes = timing.cache_bytes if record.cache_bytes is None else record.cache_bytes
+    figures: dict[str, float | None] = {CACHE: cache_bytes, MEMORY: timing.peak_bytes, OWN_MACS: record.own_macs}
     if record.actions:
         figures[SCHEDULES] = len({tuple(row) for row in record.actions})
     if len(record.features) > 1:

@@ -3,7 +3,7 @@
 import gc
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,12 +50,19 @@ def counted_macs(transformer: nn.Module, count: Count) -> Iterator[None]:
 
 
 @contextmanager
+def counted_operations(count: Count, counted: bool = True) -> Iterator[None]:
+    """Adds the MACs of everything that runs inside, such as a policy's decision."""
+    with _MacCounter(count) if counted else nullcontext():
+        yield
+
+
+@contextmanager
 def counted_decisions(decider: nn.Module, count: Count) -> Iterator[None]:
     """Adds the MACs of everything that a policy does to decide."""
     decide = decider.decide
 
     def counted(state: Any) -> Any:
-        with _MacCounter(count):
+        with counted_operations(count):
             return decide(state)  # type: ignore[operator]
 
     vars(decider)["decide"] = counted
@@ -63,6 +70,10 @@ def counted_decisions(decider: nn.Module, count: Count) -> Iterator[None]:
         yield
     finally:
         del vars(decider)["decide"]
+
+
+_SINGLE: set[Any] = {torch.ops.prim.device.default}
+"""Operations that are made of no others."""
 
 
 class _MacCounter(TorchDispatchMode):
@@ -81,12 +92,13 @@ class _MacCounter(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         formula = self._formulas.get(function._overloadpacket)
-        if formula is None and function is not torch.ops.prim.device.default:
+        if formula is None and function not in _SINGLE:
             # an operation made of others, such as `linear` without autograd
             with self:
                 parts = function.decompose(*args, **kwargs)
             if parts is not NotImplemented:
                 return parts
+            _SINGLE.add(function)
         output = function(*args, **kwargs)
         if formula is not None:
             self._count.macs += formula(*args, **kwargs, out_val=output) / 2

@@ -1,7 +1,7 @@
 """Runs methods through the stock pipeline, so that what is measured is what users run. Nothing is timed here: see `timing`."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +12,13 @@ from torch import Tensor, nn
 from ada.evaluation.measure.counting import Count, counted_decisions, counted_macs, counted_memory
 from ada.evaluation.measure.metrics import Metric, edge_density, measure_batch
 from ada.evaluation.measure.store import Store
+from ada.evaluation.measure.together import run_together, shared_plan
 from ada.evaluation.methods import BatchReport, Method, NotApplicableError, Planned, whole_batch
 from ada.evaluation.subject import Cases, Generated, Subject, generate
+from blockdance import ReuseSchedule
 
 LEAST_SAVED = 0.001
+MOST_IMAGES = 256
 SKIPPED_NOTHING = "It attached without an error and skipped nothing: as many MACs as full compute."
 
 
@@ -31,6 +34,7 @@ class Plan:
         embed: features `(images, width)` of images, for the Fréchet distance.
         store: where measurements are kept.
         kept: places of the cases whose images are kept.
+        most_images: most images of one call of the pipeline that methods share; up to the batch size, each has calls of its own.
     """
 
     subject: Subject
@@ -40,6 +44,7 @@ class Plan:
     embed: Callable[[Tensor], Tensor]
     store: Store
     kept: frozenset[int] = frozenset()
+    most_images: int = MOST_IMAGES
 
 
 def measure(plan: Plan, advance: Callable[[str], None] = lambda name: None) -> dict[str, str | None]:
@@ -61,35 +66,96 @@ def measure(plan: Plan, advance: Callable[[str], None] = lambda name: None) -> d
 
 
 def _measure_batch(plan: Plan, number: int, batch: slice, advance: Callable[[str], None]) -> dict[str, str | None]:
-    """All methods on one batch."""
+    """All methods on one batch: the reference, then those that share their calls, then the others one by one."""
     store = plan.store
-    reference = store.reference(number)
-    reasons: dict[str, str | None] = {}
+    todo = [method for method in plan.methods if store.reason(method) is None and store.batch(method, number) is None]
     for method in plan.methods:
-        advance(method.name)
-        reasons[method.name] = store.reason(method)
-        if reasons[method.name] is not None or store.batch(method, number) is not None:
-            continue
-        if reference is None and method is not plan.methods[0]:
-            reference = run_batch(plan.subject, plan.methods[0], plan.cases, batch).generated
-        count = Count() if _needs_count(method, number) else None
-        try:
-            ran = run_batch(plan.subject, method, plan.cases, batch, count)
-        except NotApplicableError as error:
-            reasons[method.name] = str(error)
-            store.refuse(method, str(error))
-            continue
-        if number == 0 and _skipped_nothing(plan, method, ran.macs):
-            reasons[method.name] = SKIPPED_NOTHING
-            store.refuse(method, SKIPPED_NOTHING)
-            continue
-        if reference is None:
-            reference = ran.generated
-            store.add_reference(number, reference)
-            store.write("frames", reference.images.shape[1] if reference.images.ndim == 5 else None)
-        _keep(plan, method, number, batch, ran, _to(reference, ran.generated.images.device))
+        if method not in todo:
+            advance(method.name)
+    if todo:
+        reference = _reference(plan, number, batch, advance)
+        _run_others(plan, [method for method in todo if method is not plan.methods[0]], number, batch, reference, advance)
     store.drop_reference(number)
-    return reasons
+    return {method.name: store.reason(method) for method in plan.methods}
+
+
+def _reference(plan: Plan, number: int, batch: slice, advance: Callable[[str], None]) -> Generated:
+    """The images of full compute, measured where they were not yet."""
+    store, first = plan.store, plan.methods[0]
+    reference, measured = store.reference(number), store.batch(first, number)
+    if measured is None:
+        advance(first.name)
+    if reference is None or measured is None:
+        ran = run_batch(plan.subject, first, plan.cases, batch, Count() if _needs_count(first, number) else None)
+        reference = ran.generated
+        store.add_reference(number, reference)
+        store.write("frames", reference.images.shape[1] if reference.images.ndim == 5 else None)
+        if measured is None:
+            _keep(
+                plan, first, number, batch, _measured(plan, reference, range(batch.stop - batch.start), batch, reference), ran
+            )
+    return reference
+
+
+def _run_others(
+    plan: Plan, todo: Sequence[Method], number: int, batch: slice, reference: Generated, advance: Callable[[str], None]
+) -> None:
+    """First the methods that share their calls, then the others one by one."""
+    alone = list(todo)
+    for methods, plans in _calls(plan, todo, batch.stop - batch.start):
+        alone = [method for method in alone if method not in methods]
+        for method in methods:
+            advance(method.name)
+        _run_shared(plan, methods, plans, number, batch, reference)
+    for method in alone:
+        advance(method.name)
+        _run_alone(plan, method, number, batch, reference)
+
+
+def _calls(plan: Plan, methods: Sequence[Method], num_images: int) -> Iterator[tuple[list[Method], list[Any]]]:
+    """The methods that run in one call of the pipeline each: of one number of steps, their deciders seeing the same block."""
+    waiting: dict[int, list[tuple[Method, Any]]] = {}
+    boundaries: dict[int, int] = {}
+    for method in methods:
+        shared, steps = shared_plan(plan.subject, method), method.num_inference_steps
+        if shared is None:
+            continue
+        if not isinstance(shared, ReuseSchedule):
+            boundary = shared.kinds[0].boundary
+            if boundaries.setdefault(steps, boundary) != boundary:
+                continue
+        waiting.setdefault(steps, []).append((method, shared))
+    most = max(1, plan.most_images // num_images)
+    for together in waiting.values():
+        for start in range(0, len(together), most):
+            yield tuple(map(list, zip(*together[start : start + most], strict=True)))  # type: ignore[misc]
+
+
+def _run_shared(
+    plan: Plan, methods: Sequence[Method], plans: Sequence[Any], number: int, batch: slice, reference: Generated
+) -> None:
+    generated, places, shared = run_together(
+        plan.subject, methods, plans, plan.cases, batch, plan.cases.batch_size, counted=number == 0
+    )
+    measured = _measured(plan, generated, places, batch, reference)
+    for method, done in zip(methods, shared, strict=True):
+        if done.failure is not None:
+            plan.store.refuse(method, done.failure)
+            continue
+        report = BatchReport(done.actions, done.action_names, done.macs)
+        _keep(plan, method, number, batch, measured.take(done.images), Ran(generated, report, 0.0, own_macs=done.own_macs))
+
+
+def _run_alone(plan: Plan, method: Method, number: int, batch: slice, reference: Generated) -> None:
+    try:
+        ran = run_batch(plan.subject, method, plan.cases, batch, Count() if _needs_count(method, number) else None)
+    except NotApplicableError as error:
+        plan.store.refuse(method, str(error))
+        return
+    if number == 0 and _skipped_nothing(plan, method, ran.macs):
+        plan.store.refuse(method, SKIPPED_NOTHING)
+        return
+    _keep(plan, method, number, batch, _measured(plan, ran.generated, range(batch.stop - batch.start), batch, reference), ran)
 
 
 def _needs_count(method: Method, number: int) -> bool:
@@ -108,23 +174,69 @@ def _skipped_nothing(plan: Plan, method: Method, macs: float) -> bool:
     return macs > (1 - LEAST_SAVED) * full
 
 
-def _keep(plan: Plan, method: Method, number: int, batch: slice, ran: "Ran", reference: Generated) -> None:
-    """Measures and stores a batch."""
+@dataclass(frozen=True)
+class Measured:
+    """What was measured on images.
+
+    Args:
+        images: `(images, …)`.
+        values: by metric, one per image.
+        features: `(images, width)`.
+    """
+
+    images: Tensor
+    values: dict[str, list[float]]
+    features: Tensor
+
+    def take(self, places: Sequence[int]) -> "Measured":
+        """Of some of the images, which may repeat."""
+        chosen = list(places)
+        values = {name: [each[place] for place in chosen] for name, each in self.values.items()}
+        return Measured(self.images[chosen], values, self.features[chosen])
+
+
+def _measured(plan: Plan, generated: Generated, places: Sequence[int], batch: slice, reference: Generated) -> Measured:
+    """Measures images beside the reference, a batch at a time.
+
+    Args:
+        plan: the evaluation.
+        generated: the images.
+        places: of each image, its place in the batch.
+        batch: places of the batch's cases.
+        reference: of the whole batch.
+    """
+    prompts, device = plan.cases.prompts[batch], generated.images.device
+    values: dict[str, list[float]] = {}
+    features = []
+    for start in range(0, len(places), plan.cases.batch_size):
+        part = slice(start, start + plan.cases.batch_size)
+        own = Generated(generated.images[part], generated.latents[part])
+        beside = list(places[part])
+        theirs = Generated(reference.images[beside].to(device), reference.latents[beside].to(device))
+        for name, found in measure_batch(plan.metrics, own, [prompts[place] for place in beside], theirs).items():
+            values.setdefault(name, []).extend(found)
+        features.append(plan.embed(own.images))
+    return Measured(generated.images, values, torch.cat(features))
+
+
+def _keep(plan: Plan, method: Method, number: int, batch: slice, measured: Measured, ran: "Ran") -> None:
+    """Stores what a method did to a batch."""
     images = batch.stop - batch.start
     macs = ran.report.macs if ran.report.macs is not None else whole_batch(ran.macs, images) if ran.macs else None
+    is_reference = method is plan.methods[0]
     measurements = {
-        "values": measure_batch(plan.metrics, ran.generated, plan.cases.prompts[batch], reference),
-        "edge_density": edge_density(ran.generated.images).tolist(),
+        "values": measured.values,
+        "edge_density": edge_density(measured.images).tolist() if is_reference else None,
         "macs": None if macs is None else macs.tolist(),
         "own_macs": ran.own_macs / images,
         "actions": None if ran.report.actions is None else ran.report.actions.tolist(),
         "action_names": list(ran.report.action_names),
         "cache_bytes": ran.report.cache_bytes,
     }
-    everything = method is plan.methods[0]  # thumbnails of any prompt may be asked for
-    kept = [place for place in range(batch.start, batch.stop) if everything or place in plan.kept]
-    plan.store.add_images(method, kept, ran.generated.images[[place - batch.start for place in kept]])
-    plan.store.add_batch(method, number, measurements, plan.embed(ran.generated.images))
+    # thumbnails of any prompt's reference may be asked for
+    kept = [place for place in range(batch.start, batch.stop) if is_reference or place in plan.kept]
+    plan.store.add_images(method, kept, measured.images[[place - batch.start for place in kept]])
+    plan.store.add_batch(method, number, measurements, measured.features)
 
 
 @dataclass(frozen=True)
@@ -178,7 +290,3 @@ def _network_of(method: Method) -> nn.Module | None:
 def _synchronize(device: torch.device) -> None:
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
-
-
-def _to(generated: Generated, device: Any) -> Generated:
-    return Generated(generated.images.to(device), generated.latents.to(device))

@@ -1,10 +1,11 @@
-"""Latency: rounds in which every timed method runs once at each batch size, in an order drawn anew.
+"""Latency: rounds in which every timed method runs once, in an order drawn anew, until the rounds or the time are used up.
 
 What is timed is the stock pipeline's call, text encoder and decoder included, and with Ada its policy. A subset of the methods is
-timed (the `main` ones) on a subset of the prompts: latency hardly depends on the prompt, and what drifts is the machine.
+timed on a subset of the prompts: latency hardly depends on the prompt, and what drifts is the machine.
 """
 
 import random
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -12,7 +13,23 @@ from ada.evaluation.measure.counting import Count
 from ada.evaluation.measure.run import Plan, run_batch
 from ada.evaluation.methods import Method
 
+LEAST_ROUNDS = 2
 Advance = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class TimingPlan:
+    """How latency is measured.
+
+    Args:
+        batch_sizes: images per call, ascending, each at most the number of cases; each size has rounds of its own.
+        rounds: most rounds at each size; 0 measures no latency.
+        seconds: of all sizes together, shared equally; but for the first two of its size, no round begins later.
+    """
+
+    batch_sizes: Sequence[int]
+    rounds: int
+    seconds: float = float("inf")
 
 
 @dataclass(frozen=True)
@@ -22,14 +39,16 @@ class Timing:
     Args:
         seconds_per_image: by batch size, one value per round, in the order of the rounds.
         peak_bytes: most memory held at once beside the weights, at the largest batch size.
+        cache_bytes: most bytes that the method kept between steps there; None where nobody knows.
     """
 
     seconds_per_image: dict[int, list[float]] = field(default_factory=dict)
     peak_bytes: int | None = None
+    cache_bytes: int | None = None
 
 
 def time_methods(
-    plan: Plan, methods: Sequence[Method], batch_sizes: Sequence[int], rounds: int, advance: Advance = lambda name: None
+    plan: Plan, methods: Sequence[Method], timing: TimingPlan, advance: Advance = lambda name: None
 ) -> dict[str, Timing]:
     """Times methods; rounds that are stored already are not run again.
 
@@ -39,49 +58,47 @@ def time_methods(
     Args:
         plan: the evaluation.
         methods: those to time, all of which apply.
-        batch_sizes: images per call, each at most the number of cases.
-        rounds: how often each method is timed at each size.
-        advance: called with a method's name before each of its `(rounds + 1) · len(batch_sizes)` runs.
+        timing: batch sizes, rounds and time.
+        advance: called with a method's name before each of its `(rounds + 1) · len(batch_sizes)` runs at most.
     """
-    timings = {method.name: Timing({size: [] for size in batch_sizes}) for method in methods}
-    if not rounds:
-        return timings
-    weighed = _warm_up(plan, methods, batch_sizes, advance)
-    for number in range(rounds):
-        for name, seconds in _round(plan, methods, batch_sizes, number, advance).items():
-            for size in batch_sizes:
-                timings[name].seconds_per_image[size].append(seconds[str(size)])
-    return {name: Timing(timing.seconds_per_image, weighed[name]) for name, timing in timings.items()}
+    if not timing.rounds:
+        return {method.name: Timing() for method in methods}
+    start = time.monotonic()
+    timings = {method.name: _warm_up(plan, method, timing.batch_sizes, advance) for method in methods}
+    for place, size in enumerate(timing.batch_sizes, 1):
+        end = start + timing.seconds * place / len(timing.batch_sizes)
+        for number in range(timing.rounds):
+            if number >= LEAST_ROUNDS and time.monotonic() > end:
+                break
+            for name, seconds in _round(plan, methods, size, number, advance).items():
+                timings[name].seconds_per_image.setdefault(size, []).append(seconds)
+    return timings
 
 
-def _warm_up(plan: Plan, methods: Sequence[Method], batch_sizes: Sequence[int], advance: Advance) -> dict[str, int | None]:
-    """Peak memory by method. A process that goes on with stored rounds is new, and warms up as well."""
-    weighed: dict[str, int | None] = {}
-    for method in methods:
-        for size in batch_sizes:
-            advance(method.name)
-            largest = size == max(batch_sizes)
-            count = Count() if largest else None
-            run_batch(plan.subject, method, plan.cases, slice(0, size), count, weigh=largest)
-            if count is not None:
-                weighed[method.name] = count.peak_bytes
-    return weighed
-
-
-def _round(
-    plan: Plan, methods: Sequence[Method], batch_sizes: Sequence[int], number: int, advance: Advance
-) -> dict[str, dict[str, float]]:
-    """By method and batch size, seconds per image of one round."""
-    name = f"round-{number}"
-    stored: dict[str, dict[str, float]] = plan.store.read(name) or {}
-    turns = [(method, size) for method in methods for size in batch_sizes]
-    random.Random(number).shuffle(turns)
-    for method, size in turns:
+def _warm_up(plan: Plan, method: Method, batch_sizes: Sequence[int], advance: Advance) -> Timing:
+    """Weighs the memory at the largest size. A process that goes on with stored rounds is new, and warms up as well."""
+    *smaller, largest = batch_sizes
+    for size in smaller:
         advance(method.name)
-        if str(size) in stored.get(method.name, {}):
+        run_batch(plan.subject, method, plan.cases, slice(0, size))
+    advance(method.name)
+    count = Count()
+    ran = run_batch(plan.subject, method, plan.cases, slice(0, largest), count, weigh=True)
+    return Timing({}, count.peak_bytes, ran.report.cache_bytes)
+
+
+def _round(plan: Plan, methods: Sequence[Method], size: int, number: int, advance: Advance) -> dict[str, float]:
+    """By method, seconds per image of one round."""
+    name = f"round-{size}-{number}"
+    stored: dict[str, float] = plan.store.read(name) or {}
+    turns = list(methods)
+    random.Random(number).shuffle(turns)
+    for method in turns:
+        advance(method.name)
+        if method.name in stored:
             continue
         start = number * size % (len(plan.cases.prompts) - size + 1)
         ran = run_batch(plan.subject, method, plan.cases, slice(start, start + size))
-        stored.setdefault(method.name, {})[str(size)] = ran.seconds / size
+        stored[method.name] = ran.seconds / size
         plan.store.write(name, stored)
     return stored

@@ -22,7 +22,7 @@ from ada.evaluation.methods.base import (
 )  # fmt: skip
 from ada.policy import AdaPolicy
 from ada.schedules import Ladder
-from blockdance import PolicyState, Reuse, ReuseSchedule, full_compute, random_schedule
+from blockdance import Decider, PolicyState, Reuse, ReuseSchedule, full_compute, random_schedule
 
 MAIN_LEVELS = (0.15, 0.25, 0.35, 0.45)
 
@@ -69,15 +69,17 @@ def ada_methods(
             name=f"{ADA} {label}", family=family, group="ada", label=label.removeprefix("budget "),
             num_inference_steps=num_inference_steps, accelerate=_wished(policy, options),
             note=f"{note} Its MACs and its latency contain the policy network.", settings=options,
+            timed=family == ADA and (place == len(weights) // 2 or place >= len(weights)),
         )
-        for label, family, options, note in rows
+        for place, (label, family, options, note) in enumerate(rows)
     ]  # fmt: skip
 
 
-def _wished(policy: AdaPolicy, options: dict[str, float]) -> Accelerate:
+def _wished(policy: AdaPolicy, options: dict[str, float], control: Callable[[AdaPolicy], Decider] | None = None) -> Accelerate:
     """The policy with a wish, or why it cannot be met."""
     try:
-        return Planned(policy.with_options(**options))
+        wished = policy.with_options(**options)
+        return Planned(wished if control is None else control(wished))
     except ValueError as error:
         return Unavailable(str(error))
 
@@ -112,23 +114,23 @@ def shuffled_method(like: Method, policy: AdaPolicy, *, main: bool) -> Method:
     """The control of a row of the policy."""
     return Method(
         name=f"Shuffled {like.name}", family=SHUFFLED, group="static", label=like.label,
-        num_inference_steps=like.num_inference_steps, accelerate=Planned(Shuffled(policy.with_options(**like.settings))),
+        num_inference_steps=like.num_inference_steps, accelerate=_wished(policy, dict(like.settings), Shuffled),
         note=f"{like.name}, but every image is decided by what the policy sees of the next one of its batch.",
-        settings={"like": like.name, **like.settings}, main=main,
+        settings={"like": like.name, **like.settings}, main=main, timed=False,
     )  # fmt: skip
 
 
 def ladder_methods(ladder: Ladder, num_inference_steps: int) -> list[Method]:
-    """Every rung of a ladder but the first as a static schedule; those nearest to 15, 25, 35 and 45 % are main."""
+    """Every rung of a ladder but the first as a static schedule; those nearest to 15, 25, 35 and 45 % are timed."""
     fitted = ladder.for_steps(num_inference_steps)
     reused = (fitted.actions > 0).double().mean(1)
-    main = {int((reused - level).abs().argmin()) for level in MAIN_LEVELS}
+    timed = {int((reused - level).abs().argmin()) for level in MAIN_LEVELS}
     rows = {tuple(rung): place for place, rung in enumerate(fitted.actions.tolist()) if any(rung)}
     return [
         planned_method(
             f"Static rung {place}, {float(reused[place]):.0%}", STATIC, "static", f"{float(reused[place]):.0%}", num_inference_steps,
             fitted.schedule(torch.tensor([place])), f"Rung {place} of the ladder: {''.join(map(str, rung))}, searched on training prompts.",
-            main=place in main,
+            timed=place in timed,
         )
         for rung, place in rows.items()
     ]  # fmt: skip
@@ -176,7 +178,7 @@ def random_method(like: Method, actions_of: Callable[[slice], Tensor], policy: A
         name=f"Random, rate of {like.label}", family=RANDOM, group="static", label=like.label, num_inference_steps=steps,
         accelerate=RandomAsOften(actions_of, policy.kinds, range(policy.decision_steps(steps)[0] + 1, steps - 1), seed),
         note=f"Per image, uniformly drawn steps reuse, on average over each batch as many as in {like.name}.",
-        settings={"like": like.name, **like.settings}, main=main,
+        settings={"like": like.name, **like.settings}, main=main, timed=False,
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from blockdance import BlockDanceConfig, Plan, ReuseSchedule, apply_blockdance
+from blockdance.kinds import Kind
 
 FULL_COMPUTE = "Full compute"
 FEWER_STEPS = "Fewer steps"
@@ -77,7 +78,8 @@ class Method:
         settings: the same for programs; with the name it tells stored measurements apart.
         data_dependent: whether the work depends on the images, so that it is counted for every batch, not once.
         must_save: whether a run that does not save MACs means that the method never took hold.
-        main: whether it runs in a quick look, too, and is timed; the others are settings around a main one.
+        main: whether it runs by default; the others are settings around a main one, which a sweep runs as well.
+        timed: whether its latency is measured: hardly depends on a setting whose neighbours are timed.
     """
 
     name: str
@@ -91,6 +93,7 @@ class Method:
     data_dependent: bool = False
     must_save: bool = False
     main: bool = True
+    timed: bool = True
 
 
 @contextmanager
@@ -135,10 +138,19 @@ class Planned:
 
             def report() -> BatchReport:
                 done = handle.report()
-                names = ("compute", *(f"reuse {kind}" for kind in done.kinds))
-                return BatchReport(done.actions, names, done.macs_computed, done.peak_cache_bytes)
+                return BatchReport(done.actions, names_of(done.kinds), done.macs_computed, done.peak_cache_bytes)
 
-            yield Run(report)
+            try:
+                yield Run(report)
+            except ValueError as error:  # a wish that a policy finds out too late that it cannot meet
+                if isinstance(plan, BlockDanceConfig | ReuseSchedule):
+                    raise
+                raise NotApplicableError(str(error)) from error
+
+
+def names_of(kinds: Sequence[Kind]) -> tuple[str, ...]:
+    """What actions mean, action 0 first."""
+    return ("compute", *(f"reuse {kind}" for kind in kinds))
 
 
 @dataclass(frozen=True)
@@ -180,12 +192,21 @@ def full_method(num_inference_steps: int) -> Method:
 
 
 def planned_method(
-    name: str, family: str, group: Group, label: str, num_inference_steps: int, plan: Plan, note: str, *, main: bool = True
+    name: str,
+    family: str,
+    group: Group,
+    label: str,
+    num_inference_steps: int,
+    plan: Plan,
+    note: str,
+    *,
+    main: bool = True,
+    timed: bool = True,
 ) -> Method:
     """A method that runs a BlockDance plan: the place for schedules that were calibrated, learnt or written by hand."""
     return Method(
         name=name, family=family, group=group, label=label, num_inference_steps=num_inference_steps, accelerate=Planned(plan),
-        note=note, settings=settings_of(plan), main=main,
+        note=note, settings=settings_of(plan), main=main, timed=timed,
     )  # fmt: skip
 
 
@@ -205,7 +226,7 @@ def one_by_one(method: Method) -> Method:
         name=f"{method.name}, batch 1", family=f"{method.family}, batch 1", group=method.group, label=f"{method.label}, batch 1",
         num_inference_steps=method.num_inference_steps, accelerate=OneByOne(method.accelerate),
         note=f"{method.note} Here every image is a batch of its own.", settings={**method.settings, "batch_size": 1},
-        data_dependent=method.data_dependent, must_save=method.must_save, main=method.main,
+        data_dependent=method.data_dependent, must_save=method.must_save, main=method.main, timed=False,
     )  # fmt: skip
 
 

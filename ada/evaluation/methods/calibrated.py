@@ -66,7 +66,9 @@ def _method(
             name=name, family=family, group="blockdance", label=label, num_inference_steps=steps,
             accelerate=Unavailable(str(error)), note=note, main=main,
         )  # fmt: skip
-    return planned_method(name, family, "blockdance", label, steps, plan, f"{note}: {_describe(plan)}.", main=main)
+    return planned_method(
+        name, family, "blockdance", label, steps, plan, f"{note}: {_describe(plan)}.", main=main, timed=family == BLOCK_CACHING
+    )
 
 
 def _describe(plan: Plan) -> str:

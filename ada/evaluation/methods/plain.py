@@ -53,7 +53,8 @@ def blockdance(num_blocks: int, num_inference_steps: int, other_boundary: int | 
             f"N={interval}",
             num_inference_steps,
             BlockDanceConfig(interval=interval, boundary=boundary, order=order),
-            main=order == 0 and interval < 4,
+            main=order == 0 and (interval == 2 or (interval == 3 and boundary == last)),
+            timed=interval == 2,
         )
         for boundary in dict.fromkeys((paper, last))
         for order in (0, 1)
@@ -79,21 +80,24 @@ def blockdance(num_blocks: int, num_inference_steps: int, other_boundary: int | 
                 f"N={interval} of {count}",
                 count,
                 BlockDanceConfig(interval=interval, boundary=last),
-                main=interval == 2,
+                main=interval == 2 and count > 0.75 * num_inference_steps,
+                timed=False,
             )
             for interval in (2, 3)
         ]
     return methods
 
 
-def _dance(name: str, family: str, label: str, num_inference_steps: int, config: BlockDanceConfig, *, main: bool) -> Method:
+def _dance(
+    name: str, family: str, label: str, num_inference_steps: int, config: BlockDanceConfig, *, main: bool, timed: bool = True
+) -> Method:
     first, last = config.reuse_range
     source = "the cached output (the paper)" if config.order == 0 else "an extrapolation of the cached outputs"
     note = (
         f"Of every {config.interval} steps between {first:.0%} and {last:.0%}, the first computes; the others start after block "
         f"{config.boundary} from {source}."
     )
-    return planned_method(name, family, "blockdance", label, num_inference_steps, config, note, main=main)
+    return planned_method(name, family, "blockdance", label, num_inference_steps, config, note, main=main, timed=timed)
 
 
 def deep_cache(num_blocks: int, num_inference_steps: int) -> list[Method]:

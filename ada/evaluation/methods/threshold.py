@@ -116,7 +116,7 @@ def threshold_methods(subject: Subject, prompts: Sequence[str], seeds: Sequence[
             accelerate=Planned(ThresholdRule(kind, fit_threshold(moved, level, steps))),
             note=f"Each image reuses {kind} while the relative change of its predicted clean latents since its last computed step adds "
             f"up to a threshold at most, which saves about {level:.0%} on {len(prompts)} other prompts.",
-            settings={"level": level, "prompts": list(prompts), "boundary": boundary}, main=level == LEVELS[1],
+            settings={"level": level, "prompts": list(prompts), "boundary": boundary}, timed=level == LEVELS[1],
         )
         for level in LEVELS
     ]  # fmt: skip

@@ -16,8 +16,8 @@ from ada.rewards.damage import VISIBLE_DISTANCE
 CAPTION = (
     "{prompts} prompts, {seeds} noise seed(s) each; ± is half the width of the 95 % interval over prompts. Bounded damage is "
     "d / (d + {tau:g}) of the perceptual distance d to the image of full compute, visibly changed are images with d > {tau:g}. Raw mean "
-    "distances have no interval: none holds on so heavy a tail. Latency and speed-up are medians over {rounds} rounds in random order, "
-    "batch {batch_size} and 1. Δ is paired, to {compared_with}. ↑ higher is better, ↓ lower is better."
+    "distances have no interval: none holds on so heavy a tail. Latency and speed-up are medians over rounds in random order: {rounds}. "
+    "Δ is paired, to {compared_with}. ↑ higher is better, ↓ lower is better."
 )
 BESIDE = {
     STATIC_MIXTURE: "Beside the best mixture of static ways that saves as much on average (what a mean budget gives without looking at "
@@ -144,7 +144,6 @@ def _caption(results: Results) -> str:
         prompts=len(results.prompts),
         seeds=results.settings["seeds"],
         tau=VISIBLE_DISTANCE,
-        rounds=len(next(iter(timed.values()), [])),
-        batch_size=results.settings["batch_size"],
+        rounds=", ".join(f"{len(values)} at batch {size}" for size, values in timed.items()) or "none ran",
         compared_with=results.settings["compared_with"],
     )

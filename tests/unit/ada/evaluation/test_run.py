@@ -18,8 +18,11 @@ from ada.evaluation.measure.results import MethodResult
 from ada.evaluation.measure.run import Plan, measure
 from ada.evaluation.measure.statistics import Estimate
 from ada.evaluation.measure.store import Store
-from ada.evaluation.measure.timing import time_methods
+from ada.evaluation.measure.timing import TimingPlan, time_methods
+from ada.evaluation.measure.together import run_together, shared_plan
 from ada.evaluation.methods import Method, NotApplicableError, Planned, Run, full_method, planned_method, unchanged
+from ada.evaluation.methods.ada import Shuffled
+from ada.evaluation.methods.threshold import ThresholdRule
 from ada.evaluation.subject import Cases, Subject, generate, prompt_seed
 from ada.policy import StepPolicy
 from ada.rollouts import FrozenPipeline
@@ -263,21 +266,78 @@ def test_rounds_that_are_stored_do_not_run_again(backbone: FrozenPipeline, tmp_p
     calls: list[tuple[str, int]] = []
     plan = plan_of(backbone, tmp_path, [])
     with pytest.raises(KeyboardInterrupt):
-        time_methods(plan, [noting("one", calls, stop_at=6)], [1, 2], 3)
+        time_methods(plan, [noting("one", calls, stop_at=6)], TimingPlan([1, 2], 3))
     calls.clear()
-    timing = time_methods(plan, [noting("one", calls)], [1, 2], 3)["one"]
+    timing = time_methods(plan, [noting("one", calls)], TimingPlan([1, 2], 3))["one"]
     assert {size: len(values) for size, values in timing.seconds_per_image.items()} == {1: 3, 2: 3}
     assert timing.peak_bytes is not None
     assert len(calls) == 2 + 3  # a new process warms up; of six runs three were stored
-    assert time_methods(plan, [noting("one", calls)], [1, 2], 3)["one"].seconds_per_image == timing.seconds_per_image
-    assert time_methods(plan, [noting("one", calls)], [1], 0)["one"].seconds_per_image == {1: []}
+    assert (
+        time_methods(plan, [noting("one", calls)], TimingPlan([1, 2], 3))["one"].seconds_per_image == timing.seconds_per_image
+    )
+    assert time_methods(plan, [noting("one", calls)], TimingPlan([1], 0))["one"].seconds_per_image == {}
+
+
+def test_when_the_time_is_up_two_rounds_of_each_batch_size_were_run(backbone: FrozenPipeline, tmp_path: Path) -> None:
+    calls: list[tuple[str, int]] = []
+    timing = time_methods(plan_of(backbone, tmp_path, []), [noting("one", calls)], TimingPlan([1, 2], 9, 0.0))["one"]
+    assert {size: len(values) for size, values in timing.seconds_per_image.items()} == {1: 2, 2: 2}
 
 
 def test_the_order_of_a_round_is_drawn_anew(backbone: FrozenPipeline, tmp_path: Path) -> None:
     calls: list[tuple[str, int]] = []
     methods = [noting(name, calls) for name in "abc"]
-    time_methods(plan_of(backbone, tmp_path, methods), methods, [1], 4)
+    time_methods(plan_of(backbone, tmp_path, methods), methods, TimingPlan([1], 4))
     rounds = ["".join(name for name, _ in calls[start : start + 3]) for start in range(3, 15, 3)]
     assert all(sorted(each) == ["a", "b", "c"] for each in rounds)
     assert len(set(rounds)) > 1
     assert {start for _, start in calls[3:]} == {0, 1, 2, 3}  # other prompts each round
+
+
+def test_methods_that_share_a_call_make_the_images_that_they_make_alone(
+    backbone: FrozenPipeline, tmp_path: Path, policy: StepPolicy
+) -> None:
+    """A policy, its control, a rule and a schedule, in one call or each in its own: the same decisions, images and MACs."""
+    late = ReuseSchedule(torch.tensor([[0, 0, 0, 1, 0, 1]]), (Reuse(boundary=1, order=1),))
+    methods = [
+        method("ada", Planned(policy)),
+        method("shuffled", Planned(Shuffled(policy))),
+        method("rule", Planned(ThresholdRule(Reuse(boundary=3), 0.5))),
+        planned_method("late", "", "static", "", STEPS, late, ""),
+        planned_method("late again", "", "static", "", STEPS, late, ""),
+    ]
+    found = []
+    for name, most in (("together", 256), ("alone", 1)):
+        plan = replace(plan_of(backbone, tmp_path / name, methods, Cases(["a", "b c"], [11, 12], 2)), most_images=most)
+        assert all(shared_plan(plan.subject, each) is not None for each in methods)
+        found.append(collect_results(plan.store, plan.methods, measure(plan), {}, plan.cases))
+    for together, alone in zip(*found, strict=True):
+        assert together.actions == alone.actions
+        assert together.action_names == alone.action_names
+        assert together.per_prompt["macs_per_image"] == pytest.approx(alone.per_prompt["macs_per_image"])
+        assert together.per_prompt["latent_distance"] == pytest.approx(alone.per_prompt["latent_distance"], abs=1e-4)
+    assert found[0][4].per_prompt == found[0][5].per_prompt
+
+
+def test_equal_schedules_are_made_once(backbone: FrozenPipeline, tmp_path: Path) -> None:
+    late = ReuseSchedule(torch.tensor([[0, 0, 0, 1, 0, 1]]), (Reuse(boundary=1),))
+    methods = [planned_method(name, "", "static", "", STEPS, late, "") for name in "abc"]
+    plan = plan_of(backbone, tmp_path, methods)
+    plans = [shared_plan(plan.subject, each) for each in methods]
+    generated, places, shared = run_together(plan.subject, methods, plans, CASES, slice(0, 2), 64, counted=False)
+    assert len(generated.images) == 2
+    assert places == [0, 1]
+    assert [each.images for each in shared] == [[0, 1]] * 3
+
+
+def test_a_wish_that_cannot_be_met_is_the_reason_of_its_row_alone(
+    backbone: FrozenPipeline, tmp_path: Path, policy: StepPolicy
+) -> None:
+    """One step of six can reuse, so a fifth of the compute is out of reach; the policy sees it when it decides."""
+    impossible = method("impossible", Planned(policy.with_options(compute=0.2)))
+    _, refused, worked = run(backbone, tmp_path, impossible, method("ada", Planned(policy)))
+    assert "cannot be met" in str(refused.reason)
+    assert worked.reason is None
+    alone = plan_of(backbone, tmp_path / "alone", [])
+    with pytest.raises(NotApplicableError, match="cannot be met"), impossible.accelerate(backbone.pipeline, slice(0, 1)):
+        generate(alone.subject, ["a"], [11], STEPS)
