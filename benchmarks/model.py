@@ -46,7 +46,9 @@ class Loop:
         for step in range(self.num_steps):
             self.scheduler.step_index = step
             rows = timesteps[step].expand(self._rows)
-            output: torch.Tensor = self.transformer(**self.inputs, timestep=rows, return_dict=False)[0]
+            # a pipeline's latents are others at every step, and all else stays
+            inputs = self.inputs | {"hidden_states": self.inputs["hidden_states"].clone()}
+            output: torch.Tensor = self.transformer(**inputs, timestep=rows, return_dict=False)[0]
         return output
 
 

@@ -48,9 +48,11 @@ class Attachment:
         Raises:
             BlockDanceError: several pipelines have plans of their own, and it is not known which of them calls.
         """
+        for session in self.sessions:
+            if pipeline is not None and session.owner is pipeline:
+                return session
         sessions = [session for session in self.sessions if not session.is_orphan]
-        own = [session for session in sessions if pipeline is not None and session.owner is pipeline]
-        candidates = own or [session for session in sessions if session.is_general] or sessions
+        candidates = [session for session in sessions if session.is_general] or sessions
         if len(candidates) < 2:
             return candidates[0] if candidates else None
         name = type(self._transformer).__name__

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from blockdance.kinds import Kind
-from blockdance.pieces import Placement, RowSet, pieces_of
+from blockdance.pieces import Placement, RowSet
 from blockdance.trees import fit_tokens, map_tensors, tensors_of
 
 
@@ -47,9 +47,8 @@ class RowCache:
             return
         targets = placement.targets
         if self._history == 2 and self._newest is not None:
-            past = RowSet(targets, self.num_rows)
-            where = Placement(pieces_of([(row, 0, place) for place, row in enumerate(targets)]), len(targets), self.num_rows)
-            self._previous = _write(self._previous, map_tensors(past.take, self._newest), where)
+            past, same_rows = placement.past
+            self._previous = _write(self._previous, map_tensors(past.take, self._newest), same_rows)
         self._newest = _write(self._newest, output, placement)
         for row in targets:
             self._levels[row] = (sigma, *self._levels[row][: self._history - 1])
@@ -105,7 +104,14 @@ class RowCache:
     @property
     def num_bytes(self) -> int:
         """Bytes of everything held; no two buffers share memory."""
-        return sum(leaf.nbytes for leaf in self._tensors())
+        # asked for after every call
+        return sum(
+            [
+                kept.nbytes if isinstance(kept, Tensor) else sum(leaf.nbytes for leaf in tensors_of(kept))
+                for kept in (self._newest, self._previous)
+                if kept is not None
+            ]
+        )
 
     def _tensors(self) -> list[Tensor]:
         return list(tensors_of((self._newest, self._previous)))

@@ -9,7 +9,12 @@ from diffusers import DiffusionPipeline
 from torch import nn
 from torch._dynamo import OptimizedModule
 
-_MODULE_CALLS = frozenset({nn.Module._call_impl.__code__, nn.Module._wrapped_call_impl.__code__})
+from blockdance.overrides import ForwardOverride
+
+_PASSING_ON = frozenset(
+    method.__code__ for method in (nn.Module._call_impl, nn.Module._wrapped_call_impl, ForwardOverride.__call__)
+)
+"""What only hands a call on. Local variables of a frame are costly to look at."""
 _KEY = "__blockdance_call__"
 
 
@@ -47,11 +52,11 @@ def find_driver(transformer: nn.Module, owners: Collection[Any]) -> Driver:
         transformer: the model.
         owners: the pipelines that BlockDance was applied to.
     """
-    frame = sys._getframe(1)
+    frame = sys._getframe(2)  # the caller is BlockDance's own
     pipeline: Any = None
     while frame is not None:
         code = frame.f_code
-        if code.co_argcount and code.co_varnames[0] == "self" and code not in _MODULE_CALLS:
+        if code.co_argcount and code.co_varnames[0] == "self" and code not in _PASSING_ON:
             subject = frame.f_locals.get("self")
             if pipeline is None and _drives(subject, transformer, owners):
                 pipeline = subject
@@ -64,8 +69,9 @@ def find_driver(transformer: nn.Module, owners: Collection[Any]) -> Driver:
 
 
 def _drives(subject: Any, transformer: nn.Module, owners: Collection[Any]) -> bool:
-    if any(subject is owner for owner in owners):
-        return True
+    for owner in owners:
+        if subject is owner:
+            return True
     return isinstance(subject, DiffusionPipeline) and any(unwrapped(part) is transformer for part in vars(subject).values())
 
 

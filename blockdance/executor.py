@@ -7,6 +7,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from blockdance.errors import ScheduleError
+from blockdance.gathered import GatheredInputs
 from blockdance.kinds import Keep, Kind
 from blockdance.kinds.views import Capture
 from blockdance.layouts import BlockLayout, BlockStack, parameter_names
@@ -62,7 +63,7 @@ class ReuseExecutor:
         self._parameters = parameter_names(transformer)
         forms = [form_of(kind, stack) for kind in kinds]
         self._views = views_of(transformer, layout, tuple(self._histories), forms)
-        self._forms = [self._views.computing, *forms]
+        self._lists = [self._views.lists[form] for form in (self._views.computing, *forms)]
         # where no block runs, a model without a head would hand out the cache's own memory
         self._gives_cache = [False, *(len(kind.skipped_blocks) == self.num_blocks for kind in kinds)]
 
@@ -78,6 +79,8 @@ class ReuseExecutor:
             if action != COMPUTE
             and any(state.caches[keep].depth <= self.kinds[action - 1].order for keep in self._reads[action - 1])
         }
+        if not scarce:
+            return list(actions)
         return [
             COMPUTE if action in scarce and not self._serves(state, action, image) else action
             for image, action in enumerate(actions)
@@ -112,8 +115,9 @@ class ReuseExecutor:
         if plan.is_whole:
             return self._run_group(forward, args, kwargs, state, plan.groups[0], sigma)
         outputs = []
+        state.inputs.next_call()
         for group in plan.groups:
-            group_args, group_kwargs = self._select(args, kwargs, group)
+            group_args, group_kwargs = self._select(args, kwargs, group, state.inputs)
             outputs.append(self._run_group(forward, group_args, group_kwargs, state, group, sigma))
         return plan.join(outputs)
 
@@ -138,7 +142,7 @@ class ReuseExecutor:
         views.receive(
             {keep: partial(cache.store, sigma=sigma, placement=group.placement) for keep, cache in state.caches.items()}
         )
-        views.install(self._forms[action])
+        views.install(self._lists[action])
         try:
             output = forward(*args, **kwargs)
         finally:
@@ -151,11 +155,13 @@ class ReuseExecutor:
         read = state.caches[keep].read(kind, sigma, group.rows)
         return map_tensors(_at_start, read) if is_compiled() else read
 
-    def _select(self, args: tuple[Any, ...], kwargs: dict[str, Any], group: RowGroup) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def _select(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], group: RowGroup, inputs: GatheredInputs
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Splits every input that has a batch dimension."""
 
         def select(name: str, value: Any) -> Any:
-            taken = select_rows(self._layout, name, value, group.rows, group.images)
+            taken = select_rows(self._layout, name, value, group.rows, group.images, inputs.take)
             return map_tensors(_at_start, taken) if is_compiled() and taken is not value else taken
 
         return (

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from blockdance.call_shape import CallShape
 from blockdance.observation import Observer
-from blockdance.schedule import ReuseSchedule
+from blockdance.schedule import COMPUTE, ReuseSchedule
 from blockdance.state import ReuseState
 
 
@@ -51,8 +51,9 @@ class Generation:
 
     Args:
         num_images: images of the batch, guidance branches not counted.
-        schedule: the actions; None as long as a decider has not decided.
-        taken: for each image and step, the action taken; −1 for steps that have not run.
+        num_steps: steps of the loop.
+        schedule: the actions, for each image or one row for all; None as long as a decider has not decided.
+        last_step: the last step that ran; −1 before the first.
         branches: by name.
         calls: the forward calls so far.
         observed: what a decider will see at its next decision.
@@ -63,8 +64,9 @@ class Generation:
     """
 
     num_images: int
+    num_steps: int
     schedule: ReuseSchedule | None
-    taken: list[list[int]]
+    last_step: int = -1
     branches: dict[str, Branch] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
     observed: dict[str, Any] | None = None
@@ -72,19 +74,39 @@ class Generation:
     peak_cache_bytes: int = 0
     is_over: bool = False
     is_unsplit: bool = False
+    _taken: dict[int, list[int]] = field(default_factory=dict)
+    _planned: tuple[ReuseSchedule | None, list[list[int]]] = (None, [])
+
+    def planned(self, step: int) -> list[int]:
+        """The schedule's actions at a step, one per image; all compute as long as nothing is decided."""
+        if self.schedule is None:
+            return [COMPUTE] * self.num_images
+        if self._planned[0] is not self.schedule:
+            # read once, and not a column of a tensor at every call
+            self._planned = self.schedule, self.schedule.actions.T.tolist()
+        actions = self._planned[1][step]
+        return actions if len(actions) == self.num_images else actions * self.num_images
+
+    def take(self, step: int, actions: list[int]) -> None:
+        """Notes what a call does. Where a step has several calls, one that reuses makes it a step that reuses."""
+        before = self._taken.setdefault(step, actions)
+        if before != actions:
+            self._taken[step] = [max(pair) for pair in zip(before, actions, strict=True)]
+
+    @property
+    def taken(self) -> list[list[int]]:
+        """For each image and step, the action taken; −1 for steps that have not run."""
+        not_run = [-1] * self.num_images
+        columns = [self._taken.get(step, not_run) for step in range(self.num_steps)]
+        return [list(actions) for actions in zip(*columns, strict=True)]
 
     @property
     def cache_bytes(self) -> int:
         return sum(branch.state.num_bytes for branch in self.branches.values() if branch.state is not None)
 
     @property
-    def last_step(self) -> int:
-        """The last step that ran."""
-        return max((branch.last_step for branch in self.branches.values()), default=-1)
-
-    @property
     def has_reused(self) -> bool:
-        return any(action > 0 for actions in self.taken for action in actions)
+        return any(action > 0 for actions in self._taken.values() for action in actions)
 
     def free(self) -> None:
         """Frees the caches; what is computed next is kept again."""

@@ -1,7 +1,6 @@
 """BlockDance keeps features from step to step, and no graph of how they came about: a backward pass is refused by name."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,19 +10,19 @@ from torch.utils._pytree import tree_leaves, tree_map
 from blockdance.errors import BlockDanceError
 
 
-@contextmanager
-def inference_only(transformer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Callable[[Any], Any]]:
-    """Runs a call without gradients; the function that it yields makes a backward pass through an output raise.
+def inference_only(transformer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], call: Callable[[], Any]) -> Any:
+    """Runs a call without gradients; a backward pass through its output raises.
 
     Args:
         transformer: the model that is called.
         args, kwargs: its inputs.
+        call: calls it.
     """
     if not torch.is_grad_enabled() or not _wants_gradients(transformer, args, kwargs):
-        yield lambda output: output
-        return
+        return call()
     with torch.no_grad():
-        yield _refusing_backward
+        output = call()
+    return _refusing_backward(output)
 
 
 def _wants_gradients(transformer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

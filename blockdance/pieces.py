@@ -5,6 +5,7 @@ of different actions cost no synchronisation.
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -117,14 +118,22 @@ class RowSet:
     def take(self, tensor: Tensor, dim: int = 0) -> Tensor:
         """The rows of a tensor with this batch along `dim`, or a multiple of it (frames folded into the batch).
 
-        It is a view of the tensor where the rows are contiguous.
+        It is a view of the tensor where the rows are contiguous, or all one.
         """
-        return tensor if self.is_whole else self._joiner.join([tensor], dim)
+        if self.is_whole:
+            return tensor
+        if not tensor.stride(dim):  # one timestep for all
+            return tensor.narrow(dim, 0, len(self) * (tensor.shape[dim] // self.num_rows))
+        return self._joiner.join([tensor], dim)
+
+    def is_view_of(self, tensor: Tensor, dim: int = 0) -> bool:
+        """Whether what `take` gives shares the tensor's memory."""
+        return self.is_whole or self._joiner.is_view or not tensor.stride(dim)
 
     def copy(self, tensor: Tensor) -> Tensor:
         """The rows in memory of their own."""
         taken = self.take(tensor)
-        return taken.clone() if self.is_whole or self._joiner.is_view else taken
+        return taken.clone() if self.is_view_of(tensor) else taken
 
 
 class Placement:
@@ -144,6 +153,12 @@ class Placement:
         self.is_whole = num_parts == num_rows and len(self._pieces) == 1
         self._targets = Splitter([(piece.target, piece.length) for piece in self._pieces], num_rows)
         self._sources = Splitter([(piece.source, piece.length) for piece in self._pieces], num_parts)
+
+    @cached_property
+    def past(self) -> tuple[RowSet, "Placement"]:
+        """The target rows, and how they are put into the same places of another buffer."""
+        pieces = pieces_of([(row, 0, place) for place, row in enumerate(self.targets)])
+        return RowSet(self.targets, self.num_rows), Placement(pieces, len(self.targets), self.num_rows)
 
     def put(self, buffer: Tensor, part: Tensor) -> None:
         """Writes what was computed into the batch's buffer."""

@@ -8,6 +8,7 @@ from weakref import ref
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo import OptimizedModule
 
 from blockdance.companions import refuse_companions
 from blockdance.consultation import Consultation
@@ -19,6 +20,7 @@ from blockdance.generation import Branch, Call, Generation
 from blockdance.gradients import inference_only
 from blockdance.groups import Groups
 from blockdance.layouts import BlockLayout, block_stack, blocks_of, parameter_names
+from blockdance.overrides import is_compiled
 from blockdance.plan import Decider, Plan, plan_kinds
 from blockdance.report import BlockDanceReport, report_of
 from blockdance.schedule import COMPUTE, BlockDanceConfig, ReuseSchedule
@@ -70,6 +72,7 @@ class Controller:
         observed = [] if self._consultation is None else [self._consultation.boundary]
         self._make_executor = partial(ReuseExecutor, transformer, layout, self.kinds, observed, max_rows)
         self._executor, self._blocks = self._make_executor(), blocks_of(transformer, layout)
+        self._has_compiled_blocks = False
         self._groups = None if groups is None else Groups(groups)
         self._generation: Generation | None = None
         self._pipeline_call: Callable[[], PipelineCall | None] = _no_call
@@ -93,8 +96,7 @@ class Controller:
         """
         self.context = context
         try:
-            with self._room_for_graphs(), inference_only(self._transformer, args, kwargs) as closed:
-                return closed(self._call(forward, args, kwargs, driver))
+            return inference_only(self._transformer, args, kwargs, partial(self._call, forward, args, kwargs, driver))
         except BaseException:
             self.reset()
             raise
@@ -138,7 +140,7 @@ class Controller:
 
     def _room_for_graphs(self) -> AbstractContextManager[Any]:
         """Compiled code needs up to four graphs for each action (one row, two, any number, all), and torch stops at eight."""
-        if len(self.kinds) < 2:
+        if not is_compiled() and not self._has_compiled_blocks:
             return nullcontext()
         needed = 4 * (1 + len(self.kinds))
         limit: AbstractContextManager[Any] = torch._dynamo.config.patch(
@@ -159,7 +161,9 @@ class Controller:
             generation = self._begin(inputs[self._layout.latents], num_rows, driver)
             if self._groups is not None:
                 self._groups.check(inputs, self._layout, generation.num_images, num_rows)
-        branch = generation.branches.setdefault(place.branch, Branch())
+        branch = generation.branches.get(place.branch)
+        if branch is None:
+            branch = generation.branches[place.branch] = Branch()
         state = self._state(generation, branch, inputs, num_rows)
         if self._consultation is not None:
             self._consultation.look(generation, state, place, inputs)
@@ -168,12 +172,14 @@ class Controller:
         # before the call: some models take the items off a list that they are given
         shape = branch.look(inputs, self._layout.timestep)
         twins = None if self._groups is None else self._groups.twins(generation, place.step)
-        output = self._executor.run(forward, args, kwargs, state, actions, self._steps.sigmas[place.step], twins)
+        with self._room_for_graphs():
+            output = self._executor.run(forward, args, kwargs, state, actions, self._steps.sigmas[place.step], twins)
         if self._consultation is not None:
             self._consultation.observe(generation, state, place, inputs)
         generation.calls.append(Call(shape, actions))
         generation.peak_cache_bytes = max(generation.peak_cache_bytes, generation.cache_bytes)
         branch.last_step = place.step
+        generation.last_step = max(generation.last_step, place.step)
         if place.step == self._steps.num_steps - 1:
             self._finish(generation, place)
         return output
@@ -186,20 +192,22 @@ class Controller:
         blocks = blocks_of(self._transformer, self._layout)
         if any(one is not other for one, other in zip(blocks, self._blocks, strict=False)) or len(blocks) != len(self._blocks):
             self._executor, self._blocks = self._make_executor(), blocks
+        self._has_compiled_blocks = any(
+            isinstance(block, OptimizedModule) or block._compiled_call_impl is not None for block in blocks
+        )
         num_steps = self._steps.num_steps
         num_images = num_rows // self._count_branches(latents, num_rows)
         schedule = None
         if isinstance(self._plan, BlockDanceConfig):
-            schedule = self._plan.schedule(num_steps, self._executor.num_blocks).expand(num_images)
+            schedule = self._plan.schedule(num_steps, self._executor.num_blocks)
         elif isinstance(self._plan, ReuseSchedule):
             if self._plan.num_steps != num_steps:
                 raise ScheduleError(
                     f"The schedule has {self._plan.num_steps} steps, but this generation takes {num_steps}. Make a schedule for "
                     f"{num_steps} steps, or use a `BlockDanceConfig`, which fits any number."
                 )
-            schedule = self._plan.expand(num_images)
-        taken = [[-1] * num_steps for _ in range(num_images)]
-        generation = self._generation = Generation(num_images, schedule, taken)
+            schedule = self._plan if self._plan.batch_size == 1 else self._plan.expand(num_images)
+        generation = self._generation = Generation(num_images, num_steps, schedule)
         if driver.call is not None:
             # the call may end before the last step: interrupted, or by an exception of a callback
             self._pipeline_call = ref(driver.call, lambda _: generation.end())
@@ -239,16 +247,11 @@ class Controller:
     def _actions(self, generation: Generation, state: ReuseState, step: int, splits_rows: bool) -> list[int]:
         """This step's action per image; computes where the cache cannot serve yet, as after a late start (img2img), and where
         actions differ in a batch that cannot be split."""
-        planned = [COMPUTE] * generation.num_images
-        if generation.schedule is not None:
-            planned = generation.schedule.actions[:, step].tolist()
-        planned = self._executor.possible(state, planned)
+        planned = self._executor.possible(state, generation.planned(step))
         if not splits_rows and len(set(planned)) > 1:
             generation.is_unsplit = True
             planned = [COMPUTE] * generation.num_images
-        for image, action in enumerate(planned):
-            # where a step has several calls, one that reuses makes it a step that reuses
-            generation.taken[image][step] = max(generation.taken[image][step], action)
+        generation.take(step, planned)
         return planned
 
     def _finish(self, generation: Generation, place: Location) -> None:

@@ -22,7 +22,7 @@ def warn_of_nothing_saved(controllers: Collection[Controller]) -> bool:
 
 def _reason(controller: Controller, generation: Generation) -> str | None:
     """Why a transformer reused nothing; None where its plan wants it so."""
-    plan, num_steps = controller.plan, len(generation.taken[0])
+    plan, num_steps = controller.plan, generation.num_steps
     if generation.schedule is None:
         first = next(step for step, action in enumerate(generation.taken[0]) if action != -1)
         return (

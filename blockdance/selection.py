@@ -1,5 +1,6 @@
 """The arguments of a forward call for some of its rows."""
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -9,7 +10,14 @@ from blockdance.pieces import RowSet
 from blockdance.trees import map_tensors
 
 
-def select_rows(layout: BlockLayout, name: str, value: Any, rows: RowSet, images: RowSet) -> Any:
+def select_rows(
+    layout: BlockLayout,
+    name: str,
+    value: Any,
+    rows: RowSet,
+    images: RowSet,
+    take: Callable[[RowSet, Tensor, int], Tensor] = RowSet.take,
+) -> Any:
     """Splits an argument that has a batch dimension; any other is given back as it is.
 
     Args:
@@ -17,6 +25,7 @@ def select_rows(layout: BlockLayout, name: str, value: Any, rows: RowSet, images
         name, value: the argument.
         rows: the rows that are wanted.
         images: for each of them the image that it belongs to.
+        take: takes rows of a tensor along a dimension.
     """
     if name in layout.shared_arguments:
         return value
@@ -25,7 +34,7 @@ def select_rows(layout: BlockLayout, name: str, value: Any, rows: RowSet, images
     chosen = images if name in layout.per_image_arguments else rows
     dim = layout.batch_dims.get(name, 0)
 
-    def take(leaf: Tensor) -> Tensor:
-        return chosen.take(leaf, dim) if leaf.ndim > dim and leaf.shape[dim] == chosen.num_rows else leaf
+    def select(leaf: Tensor) -> Tensor:
+        return take(chosen, leaf, dim) if leaf.ndim > dim and leaf.shape[dim] == chosen.num_rows else leaf
 
-    return map_tensors(take, value)
+    return map_tensors(select, value)

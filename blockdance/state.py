@@ -1,10 +1,11 @@
 """What a batch carries from step to step."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from blockdance.cache import RowCache
+from blockdance.gathered import GatheredInputs
 from blockdance.kinds import Keep
 from blockdance.kinds.views import Capture
 
@@ -16,6 +17,7 @@ class ReuseState:
     num_images: int
     num_branches: int
     caches: dict[Keep, RowCache]
+    inputs: GatheredInputs = field(default_factory=GatheredInputs)
 
     @staticmethod
     def empty(num_images: int, num_branches: int, histories: Mapping[Keep, Literal[1, 2]]) -> "ReuseState":

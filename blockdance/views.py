@@ -41,7 +41,8 @@ class BlockViews:
         self.read = {keep: Slot() for keep in keeps}
         self._without = Slot()
         computing: Form = (None,) * len(self._stack)
-        self._installs = {form: self._build(form) for form in (computing, *forms)}
+        self.lists = {form: self._build(form) for form in (computing, *forms)}
+        """The lists of views of every form, by the paths of the model's own."""
         self.computing = computing
         self._originals: list[tuple[nn.Module, str, nn.Module | None]] = []
 
@@ -74,11 +75,12 @@ class BlockViews:
         assert transformer is not None, "a call is under way, so the model lives"
         return transformer
 
-    def install(self, form: Form) -> None:
-        """Puts the views of this form in the place of the model's lists."""
+    def install(self, lists: dict[str, nn.ModuleList]) -> None:
+        """Puts the views of a form in the place of the model's lists."""
         self._originals = []
-        for path, blocks in self._installs[form].items():
-            parent, name = holder(self._model, path)
+        model = self._model
+        for path, blocks in lists.items():
+            parent, name = holder(model, path)
             self._originals.append((parent, name, parent._modules[name]))
             parent._modules[name] = blocks
 

@@ -1,15 +1,13 @@
 """What a kind of reuse has to say; everything else in this package treats all kinds alike."""
 
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from blockdance.kinds.views import View
 from blockdance.layouts import BlockStack
 
 
-@dataclass(frozen=True)
-class Keep:
-    """Something of a block that is kept for later steps.
+class Keep(NamedTuple):
+    """Something of a block that is kept for later steps; every call looks things up by it, so it is hashed as quickly as a tuple.
 
     Args:
         position: the block, in execution order.
@@ -20,8 +18,7 @@ class Keep:
     capture: type[View]
 
 
-@dataclass(frozen=True)
-class StandIn:
+class StandIn(NamedTuple):
     """What takes a skipped block's place.
 
     Args:

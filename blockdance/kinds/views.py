@@ -54,6 +54,8 @@ class View(nn.Module):
         self.slot = slot
         self.batch_dim = layout.batch_dim
         self.changes_outputs = layout.changes_outputs
+        self.is_plain = self.batch_dim == 0 and not self.changes_outputs
+        """Whether the model takes what the cache keeps as it is."""
         self.names: list[str] = block.names if isinstance(block, View) else parameter_names(block)
         self.all_streams = layout.streams
         self.streams = tuple(name for name in layout.streams if name in self.names)
@@ -127,7 +129,8 @@ class Replay(View):
     """Returns the slot's value instead of running the block."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.turn(self.own(self.read()))
+        value = self.read()
+        return value if self.is_plain else self.turn(self.own(value))
 
 
 class FittingReplay(Replay):

@@ -117,7 +117,7 @@ class BlockLayout:
 def holder(transformer: nn.Module, path: str) -> tuple[nn.Module, str]:
     """The module that holds a block list, and the list's name in it."""
     parent, _, name = path.rpartition(".")
-    return transformer.get_submodule(parent), name
+    return transformer.get_submodule(parent) if parent else transformer, name
 
 
 def block_list(transformer: nn.Module, path: str) -> nn.ModuleList:
