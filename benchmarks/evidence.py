@@ -119,6 +119,21 @@ def judge(variant: Variant, data: RolloutDataModule, base: BaseModel, test: tupl
     return measure_outcome(training.policy, tree, seen, harmed, damage, data.visible_damage, LEVELS, clusters)
 
 
+def save_gate(data: RolloutDataModule, base: BaseModel, options: Mapping[str, Any], folder: Path) -> None:
+    """Trains the gate of six scalars and writes its folder, calibrated on the validation captions.
+
+    What it does not see has the weight 0, so it is a policy like any other.
+    """
+    variant = Variant("gate of six scalars", {**options, "rank": 1}, inputs="six")
+    (sights, damage), validation = data.train_data.tensors, data.cases("validation")
+    data.collector.fill(validation)
+    seen, harmed = data.tensors(validation).tensors
+    training = fit(variant, data, base, keep_inputs(sights, variant.inputs), damage)
+    tree = Tree.of(data.ladder.actions, data.ladder.decision_steps)
+    outcome = measure_outcome(training.policy, tree, keep_inputs(seen, variant.inputs), harmed, damage, data.visible_damage)
+    training.finished_policy(outcome).save_pretrained(folder)
+
+
 def load_data(config: str, limit: int | None) -> tuple[RolloutDataModule, dict[str, Any]]:
     """The data module of a configuration, and the options of its model."""
     content = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
@@ -140,6 +155,7 @@ def main(
     noises: int = 1,
     seeds: int = 3,
     output: Path = Path("docs/evidence"),
+    gate: Path | None = None,
 ) -> None:
     """Prints a table and writes evidence.md and evidence.json.
 
@@ -150,8 +166,16 @@ def main(
         noises: noises per test caption.
         seeds: training seeds of the policy itself.
         output: folder to write to.
+        gate: folder to save the gate of six scalars to, for `evaluate.py --rivals`; then nothing else is compared.
     """
     data, options = load_data(config, train_limit)
+    if gate is not None:
+        train = data.cases("train")
+        data.reuse_costs = data.pipeline.reuse_costs(data.ladder.kinds, train[0].prompt)
+        data.collector.fill(train)
+        data.train_data = data.tensors(train)
+        save_gate(data, BaseModel.of(data.pipeline.transformer), options, gate)
+        return
     prompts = load_prompts("checkpoints/emoji-prompts", "test", limit=test_limit)
     pairs = [
         (index, prompt, noise)

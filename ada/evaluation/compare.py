@@ -38,6 +38,7 @@ from ada.evaluation.methods import (
     num_blocks_of,
     peer_methods,
     random_method,
+    rival_methods,
     shuffled_method,
     threshold_methods,
 )
@@ -73,7 +74,8 @@ def evaluate(frozen: FrozenPipeline, policy: AdaPolicy, request: Request, consol
         IncompatiblePolicyError: the policy was trained on another architecture.
         EvaluationError: no prompts, a number of steps of which the policy decides none, or an unknown row to compare with.
     """
-    policy.check(frozen.transformer)
+    for given in (policy, *request.rivals.values()):
+        given.check(frozen.transformer)
     steps = frozen.num_inference_steps
     if steps < 3 or policy.decision_steps(steps)[0] >= steps - 1:
         raise EvaluationError(f"With {steps} steps this policy decides none: it computes the first ones. Take more steps.")
@@ -86,6 +88,7 @@ def evaluate(frozen: FrozenPipeline, policy: AdaPolicy, request: Request, consol
     settings = {
         "quality_weights": weights, "budgets": list(request.budgets), "mean_budgets": list(request.mean_budgets),
         "policy_weights": weights_digest(policy),
+        "rivals": {name: weights_digest(rival) for name, rival in request.rivals.items()},
     }  # fmt: skip
     return evaluate_methods(subject, methods, request, console, settings)
 
@@ -144,7 +147,7 @@ def _measure(plan: Plan, request: Request, bar: Bar) -> list[MethodResult]:
     advance = bar.task("Measuring", len(plan.methods) * len(plan.cases.batches()))
     reasons = measure(plan, advance)
     advance("")
-    timed = [method for method in plan.methods if method.timed and reasons[method.name] is None]
+    timed = [method for method in plan.methods if method.main and method.timed and reasons[method.name] is None]
     timing = request.timing(len(plan.cases.prompts))
     advance = bar.task("Timing", len(timed) * len(timing.batch_sizes) * (timing.rounds + 1))
     timings = time_methods(plan, timed, timing, advance)
@@ -167,7 +170,7 @@ def _results(plan: Plan, request: Request, recorded: Mapping[str, Any], measured
         columns=all_columns(columns),
         prompts=list(request.prompts),
         methods=measured,
-        complexity=read_complexity(plan.store, plan.methods[0], plan.cases),
+        complexity=read_complexity(plan.store, plan.methods[0], plan.cases, measured),
         warnings=[warning for warning in warnings if warning],
     ).compared_with(request.compare_with)
 
@@ -193,6 +196,11 @@ def _with_policy(
     boundary = max(kind.boundary for kind in policy.kinds)
     ours = ada_methods(policy, weights, request.budgets, request.mean_budgets, steps)
     middle = ours[len(weights) // 2]
+    rivals = [
+        row
+        for name, rival in request.rivals.items()
+        for row in rival_methods(name, rival.to(subject.device).eval(), request.mean_budgets, steps)
+    ]
     methods = [
         full_method(steps),
         *fewer_steps(steps),
@@ -201,6 +209,7 @@ def _with_policy(
         *ours,
         *(random_method(like, _actions_of(store, like, cases), policy, request.seed, main=like is middle) for like in ours[: len(weights)]),
         *(shuffled_method(like, policy, main=like is middle) for like in ours[: len(weights)]),
+        *rivals,
         *deep_cache(num_blocks, steps),
     ]  # fmt: skip
     if request.search_prompts:

@@ -83,6 +83,8 @@ class EvaluationOptions:
     """Shares of the compute that the policy spends on every image."""
     mean_budgets: list[float] = field(default_factory=lambda: list(DEFAULT_MEAN_BUDGETS))
     """Shares that it spends on average, each image as it needs."""
+    rivals: dict[str, str] = field(default_factory=dict)
+    """Other policies to compare with: names, each with a folder or Hub id."""
     compare_with: str = FULL_COMPUTE
     """The row that paired differences are taken to."""
     keep_images: bool = False
@@ -136,6 +138,7 @@ def run_options(options: EvaluationOptions) -> Results:
         quality_weights=options.quality_weights,
         budgets=options.budgets,
         mean_budgets=options.mean_budgets,
+        rivals={name: AdaPolicy.from_pretrained(source) for name, source in options.rivals.items()},
         sources={name: getattr(options, name) for name in ("policy", "base_model", "scorer", "prompts")},
         settings={"split": options.split},
     )

@@ -10,6 +10,7 @@ from torch import Tensor
 from ada.evaluation.measure import MOST_IMAGES, Metric, TimingPlan
 from ada.evaluation.measure.results import PUBLISHED
 from ada.evaluation.methods import FULL_COMPUTE, Method
+from ada.policy import AdaPolicy
 from ada.schedules import Ladder
 
 DEFAULT_BUDGETS = (0.85, 0.7)
@@ -46,6 +47,7 @@ class Request:
         quality_weights: λ at which the policy runs; by default three, log-spaced over the range that it was trained on.
         budgets: shares of the compute that the policy spends on every image.
         mean_budgets: shares that it spends on average, each image as it needs; policies without a measured curve have none.
+        rivals: other policies by name, each a row per mean budget, such as a gate of six scalars.
         extra_methods: further methods, such as calibrated schedules; see `planned_method`.
         sources: folders and Hub ids to name in `results.json`, such as the policy's; of a folder, only its last part is kept.
         settings: what else to record there.
@@ -72,6 +74,7 @@ class Request:
     quality_weights: Sequence[float] | None = None
     budgets: Sequence[float] = DEFAULT_BUDGETS
     mean_budgets: Sequence[float] = DEFAULT_MEAN_BUDGETS
+    rivals: Mapping[str, AdaPolicy] = field(default_factory=dict)
     extra_methods: Sequence[Method] = ()
     sources: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)

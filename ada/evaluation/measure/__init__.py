@@ -1,6 +1,6 @@
 """How methods are measured: run, counted, timed, stored, and summed up with intervals that hold."""
 
-from ada.evaluation.measure.collect import EDGE_DENSITY, PROMPT_LENGTH, collect_results, read_complexity
+from ada.evaluation.measure.collect import EDGE_DENSITY, PROMPT_LENGTH, SENSITIVITY, collect_results, read_complexity
 from ada.evaluation.measure.environment import describe_environment, public_name
 from ada.evaluation.measure.frechet import too_few_images
 from ada.evaluation.measure.matches import Match
@@ -16,6 +16,7 @@ __all__ = [
     "EDGE_DENSITY",
     "MOST_IMAGES",
     "PROMPT_LENGTH",
+    "SENSITIVITY",
     "VIDEO_COLUMNS",
     "Bar",
     "Column",

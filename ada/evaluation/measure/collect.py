@@ -34,11 +34,12 @@ from ada.evaluation.measure.results import (
 from ada.evaluation.measure.statistics import Estimate
 from ada.evaluation.measure.store import Store
 from ada.evaluation.measure.timing import Timing
-from ada.evaluation.methods import FEWER_STEPS, FULL_COMPUTE, Method
+from ada.evaluation.methods import FEWER_STEPS, FULL_COMPUTE, STATIC, Method
 from ada.evaluation.subject import Cases
 
 EDGE_DENSITY = "edge_density"
 PROMPT_LENGTH = "prompt_length"
+SENSITIVITY = "sensitivity"
 STATIC_GROUPS = ("plain", "blockdance", "static")
 
 
@@ -110,12 +111,18 @@ def read_record(store: Store, method: Method, cases: Cases) -> Record:
     )  # fmt: skip
 
 
-def read_complexity(store: Store, reference: Method, cases: Cases) -> dict[str, list[float]]:
-    """Edge density of the reference images, the mean over the seeds, and number of words of the prompts."""
+def read_complexity(
+    store: Store, reference: Method, cases: Cases, results: Sequence[MethodResult] = ()
+) -> dict[str, list[float]]:
+    """What images differ in: edge density of the reference, the mean over the seeds; number of words of the prompt; and sensitivity,
+    the mean bounded damage over the searched static schedules among the results, which is what an oracle spends by.
+    """
     edges = [value for number in range(len(cases.batches())) for value in store.batch(reference, number)["edge_density"]]
     densities = statistics.per_prompt(edges, cases.num_seeds)
     words = [float(len(prompt.split())) for prompt in cases.prompts[: len(densities)]]
-    return {EDGE_DENSITY: densities, PROMPT_LENGTH: words}
+    static = [method.per_prompt[BOUNDED] for method in results if method.family == STATIC and BOUNDED in method.per_prompt]
+    sensitivity = {SENSITIVITY: np.mean(static, axis=0).tolist()} if static else {}
+    return {EDGE_DENSITY: densities, PROMPT_LENGTH: words, **sensitivity}
 
 
 def with_matches(results: Sequence[MethodResult], num_seeds: int = 1) -> list[MethodResult]:

@@ -1,6 +1,6 @@
 """What is compared: the plain pipeline, BlockDance, other people's caches, and the policy."""
 
-from ada.evaluation.methods.ada import ada_methods, ladder_methods, random_method, shuffled_method
+from ada.evaluation.methods.ada import ada_methods, ladder_methods, random_method, rival_methods, shuffled_method
 from ada.evaluation.methods.base import (
     ADA,
     ADA_BUDGET,
@@ -48,6 +48,7 @@ __all__ = [
     "peer_methods",
     "planned_method",
     "random_method",
+    "rival_methods",
     "shuffled_method",
     "threshold_methods",
     "training_free",

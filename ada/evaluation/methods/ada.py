@@ -75,6 +75,27 @@ def ada_methods(
     ]  # fmt: skip
 
 
+def rival_methods(name: str, policy: AdaPolicy, mean_budgets: Sequence[float], num_inference_steps: int) -> list[Method]:
+    """Another policy at the same mean budgets; without a measured curve, at the weight λ that it was saved with.
+
+    Args:
+        name: what to call it.
+        policy: the policy.
+        mean_budgets: shares of the compute to spend on average.
+        num_inference_steps: denoising steps.
+    """
+    wishes = {f"mean {budget:.0%}": {"mean_compute": budget} for budget in mean_budgets} if policy.config.get("curve") else {}
+    return [
+        Method(
+            name=f"{name} {label}".strip(), family=name, group="peers", label=label or name,
+            num_inference_steps=num_inference_steps, accelerate=_wished(policy, options),
+            note=f"The policy {name} at the budgets of Ada. Its MACs and its latency contain its network.", settings=options,
+            timed=place == 0,
+        )
+        for place, (label, options) in enumerate((wishes or {"": {}}).items())
+    ]  # fmt: skip
+
+
 def _wished(policy: AdaPolicy, options: dict[str, float], control: Callable[[AdaPolicy], Decider] | None = None) -> Accelerate:
     """The policy with a wish, or why it cannot be met."""
     try:

@@ -79,7 +79,7 @@ class Method:
         data_dependent: whether the work depends on the images, so that it is counted for every batch, not once.
         must_save: whether a run that does not save MACs means that the method never took hold.
         main: whether it runs by default; the others are settings around a main one, which a sweep runs as well.
-        timed: whether its latency is measured: hardly depends on a setting whose neighbours are timed.
+        timed: whether the latency of a main one is measured; where a neighbouring setting is timed, it tells nothing new.
     """
 
     name: str

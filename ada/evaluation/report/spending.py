@@ -5,10 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ada.evaluation.measure import EDGE_DENSITY, PROMPT_LENGTH, Estimate
+from ada.evaluation.measure import EDGE_DENSITY, PROMPT_LENGTH, SENSITIVITY, Estimate
 from ada.evaluation.measure.statistics import rank_correlation
 
-TITLES = {EDGE_DENSITY: "edge density of the reference", PROMPT_LENGTH: "words in the prompt"}
+TITLES = {
+    SENSITIVITY: "the damage of searched schedules, by which an oracle spends",
+    EDGE_DENSITY: "edge density of the reference",
+    PROMPT_LENGTH: "words in the prompt",
+}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,16 @@ from policies import build_step_policy
 
 from ada.evaluation.measure.counting import Count
 from ada.evaluation.measure.run import run_batch
-from ada.evaluation.methods import Planned, ada_methods, full_method, ladder_methods, one_by_one, planned_method, unchanged
+from ada.evaluation.methods import (
+    Planned,
+    ada_methods,
+    full_method,
+    ladder_methods,
+    one_by_one,
+    planned_method,
+    rival_methods,
+    unchanged,
+)
 from ada.evaluation.methods.ada import RandomAsOften, Shuffled, most_used_kind
 from ada.evaluation.methods.base import Method, Unavailable
 from ada.evaluation.methods.plain import MOST_STEP_COUNTS, blockdance, deep_cache, fewer_steps
@@ -35,7 +44,7 @@ def decided(rows: list[dict[int, int]]) -> torch.Tensor:
     return torch.tensor([[row.get(step, 0) for step in range(STEPS)] for row in rows])
 
 
-def test_fewer_steps_go_down_to_half_and_every_second_is_timed() -> None:
+def test_fewer_steps_go_down_to_half_and_every_second_runs_by_default() -> None:
     methods = fewer_steps(20)
     assert [method.num_inference_steps for method in methods] == [19, 18, 17, 16, 15, 14, 13, 12, 11, 10]
     assert [method.num_inference_steps for method in methods if method.main] == [18, 16, 14, 12, 10]
@@ -114,6 +123,16 @@ def test_ada_at_weights_and_budgets(tmp_path: Path) -> None:
     assert at_budget.accelerate.plan.compute == 0.7
 
 
+def test_another_policy_without_a_curve_runs_as_it_was_saved(tmp_path: Path) -> None:
+    build_pixart_pipeline().save_pretrained(tmp_path / "pipeline")
+    policy = build_step_policy(FrozenPipeline(str(tmp_path / "pipeline"), STEPS, ARGUMENTS)).with_options(quality_weight=3.0)
+    (row,) = rival_methods("Gate", policy, [0.8, 0.7], STEPS)
+    assert (row.name, row.family, row.group, row.settings) == ("Gate", "Gate", "peers", {})
+    assert isinstance(row.accelerate, Planned)
+    assert isinstance(row.accelerate.plan, StepPolicy)
+    assert row.accelerate.plan.quality_weight == 3.0
+
+
 def test_a_schedules_settings_say_what_it_does() -> None:
     plan = ReuseSchedule(torch.tensor([[0, 0, 1, 0]]), (Reuse(boundary=1),))
     assert planned_method("a", "", "static", "", 4, plan, "").settings == {
@@ -134,12 +153,12 @@ def test_one_by_one_gives_each_image_its_own_row_and_the_same_image(subject: Sub
 
 
 def test_the_rungs_of_a_ladder_are_static_rows() -> None:
-    """Of three rungs the first computes everything; the one nearest to each level is main."""
+    """Of three rungs the first computes everything; the one nearest to each level is timed."""
     ladder = Ladder(
         torch.tensor([[0] * 10, [0, 0, 0, 0, 0, 1, 0, 1, 0, 0], [0, 0, 0, 1, 0, 1, 0, 1, 0, 1]]), (Reuse(boundary=2),), (2,)
     )
     methods = ladder_methods(ladder, 10)
-    assert [(method.name, method.label, method.main) for method in methods] == [
+    assert [(method.name, method.label, method.timed) for method in methods] == [
         ("Static rung 1, 20%", "20%", True),
         ("Static rung 2, 40%", "40%", True),
     ]

@@ -20,7 +20,7 @@ from ada.evaluation.measure.statistics import Estimate
 from ada.evaluation.measure.store import Store
 from ada.evaluation.measure.timing import TimingPlan, time_methods
 from ada.evaluation.measure.together import run_together, shared_plan
-from ada.evaluation.methods import Method, NotApplicableError, Planned, Run, full_method, planned_method, unchanged
+from ada.evaluation.methods import STATIC, Method, NotApplicableError, Planned, Run, full_method, planned_method, unchanged
 from ada.evaluation.methods.ada import Shuffled
 from ada.evaluation.methods.threshold import ThresholdRule
 from ada.evaluation.subject import Cases, Subject, generate, prompt_seed
@@ -226,6 +226,15 @@ def test_complexity_is_that_of_the_reference_images(backbone: FrozenPipeline, tm
     images = generate(plan.subject, CASES.prompts, CASES.seeds, STEPS).images
     assert found["prompt_length"] == [1, 2, 1, 2, 1]
     assert found["edge_density"] == pytest.approx(edge_density(images).tolist(), abs=0.02)
+
+
+def test_sensitivity_is_the_mean_damage_of_searched_schedules(backbone: FrozenPipeline, tmp_path: Path) -> None:
+    searched = [replace(method(name, Planned(WORSE)), family=STATIC) for name in ("one", "two")]
+    plan = plan_of(backbone, tmp_path, [*searched, method("other", unchanged, steps=3)])
+    results = collect_results(plan.store, plan.methods, measure(plan), {}, CASES)
+    found = read_complexity(plan.store, plan.methods[0], CASES, results)
+    assert found["sensitivity"] == pytest.approx(results[1].per_prompt["bounded_damage"])
+    assert "sensitivity" not in read_complexity(plan.store, plan.methods[0], CASES, [results[0], results[3]])
 
 
 @pytest.fixture
