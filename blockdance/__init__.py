@@ -9,6 +9,7 @@ from blockdance.layouts import BlockLayout, find_layout, register_layout
 from blockdance.observation import PolicyState
 from blockdance.plan import Decider, Plan
 from blockdance.plan_file import load_plan, save_plan
+from blockdance.recording import Recording
 from blockdance.report import BlockDanceReport
 from blockdance.schedule import (
     BlockDanceConfig,
@@ -35,6 +36,7 @@ __all__ = [
     "Kind",
     "Plan",
     "PolicyState",
+    "Recording",
     "Reuse",
     "ReuseExecutor",
     "ReuseSchedule",

@@ -13,6 +13,7 @@ from blockdance.drivers import unwrapped
 from blockdance.errors import UnsupportedModelError
 from blockdance.plan import Plan
 from blockdance.plan_source import resolve_plan
+from blockdance.recording import Recording
 from blockdance.report import BlockDanceReport, joined
 from blockdance.runtime import Controller
 from blockdance.schedule import BlockDanceConfig
@@ -104,6 +105,7 @@ def apply_blockdance(
     guidance_branches: int | None = None,
     groups: Sequence[int] | None = None,
     max_rows: int | None = None,
+    recording: Recording | None = None,
 ) -> BlockDanceHandle:
     """Turns BlockDance on, on a diffusers pipeline or a transformer alone.
 
@@ -121,6 +123,8 @@ def apply_blockdance(
         groups: a number for each image of the batch; images of one number have the same prompt and noise, so what they share, as
             long as their actions are equal, is computed once. For trying many schedules on one image.
         max_rows: most rows that the transformer is given at once; a larger batch runs in parts.
+        recording: replays the transformer's outputs of some steps instead of computing them, see `Recording`. It is of one
+            transformer: where there are several, all is computed.
 
     Raises:
         UnsupportedModelError: no block layout is known, or the pipeline has no (such) transformer.
@@ -129,7 +133,11 @@ def apply_blockdance(
     """
     transformers = transformers_of(target, component)
     options = Options(
-        num_inference_steps=num_inference_steps, guidance_branches=guidance_branches, groups=groups, max_rows=max_rows
+        num_inference_steps=num_inference_steps,
+        guidance_branches=guidance_branches,
+        groups=groups,
+        max_rows=max_rows,
+        recording=recording,
     )
     pipeline = _pipeline(target)
     loaded = resolve_plan(BlockDanceConfig() if plan is None else plan, transformers)

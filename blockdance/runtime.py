@@ -22,6 +22,7 @@ from blockdance.groups import Groups
 from blockdance.layouts import BlockLayout, block_stack, blocks_of, parameter_names
 from blockdance.overrides import is_compiled
 from blockdance.plan import Decider, Plan, plan_kinds
+from blockdance.recording import Recording
 from blockdance.report import BlockDanceReport, report_of
 from blockdance.schedule import COMPUTE, BlockDanceConfig, ReuseSchedule
 from blockdance.state import ReuseState
@@ -44,6 +45,7 @@ class Controller:
         groups: a number for each image of the batch; images of one number have the same prompt and noise, so what they share, as
             long as their actions are equal, is computed once. None where all images differ.
         max_rows: most rows that the model is given at once.
+        recording: replays some steps of every generation.
     """
 
     def __init__(
@@ -56,11 +58,13 @@ class Controller:
         guidance_branches: int | None = None,
         groups: Sequence[int] | None = None,
         max_rows: int | None = None,
+        recording: Recording | None = None,
     ) -> None:
         self._transformer = transformer
         self._layout = layout
         self._plan = plan
         self._guidance_branches = guidance_branches
+        self._recording = recording
         self._pipeline = pipeline
         self._steps = StepTracker(pipeline, num_inference_steps, layout.timestep_rises)
         self._parameters = parameter_names(transformer)
@@ -171,9 +175,13 @@ class Controller:
         actions = self._actions(generation, state, place.step, self._layout.splits_rows(inputs))
         # before the call: some models take the items off a list that they are given
         shape = branch.look(inputs, self._layout.timestep)
-        twins = None if self._groups is None else self._groups.twins(generation, place.step)
-        with self._room_for_graphs():
-            output = self._executor.run(forward, args, kwargs, state, actions, self._steps.sigmas[place.step], twins)
+        output = None if self._recording is None else self._recording.replay(place.step, place.branch)
+        if output is None:
+            twins = None if self._groups is None else self._groups.twins(generation, place.step)
+            with self._room_for_graphs():
+                output = self._executor.run(forward, args, kwargs, state, actions, self._steps.sigmas[place.step], twins)
+            if self._recording is not None:
+                self._recording.record(place.step, place.branch, output)
         if self._consultation is not None:
             self._consultation.observe(generation, state, place, inputs)
         generation.calls.append(Call(shape, actions))

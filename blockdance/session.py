@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary, proxy, ref
 
@@ -12,6 +12,7 @@ from torch import nn
 from blockdance.drivers import Driver
 from blockdance.layouts import find_layout
 from blockdance.plan import Plan
+from blockdance.recording import Recording
 from blockdance.runtime import Controller
 from blockdance.savings import warn_of_nothing_saved
 
@@ -24,6 +25,7 @@ class Options:
     guidance_branches: int | None = None
     groups: Sequence[int] | None = None
     max_rows: int | None = None
+    recording: Recording | None = None
 
 
 class Loop:
@@ -39,7 +41,7 @@ class Loop:
     def __init__(self, transformers: Mapping[str, nn.Module], plan: Plan, options: Options, pipeline: Any) -> None:
         # a pipeline that nobody else keeps may go: servers make one for every request
         kept = proxy(pipeline) if isinstance(pipeline, DiffusionPipeline) else pipeline
-        arguments = {name: getattr(options, name) for name in asdict(options)}
+        arguments = vars(options) | ({"recording": None} if len(transformers) > 1 else {})
         self.controllers = {
             name: Controller(transformer, find_layout(transformer), plan, kept, **arguments)
             for name, transformer in transformers.items()

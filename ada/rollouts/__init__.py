@@ -4,17 +4,21 @@ from ada.rollouts.collect import Collector
 from ada.rollouts.driver import Rollout, probe, roll_out
 from ada.rollouts.loop import SamplingLoop
 from ada.rollouts.pipeline import FrozenPipeline, Generated
+from ada.rollouts.references import References
 from ada.rollouts.table import Case, Row, Table
+from ada.rollouts.tape import Tape
 
 __all__ = [
     "Case",
     "Collector",
     "FrozenPipeline",
     "Generated",
+    "References",
     "Rollout",
     "Row",
     "SamplingLoop",
     "Table",
+    "Tape",
     "probe",
     "roll_out",
 ]

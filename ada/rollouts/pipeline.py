@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 from ada.rollouts.fingerprints import described, weights_digest
 from ada.rollouts.loop import SamplingLoop
 from ada.rollouts.sharing import shared_components
-from blockdance import BlockDanceReport, ForwardCost, Plan, Reuse, apply_blockdance, find_layout, full_compute
+from blockdance import BlockDanceReport, ForwardCost, Plan, Recording, Reuse, apply_blockdance, find_layout, full_compute
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Inputs = Callable[[Sequence[Any]], Mapping[str, Any]]
@@ -106,7 +106,12 @@ class FrozenPipeline:
 
     @torch.inference_mode()
     def generate(
-        self, prompts: Sequence[Any], seeds: Sequence[int], plan: Plan, groups: Sequence[int] | None = None
+        self,
+        prompts: Sequence[Any],
+        seeds: Sequence[int],
+        plan: Plan,
+        groups: Sequence[int] | None = None,
+        recording: Recording | None = None,
     ) -> Generated:
         """One call of the pipeline under a plan.
 
@@ -115,12 +120,20 @@ class FrozenPipeline:
             seeds: of each image's noise, which depends on its seed alone.
             plan: what reuses.
             groups: a number for each image; equal ones have the same prompt and noise, and share what they can.
+            recording: replays the transformer's outputs of some steps.
         """
         told = {self.prompt_argument: list(prompts)} if self.inputs is None else self.inputs(prompts)
         steps = self.num_inference_steps
         with (
             shared_components(self.pipeline, self.max_images),
-            apply_blockdance(self.pipeline, plan, num_inference_steps=steps, groups=groups, max_rows=self.max_rows) as handle,
+            apply_blockdance(
+                self.pipeline,
+                plan,
+                num_inference_steps=steps,
+                groups=groups,
+                max_rows=self.max_rows,
+                recording=recording,
+            ) as handle,
         ):
             output = self.pipeline(
                 num_inference_steps=steps,

@@ -11,7 +11,7 @@ from blockdance import PolicyState, ReuseSchedule
 
 
 class SampledSchedules:
-    """A decider that draws a group of schedules per prompt; the first of each prompt's rows computes everything: the reference.
+    """A decider that draws a group of schedules per prompt.
 
     Args:
         policy: decides.
@@ -33,8 +33,7 @@ class SampledSchedules:
         self.state = state.take(range(0, state.num_images, group))
         self.logits = self._policy(self.state, self._quality_weights)
         self.decisions = self._draw(self.logits)
-        with_reference = torch.cat([torch.zeros_like(self.decisions[:, :1]), self.decisions], 1)
-        return self._policy.schedule(with_reference.flatten(0, 1), state.num_steps)
+        return self._policy.schedule(self.decisions.flatten(0, 1), state.num_steps)
 
     def check(self, transformer: nn.Module) -> None:
         """It was made for the model that is trained over."""

@@ -18,7 +18,7 @@ from ada import reinforce
 from ada.policy import BaseModel, StepPolicy
 from ada.reinforce import AdvantageKind
 from ada.rewards import WeightedReward
-from ada.rollouts import FrozenPipeline, probe
+from ada.rollouts import Case, FrozenPipeline, References, Tape, probe
 from ada.training import pictures
 from ada.training.sampling import SampledRollout, SampledSchedules
 from blockdance import Reuse
@@ -44,6 +44,9 @@ class StepTraining(LightningModule):
         gradient_clip: largest norm of the gradient.
         hidden_size, num_layers, num_heads: of the policy's transformer blocks.
         seed: seed of the noise, of λ and of the sampled schedules.
+        tape: folder of the tape, which keeps the references and the outputs of the steps before ρ for later epochs and runs; None
+            keeps them in memory alone.
+        tape_memory, tape_disk: most that it takes in memory and on disk, in GiB and by process.
     """
 
     def __init__(
@@ -66,6 +69,9 @@ class StepTraining(LightningModule):
         num_layers: int = 3,
         num_heads: int = 4,
         seed: int = 0,
+        tape: Path | None = None,
+        tape_memory: float = 1.0,
+        tape_disk: float = 16.0,
     ) -> None:
         super().__init__()
         low, high = reinforce.check_quality_weights(quality_weight_range)
@@ -97,6 +103,11 @@ class StepTraining(LightningModule):
             raise ValueError(
                 f"With {pipeline.num_inference_steps} steps, `prefix` {prefix} and `forced_tail` {forced_tail}, no step is left to decide."
             )
+        num_taped = self.policy.decision_steps(pipeline.num_inference_steps)[0] - 1
+        settings = None if tape is None else {"base": pipeline.fingerprint(), "steps": num_taped}
+        self.references = References(
+            pipeline, Tape(int(tape_memory * 2**30), tape, settings, int(tape_disk * 2**30)), num_taped
+        )
         self.reward_mean: Tensor
         self.register_buffer("reward_mean", torch.zeros(()))  # running mean, the baseline of the `ema` advantage
         self.validation_history: list[dict[str, float]] = []
@@ -157,7 +168,8 @@ class StepTraining(LightningModule):
     def _roll_out(
         self, prompts: list[str], seeds: Sequence[int], weights: Tensor, draw: Callable[[Tensor], Tensor], group: int
     ) -> SampledRollout:
-        """One call of the pipeline: the reference and a group of schedules of every prompt, which share their steps up to ρ.
+        """One call of the pipeline: a group of schedules of every prompt. Their steps before ρ are replayed from the tape, as is the
+        reference; what is not on it yet is made first.
 
         Args:
             prompts: the prompts; one that comes several times with equal noise shares its steps too.
@@ -167,16 +179,20 @@ class StepTraining(LightningModule):
             group: schedules per prompt.
         """
         decider = SampledSchedules(self.policy, weights, draw)
-        cases = [case for case in zip(prompts, seeds, strict=True) for _ in range(1 + group)]
+        cases = [Case(prompt, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
+        records = self.references.of(cases)
+        reference = self.references.images(records)
         first = {case: place for place, case in reversed(list(enumerate(cases)))}
         generated = self.pipeline.generate(
-            [prompt for prompt, _ in cases], [seed for _, seed in cases], decider, groups=[first[case] for case in cases]
+            [case.prompt for case in cases for _ in range(group)],
+            [case.seed for case in cases for _ in range(group)],
+            decider,
+            groups=[first[case] for case in cases for _ in range(group)],
+            recording=self.references.steps([record for record in records for _ in range(group)]),
         )
         assert decider.state is not None, "the pipeline ran, so it was asked"
-        images = generated.images.unflatten(0, (len(prompts), 1 + group))
-        reference = images[:, 0]
         scored = self.reward(
-            images[:, 1:].flatten(0, 1),
+            generated.images,
             [prompt for prompt in prompts for _ in range(group)],
             reference.repeat_interleave(group, 0),
             update_statistics=self.training,
@@ -187,7 +203,7 @@ class StepTraining(LightningModule):
             decider.logits,
             decider.decisions,
             reference,
-            images[:, 1:],
+            generated.images.unflatten(0, shape),
             scored.total.unflatten(0, shape).clone(),
             self.compute_saved(decider.decisions),
             {name: part.unflatten(0, shape).clone() for name, part in scored.parts.items()},

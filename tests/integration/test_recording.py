@@ -1,0 +1,42 @@
+"""Steps that are replayed from a recording, in stock pipelines: nothing runs, and the images are the same to the bit."""
+
+from typing import Any
+
+import pytest
+import torch
+from integration.pipelines import CASES, STEPS, generate
+
+from ada.rollouts.references import TapedSteps
+from blockdance import Reuse, ReuseSchedule, apply_blockdance
+
+LISTS = {"z_image"}
+"""Models whose outputs are lists of images: they are computed."""
+RECORDED = 3
+ACTIONS = [[0, 0, 0, 0, 0, 1], [0, 0, 0, 0, 1, 1]]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_replayed_steps_run_nothing_and_change_nothing(name: str) -> None:
+    case = CASES[name]
+    pipeline = case.build()
+    pipeline.set_progress_bar_config(disable=True)
+    calls: list[int] = []
+    num_steps: list[int] = []
+    first_block = next(module for module in pipeline.transformer.modules() if isinstance(module, torch.nn.ModuleList))[0]
+    first_block.register_forward_pre_hook(lambda *_: calls.append(1))
+    forms: dict[str, Any] = {}
+    records: list[dict[str, torch.Tensor]] = [{}, {}]
+    schedule = ReuseSchedule(torch.tensor(ACTIONS), (Reuse(boundary=1),))
+    images, counts = [], []
+    for _ in range(2):
+        with apply_blockdance(pipeline, schedule, recording=TapedSteps(records, RECORDED, forms)) as handle:
+            images.append(generate(case, pipeline))
+            num_steps.append(handle.report().actions.shape[1])
+        counts.append(len(calls))
+        calls.clear()
+    assert num_steps == [STEPS, STEPS]
+    assert torch.equal(images[0], images[1])
+    if name in LISTS:
+        assert counts[0] == counts[1]
+    else:
+        assert counts[0] - counts[1] == RECORDED * case.calls
