@@ -38,8 +38,9 @@ ONE_BY_ONE, FIRST, TAPED, KNOWN = "one call a rollout", "shared, first epoch", "
 class Stopwatch:
     """Seconds of every stage: those of the modules that do it."""
 
-    def __init__(self, pipeline: FrozenPipeline) -> None:
+    def __init__(self, pipeline: FrozenPipeline, clock: Callable[[], float]) -> None:
         components = pipeline.pipeline
+        self._clock = clock
         self._modules = {
             "encode": components.text_encoder, "denoise": components.transformer, "decode": components.vae.decoder,
         }  # fmt: skip
@@ -54,23 +55,22 @@ class Stopwatch:
                     hooks.callback(hook.remove)  # type: ignore[attr-defined]
             yield
 
+    def now(self) -> float:
+        """The time when all that was given to the device is done."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return self._clock()
+
     def _hooks(self, stage: str, module: nn.Module) -> list[object]:
         started: list[float] = []
 
         def end(*_: object) -> None:
-            self.seconds[stage] += now() - started.pop()
+            self.seconds[stage] += self.now() - started.pop()
 
         return [
-            module.register_forward_pre_hook(lambda *_: started.append(now())),
+            module.register_forward_pre_hook(lambda *_: started.append(self.now())),
             module.register_forward_hook(end, always_call=True),
         ]
-
-
-def now() -> float:
-    """The time when all that was given to the device is done."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 class Workload:
@@ -91,7 +91,8 @@ class Workload:
         self.actions = torch.zeros(len(self.cases), self.group, options.steps, dtype=torch.int64)
         decided = self.actions[..., self.decision_step + 1 : -1]
         decided.copy_(torch.randint(2, decided.shape, generator=torch.Generator().manual_seed(0)))
-        self.stopwatch = Stopwatch(self.pipeline)
+        self.clock = time.process_time if options.cpu_time else time.perf_counter
+        self.stopwatch = Stopwatch(self.pipeline, self.clock)
         self.references = self.new_references()
         self.quality: dict[str, Tensor] = {}
 
@@ -135,9 +136,9 @@ class Workload:
         return self.score(generated.images, [case.prompt for case in rows], reference)
 
     def score(self, images: Tensor, prompts: list[str], reference: Tensor) -> Tensor:
-        started = now()
+        started = self.stopwatch.now()
         total = self.reward(images, prompts, reference).total
-        self.stopwatch.seconds["reward"] += now() - started
+        self.stopwatch.seconds["reward"] += self.stopwatch.now() - started
         return total
 
 
@@ -170,6 +171,7 @@ def main() -> None:
     parser.add_argument("--group", type=int, default=8, help="schedules of each prompt")
     parser.add_argument("--repeats", type=int, default=3, help="rounds that are timed")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--cpu-time", action="store_true", help="count this process's own seconds: others use the machine too")
     parser.add_argument("--ladder", help="file of a ladder whose cost is told instead")
     parser.add_argument("--blocks", type=int, default=28, help="of the ladder's transformer")
     options = parser.parse_args()
@@ -211,7 +213,7 @@ def speed_table(work: Workload, repeats: int, folder: Path) -> Table:
         return call
 
     with work.stopwatch.running():
-        seconds = interleave({way: timed(way, run) for way, run in ways.items()}, repeats, warm_up=1)
+        seconds = interleave({way: timed(way, run) for way, run in ways.items()}, repeats, 1, work.clock)
     for way, quality in work.quality.items():
         torch.testing.assert_close(quality, work.quality[ONE_BY_ONE], atol=1e-4, rtol=0, msg=f"{way}: other rewards")
     table = Table(

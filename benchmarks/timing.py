@@ -7,17 +7,22 @@ from collections.abc import Callable, Mapping
 import torch
 
 
-def interleave(functions: Mapping[str, Callable[[], object]], repeats: int, warm_up: int = 2) -> dict[str, list[float]]:
+def interleave(
+    functions: Mapping[str, Callable[[], object]],
+    repeats: int,
+    warm_up: int = 2,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
     """Seconds of every function, `repeats` times each, one after the other in every round."""
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for round_number in range(warm_up + repeats):
         for name, function in functions.items():
             _synchronize()
-            start = time.perf_counter()
+            start = clock()
             function()
             _synchronize()
             if round_number >= warm_up:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
     return seconds
 
 
