@@ -100,7 +100,8 @@ class Tape:
             self._files.pop(file, None)
             logger.warning("%s cannot be read (%s). It is now %s; its steps are run again.", file, error, broken.name)
             return None
-        self._files[file] = self._files.pop(file, None) or file.stat().st_size
+        if file in self._files:  # else it is another process's
+            self._files.move_to_end(file)
         return record
 
     def _write(self, case: Case, record: Record) -> None:
@@ -135,5 +136,6 @@ def _bytes_of(record: Record) -> int:
 def _checksum(record: Record) -> str:
     total = 0
     for name in sorted(record):
-        total = zlib.crc32(record[name].contiguous().flatten().view(torch.uint8).numpy(), zlib.crc32(name.encode(), total))
+        content = record[name].flatten().view(torch.uint8).numpy().data
+        total = zlib.crc32(content, zlib.crc32(name.encode(), total))
     return f"{total:08x}"
