@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import io
+import json
 import socket
 import statistics
 import subprocess
@@ -10,14 +11,14 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 from jsonargparse import auto_cli
 from PIL import Image
-
-from ada.data import load_prompts
 
 TOGETHER, PLAIN, ALONE = "reuse, batches", "every step computed, batches", "reuse, one at a time"
 Answers = list[dict[str, Any]]
@@ -27,6 +28,8 @@ BUDGETS = (0.6, 0.75, 0.9)
 
 def load_test(requests: int = 32, users: int = 8, steps: int = 20, rounds: int = 2) -> None:
     """Prints a table: throughput, latency, what was saved, and how far answers differ from the same requests alone.
+
+    On a machine that others use, read the processor time of the model's process: it does not count what they take.
 
     Args:
         requests: in each round, to each service.
@@ -39,18 +42,23 @@ def load_test(requests: int = 32, users: int = 8, steps: int = 20, rounds: int =
         PLAIN: ["--limits.max_batch", str(users), "--model.policy", "null"],
         ALONE: ["--limits.max_batch", "1"],
     }
-    prompts = load_prompts("checkpoints/emoji-prompts", "test", "prompt", requests)["prompt"]
+    lines = Path("checkpoints/emoji-prompts/test.jsonl").read_text(encoding="utf-8").splitlines()
+    prompts = [json.loads(line)["prompt"] for line in lines[:requests]]
     bodies = [{"prompt": prompt, "seed": seed, "mean_compute": BUDGETS[seed % 3]} for seed, prompt in enumerate(prompts)]
     seconds: dict[str, list[float]] = {name: [] for name in services}
+    processor: dict[str, list[float]] = {name: [] for name in services}
     answers: dict[str, Answers] = {}
     with ExitStack() as stack:
-        addresses = {name: stack.enter_context(_Service(options, steps)) for name, options in services.items()}
+        started = {name: stack.push(_Service(options, steps)) for name, options in services.items()}
+        addresses = {name: service.address() for name, service in started.items()}
         for _ in range(rounds):
             for name, address in addresses.items():
-                start = time.perf_counter()
+                model = psutil.Process(httpx.get(f"{address}/health", timeout=60).json()["model_pid"])
+                start, spent = time.perf_counter(), sum(model.cpu_times()[:2])
                 answers[name] = asyncio.run(_ask_all(address, bodies, users, takes_wishes=name != PLAIN))
                 seconds[name].append(time.perf_counter() - start)
-    print(_table(seconds, answers, requests))
+                processor[name].append(sum(model.cpu_times()[:2]) - spent)
+    print(_table(seconds, processor, answers, requests))
     together, alone = answers[TOGETHER], answers[ALONE]
     apart = [int(np.abs(_pixels(one) - _pixels(other)).max()) for one, other in zip(together, alone, strict=True)]
     print(
@@ -61,15 +69,20 @@ def load_test(requests: int = 32, users: int = 8, steps: int = 20, rounds: int =
 
 
 class _Service:
-    """One service in a process of its own; its address."""
+    """One service in a process of its own; ends when it is left."""
 
     def __init__(self, options: list[str], steps: int) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self._port = free.getsockname()[1]
-        command = [sys.executable, "-m", "examples.serve", "--port", str(self._port), "--model.steps", str(steps), *options]
+        command = [sys.executable, "-m", "examples.serve", "--port", str(self._port), "--model.steps", str(steps)]
+        command += [*options, "--limits.timeout", "600"]
         self._process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
 
-    def __enter__(self) -> str:
+    def __enter__(self) -> "_Service":
+        return self
+
+    def address(self) -> str:
+        """Its address, when it is ready."""
         address = f"http://127.0.0.1:{self._port}"
         while True:
             try:
@@ -80,7 +93,7 @@ class _Service:
                     raise RuntimeError("The service did not start; run `python -m examples.serve` to see why.") from None
                 time.sleep(0.5)
         # counts MACs and fills caches
-        httpx.post(f"{address}/images", json={"prompt": "warm"}, timeout=300).raise_for_status()
+        httpx.post(f"{address}/images", json={"prompt": "warm"}, timeout=600).raise_for_status()
         return address
 
     def __exit__(self, *error: object) -> None:
@@ -102,20 +115,21 @@ async def _ask_all(address: str, bodies: list[dict[str, Any]], users: int, takes
         return await asyncio.gather(*(ask(client, body) for body in bodies))
 
 
-def _table(seconds: Mapping[str, list[float]], answers: Mapping[str, Answers], requests: int) -> str:
+def _table(
+    seconds: Mapping[str, list[float]], processor: Mapping[str, list[float]], answers: Mapping[str, Answers], requests: int
+) -> str:
     rows = [
         "| service | images a second | against the first | median latency | 95 % of them under | mean batch | compute saved |"
     ]
     rows.append("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
-    throughput = {name: requests / statistics.median(times) for name, times in seconds.items()}
-    first = next(iter(throughput.values()))
     for name, made in answers.items():
         latencies = np.array([answer["seconds"] for answer in made])
         batch = statistics.mean(answer["batch_size"] for answer in made)
         saved = statistics.mean(answer["compute_saved"] for answer in made)
+        speed, cost = requests / statistics.median(seconds[name]), statistics.median(processor[name]) / requests
         rows.append(
-            f"| {name} | {throughput[name]:.2f} | {throughput[name] / first:.2f} | {np.median(latencies):.1f} s | "
-            f"{np.quantile(latencies, 0.95):.1f} s | {batch:.1f} | {saved:.1%} |"
+            f"| {name} | {speed:.2f} | {cost:.2f} s | {np.median(latencies):.1f} s | {np.quantile(latencies, 0.95):.1f} s | "
+            f"{batch:.1f} | {saved:.1%} |"
         )
     return "\n".join(rows)
 
