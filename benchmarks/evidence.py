@@ -6,8 +6,8 @@ that was chosen on the training cases. Nothing is chosen on the test captions.
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,16 @@ from torch import Tensor
 from ada.data import load_prompts
 from ada.policy import BaseModel
 from ada.policy.sight import NUM_SIGNS
-from ada.rewards.damage import bounded_damage
-from ada.rollouts import Case
-from ada.schedules import Tree
-from ada.training import LadderTraining, Outcome, RolloutDataModule, measure_outcome
-from ada.training.ladder import make_optimizer
+from ada.rewards.damage import bounded_damage, visibly_changed
+from ada.rollouts import Case, Table
+from ada.schedules import Ladder, Mixture, Tree
+from ada.training import HeldOut, LadderTraining, Outcome, RolloutDataModule, measure_outcome
+from ada.training.ladder import kept_by_folds
+from ada.training.outcome import paired_interval
 from ada.training.rollout_data import progress
+from blockdance import full_compute
 
-LEVELS = (0.10, 0.15, 0.20, 0.30, 0.40)
+LEVELS = (0.10, 0.15, 0.20, 0.30, 0.40, 0.50)
 NOISE_OF_TEST = 2**41
 NUM_STEPS = 300
 X0_CHANGE = 0
@@ -45,6 +47,8 @@ class Variant:
         cases: how many training cases; None for all.
         inputs: which part of what is seen is kept: all, signs, pooled, x0, six.
         shuffled: whether each test image is decided by another's state.
+        looks: the steps after which it decides; None for all of the ladder's.
+        draw: which draw of training cases, with replacement; None for all of them once.
     """
 
     name: str
@@ -52,23 +56,27 @@ class Variant:
     cases: int | None = None
     inputs: str = "all"
     shuffled: bool = False
-    seed: int = 0
+    looks: tuple[int, ...] | None = None
+    draw: int | None = None
 
 
-def variants(options: Mapping[str, Any], num_cases: int, seeds: int) -> list[Variant]:
-    """All that is compared; the first is the policy itself."""
-    sizes = [size for size in (40, 80, 160, 320, 640) if size < num_cases]
+def variants(options: Mapping[str, Any], ladder: Ladder, num_cases: int, draws: int) -> list[Variant]:
+    """All that is compared; the first is the policy itself. Training holds no chance of its own, so it is drawn what it learns from."""
+    sizes = [size for size in (60, 120, 240, 480, 960) if size < num_cases]
+    first, middle = ladder.decision_steps[0], ladder.decision_steps[len(ladder.decision_steps) // 2]
     return [
-        *(Variant(f"policy, seed {seed}", options, seed=seed) for seed in range(seeds)),
+        Variant("policy", options),
+        *(Variant(f"training images drawn anew, {draw}", options, draw=draw) for draw in range(1, draws)),
         Variant("shuffled states", options, shuffled=True),
         *(Variant(f"{size} training images", options, cases=size) for size in sizes),
-        Variant("threshold rule: x̂₀ change alone", {**options, "rank": 1}, inputs="x0"),
-        Variant("gate of six scalars", {**options, "rank": 1}, inputs="six"),
+        Variant(f"one look, after step {first}", options, looks=(first,)),
+        Variant(f"two looks, after steps {first} and {middle}", options, looks=(first, middle)),
+        Variant("threshold rule: x̂₀ change alone", options, inputs="x0"),
+        Variant("gate of six scalars", options, inputs="six"),
         Variant("signs alone", options, inputs="signs"),
         Variant("features and prompt alone", options, inputs="pooled"),
-        Variant("rank 1", {**options, "rank": 1}),
         Variant("exact policy gradient alone", {**options, "critic_weight": 0.0, "policy_gradient_weight": 1.0}),
-        Variant("critic and policy gradient", {**options, "policy_gradient_weight": 0.05}),
+        Variant("critic and policy gradient", {**options, "policy_gradient_weight": 1.0}),
     ]
 
 
@@ -88,16 +96,31 @@ def keep_inputs(sights: Tensor, inputs: str) -> Tensor:
     return sights * kept
 
 
-def fit(variant: Variant, data: RolloutDataModule, base: BaseModel, sights: Tensor, damage: Tensor) -> LadderTraining:
+def at_looks(ladder: Ladder, looks: Sequence[int]) -> tuple[Ladder, list[int]]:
+    """The ladder that is decided at some of its decision steps only, and the places of its nodes among all."""
+    tree = Tree.of(ladder.actions, ladder.decision_steps)
+    fewer = replace(ladder, decision_steps=tuple(looks))
+    nodes = Tree.of(fewer.actions, fewer.decision_steps).nodes.tolist()
+    return fewer, [int(tree.node_of[ladder.decision_steps.index(looks[stage]), rung]) for stage, rung in nodes]
+
+
+def fit(
+    variant: Variant,
+    ladder: Ladder,
+    reuse_costs: Sequence[float],
+    base: BaseModel,
+    sights: Tensor,
+    cost: Tensor,
+    kept: Sequence[Tensor] = (),
+) -> LadderTraining:
     """Trains one variant, whole batches at a time."""
-    training = LadderTraining(**{**variant.options, "seed": variant.seed})
-    cost = bounded_damage(damage, data.visible_damage)
-    training.prepare(base, data.ladder, data.reuse_costs, sights, cost)
-    optimizer = make_optimizer(training.policy, training.learning_rate, training.weight_decay)
+    training = LadderTraining(**variant.options)
+    training.prepare(base, ladder, reuse_costs, sights, cost, kept)
+    optimizer = torch.optim.Adam(training.trained.parameters(), training.learning_rate)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, NUM_STEPS)
-    generator = torch.Generator().manual_seed(variant.seed)
+    generator, places = torch.Generator().manual_seed(0), torch.arange(len(sights))
     for _ in range(NUM_STEPS):
-        loss, _ = training.loss(sights, cost, generator)
+        loss, _ = training.loss(places, generator)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -106,31 +129,76 @@ def fit(variant: Variant, data: RolloutDataModule, base: BaseModel, sights: Tens
     return training
 
 
-def judge(variant: Variant, data: RolloutDataModule, base: BaseModel, test: tuple[Tensor, Tensor], clusters: Tensor) -> Outcome:
+def judge(variant: Variant, data: RolloutDataModule, base: BaseModel, test: Sequence[Tensor]) -> Outcome:
     """Trains a variant and measures it on the test cases."""
-    sights, damage = data.train_data.tensors
-    count = variant.cases or len(sights)
-    chosen = torch.randperm(len(sights), generator=torch.Generator().manual_seed(0))[:count]
-    training = fit(variant, data, base, keep_inputs(sights[chosen], variant.inputs), damage[chosen])
-    seen, harmed = keep_inputs(test[0], variant.inputs), test[1]
+    sights, damage, _ = data.train_data.tensors
+    ladder, nodes = at_looks(data.ladder, variant.looks or data.ladder.decision_steps)
+    generator = torch.Generator().manual_seed(variant.draw or 0)
+    chosen = torch.randperm(len(sights), generator=generator)[: variant.cases]
+    if variant.draw is not None:
+        chosen = torch.randint(len(sights), (len(sights),), generator=generator)
+    seen = keep_inputs(sights[chosen][:, nodes], variant.inputs)
+    cost = bounded_damage(damage[chosen], data.visible_damage)
+    training = fit(variant, ladder, data.reuse_costs, base, seen, cost)
+    seen = keep_inputs(test[0][:, nodes], variant.inputs)
     if variant.shuffled:
         seen = seen[torch.randperm(len(seen), generator=torch.Generator().manual_seed(1))]
-    tree = Tree.of(data.ladder.actions, data.ladder.decision_steps)
-    return measure_outcome(training.policy, tree, seen, harmed, damage, data.visible_damage, LEVELS, clusters)
+    part = HeldOut(training.policy, seen, test[1], damage, test[2])
+    return measure_outcome([part], training.tree, data.visible_damage, LEVELS)
+
+
+def fewer_steps(data: RolloutDataModule, cases: Sequence[Case], counts: Sequence[int], batch_size: int = 16) -> Tensor:
+    """Damage of the plain pipeline with fewer steps, `(cases, counts)`; kept in a table of its own."""
+    pipeline, reward = data.pipeline, data.collector.reward
+    settings = {"base": pipeline.fingerprint(), "fewer_steps": list(counts), "reward": reward.describe()}
+    folder = data.collector.table.folder
+    table = Table(None if folder is None else folder.parent, settings)
+    todo = [case for case in cases if case not in table]
+    with progress("Running fewer steps on test captions", len(todo)) as advance:
+        for start in range(0, len(todo), batch_size):
+            batch = todo[start : start + batch_size]
+            prompts, seeds = [case.prompt for case in batch], [case.seed for case in batch]
+            images = [
+                pipeline.with_steps(count).generate(prompts, seeds, full_compute(1, count)).images
+                for count in (pipeline.num_inference_steps, *counts)
+            ]
+            with torch.inference_mode():
+                losses = [-reward(some, prompts, images[0]).total for some in images]
+            damage = torch.stack([(loss - losses[0]).clamp(min=0) for loss in losses[1:]], 1)
+            table.add(batch, {"damage": damage}, torch.zeros(len(batch), 1, 1))
+            advance(len(batch))
+    return torch.stack([table[case].values["damage"] for case in cases])
+
+
+def compare_fewer_steps(data: RolloutDataModule, cases: Sequence[Case], test: Sequence[Tensor]) -> list[list[str]]:
+    """Rows of the table: fewer steps at every level, and how much better the best static schedules are."""
+    num_steps = data.pipeline.num_inference_steps
+    counts = [round(num_steps * (1 - level)) for level in LEVELS]
+    damage = fewer_steps(data, cases, counts)
+    cost, changed = bounded_damage(damage, data.visible_damage), visibly_changed(damage, data.visible_damage)
+    saved = data.ladder.saved(data.reuse_costs)
+    mixture = Mixture.of(bounded_damage(data.train_data.tensors[1], data.visible_damage), saved)
+    static = bounded_damage(test[1], data.visible_damage)
+    plain, better = ["as many steps fewer"], ["advantage of static schedules over fewer steps"]
+    for place, level in enumerate(LEVELS):
+        plain.append(f"{cost[:, place].mean():.4f}, visibly changed {changed[:, place].float().mean():.1%}")
+        mean, low, high = paired_interval(cost[:, place] - mixture.errors(static, level), test[2])
+        better.append(f"{mean:+.4f} ({low:+.4f} … {high:+.4f})")
+    return [plain, better]
 
 
 def save_gate(data: RolloutDataModule, base: BaseModel, options: Mapping[str, Any], folder: Path) -> None:
-    """Trains the gate of six scalars and writes its folder, calibrated on the validation captions.
+    """Trains the gate of six scalars and writes its folder, its curve measured by cross-fitting.
 
     What it does not see has the weight 0, so it is a policy like any other.
     """
-    variant = Variant("gate of six scalars", {**options, "rank": 1}, inputs="six")
-    (sights, damage), validation = data.train_data.tensors, data.cases("validation")
-    data.collector.fill(validation)
-    seen, harmed = data.tensors(validation).tensors
-    training = fit(variant, data, base, keep_inputs(sights, variant.inputs), damage)
-    tree = Tree.of(data.ladder.actions, data.ladder.decision_steps)
-    outcome = measure_outcome(training.policy, tree, keep_inputs(seen, variant.inputs), harmed, damage, data.visible_damage)
+    sights, damage, captions = data.train_data.tensors
+    seen = keep_inputs(sights, "six")
+    kept = kept_by_folds(captions, LadderTraining(**options).folds)
+    training = fit(
+        Variant("gate", options), data.ladder, data.reuse_costs, base, seen, bounded_damage(damage, data.visible_damage), kept
+    )
+    outcome = measure_outcome(training.held_out(seen, damage, captions), training.tree, data.visible_damage)
     training.finished_policy(outcome).save_pretrained(folder)
 
 
@@ -152,8 +220,8 @@ def main(
     config: str = "configs/default.yaml",
     train_limit: int | None = None,
     test_limit: int | None = None,
-    noises: int = 1,
-    seeds: int = 3,
+    noises: int = 3,
+    draws: int = 3,
     output: Path = Path("docs/evidence"),
     gate: Path | None = None,
 ) -> None:
@@ -164,7 +232,7 @@ def main(
         train_limit: training captions; by default those of the configuration.
         test_limit: test captions; by default all.
         noises: noises per test caption.
-        seeds: training seeds of the policy itself.
+        draws: how often the training cases are drawn, the first time all of them.
         output: folder to write to.
         gate: folder to save the gate of six scalars to, for `evaluate.py --rivals`; then nothing else is compared.
     """
@@ -177,12 +245,11 @@ def main(
         save_gate(data, BaseModel.of(data.pipeline.transformer), options, gate)
         return
     prompts = load_prompts("checkpoints/emoji-prompts", "test", limit=test_limit)
-    pairs = [
-        (index, prompt, noise)
+    cases = [
+        Case(prompt, NOISE_OF_TEST + index * 16 + noise)
         for noise in range(noises)
         for prompt, index in zip(prompts["prompt"], prompts["index"], strict=True)
     ]
-    cases = [Case(prompt, NOISE_OF_TEST + index * 16 + noise) for index, prompt, noise in pairs]
     train = data.cases("train")
     data.reuse_costs = data.pipeline.reuse_costs(data.ladder.kinds, train[0].prompt)
     for title, some in (("training", train), ("test", cases)):
@@ -191,38 +258,41 @@ def main(
             data.collector.fill(todo, advance)
     data.train_data = data.tensors(train)
     test = data.tensors(cases).tensors
-    clusters = torch.tensor([index for index, _, _ in pairs])
     base = BaseModel.of(data.pipeline.transformer)
-    found = {
-        variant.name: judge(variant, data, base, (test[0], test[1]), clusters)
-        for variant in variants(options, len(train), seeds)
-    }
-    report(found, len(train), len(cases), output)
+    found = {variant.name: judge(variant, data, base, test) for variant in variants(options, data.ladder, len(train), draws)}
+    plain = compare_fewer_steps(data, cases, test)
+    title = (
+        f"{len(prompts)} test captions × {noises} noises, {len(train)} training images: bounded damage; advantage over the mixture "
+        "of static schedules, 95 %; share of the gap to the oracle that is closed"
+    )
+    report(title, found, plain, output)
 
 
-def report(found: Mapping[str, Outcome], num_training: int, num_test: int, output: Path) -> None:
+def report(title: str, found: Mapping[str, Outcome], plain: list[list[str]], output: Path) -> None:
     """Prints and writes the comparison."""
     first = next(iter(found.values()))
     heads = ["", *(f"{level:.0%} saved" for level in LEVELS)]
     rows = [[name, *(cell(outcome, level) for level in LEVELS)] for name, outcome in found.items()]
-    static = [["mixture of static schedules", *(f"{level.mixture:.4f}" for level in first.levels)]]
-    oracle = [["oracle", *(f"{level.oracle:.4f}" for level in first.levels)]]
-    changed = [
-        ["visibly changed, policy", *(f"{level.changed_policy:.1%}" for level in first.levels)],
-        ["visibly changed, mixture", *(f"{level.changed_mixture:.1%}" for level in first.levels)],
-        ["distinct schedules", *(str(level.distinct) for level in first.levels)],
-        ["Spearman: saved, robustness of the image", *(f"{level.agreement:.2f}" for level in first.levels)],
+    figures = {
+        "mixture of static schedules": lambda level: f"{level.mixture:.4f}",
+        "oracle": lambda level: f"{level.oracle:.4f}",
+        "visibly changed, policy": lambda level: f"{level.changed_policy:.1%}",
+        "visibly changed, mixture": lambda level: f"{level.changed_mixture:.1%}",
+        "distinct schedules": lambda level: str(level.distinct),
+        "Spearman: saved, robustness of the image": lambda level: f"{level.agreement:.2f}",
+    }
+    reached = {round(level.saved, 6): level for level in first.levels}
+    facts = [
+        [name, *(show(reached[level]) if level in reached else "not reached" for level in LEVELS)]
+        for name, show in figures.items()
     ]
-    title = (
-        f"{num_test} test images, {num_training} training images: bounded damage; advantage over the mixture, 95 %; gap closed"
-    )
     table = RichTable(title=title, title_justify="left")
     for head in heads:
         table.add_column(head)
-    body = static + oracle + rows + changed
+    body = facts[:2] + plain + rows + facts[2:]
     for row in body:
         table.add_row(*row)
-    Console(width=220).print(table)
+    Console(width=240).print(table)
     output.mkdir(parents=True, exist_ok=True)
     lines = [title + ".", "", "| " + " | ".join(heads) + " |", "| --- |" + " ---: |" * len(LEVELS)]
     lines += ["| " + " | ".join(row) + " |" for row in body]

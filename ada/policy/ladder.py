@@ -17,21 +17,22 @@ from blockdance import PolicyState, ReuseSchedule
 SHARPNESS = 30.0
 """Slope of the logits, in training: at 30, half a step of compute doubles the odds of a rung."""
 
+DAMAGE_FLOOR = 1e-3
+"""Bounded damage below which, and above one minus which, the log-odds are no longer told apart."""
+
 
 class LadderPolicy(AdaPolicy):
     """Decides after each of the ladder's decision steps which rungs stay open, and at last which one is taken.
 
-    An image has one sensitivity, which foretells nearly all of what a schedule does to it. So the network is small: sensitivities are
-    linear in what is seen (the signs, and the main components of pooled features and prompt), and the damage of every rung is
-    predicted from them, q̂ = sigmoid(level + slope · sensitivity). The logits are the reward C − λ·q̂: one network serves every λ,
-    budget and stage, and says what it expects.
+    The network is linear, so that hundreds of images suffice: at every stage the damage of every rung is predicted from what is seen
+    (the signs, and the main components of pooled features and prompt), q̂ = sigmoid(level + coefficients · seen). The logits are the
+    reward C − λ·q̂: one network serves every λ, budget and stage, and says what it expects.
 
     Args:
         base_model: fingerprint of the model it is trained on, as in `BaseModel`.
         ladder: the schedules on offer, as `Ladder.to_dict` gives them.
         reuse_costs: cost of a step under each kind of reuse, relative to a computed one.
         sight_width: length of what it sees, `describe(state).shape[1]`.
-        rank: number of sensitivities.
         num_components: main components kept of what is seen beside the signs.
         quality_weight: λ at which `decide` works unless told otherwise.
         quality_weight_range: the λ it was trained on.
@@ -48,7 +49,6 @@ class LadderPolicy(AdaPolicy):
         ladder: dict[str, Any],
         reuse_costs: Sequence[float],
         sight_width: int,
-        rank: int = 1,
         num_components: int = 24,
         quality_weight: float = 2.0,
         quality_weight_range: Sequence[float] = (0.2, 30.0),
@@ -69,10 +69,8 @@ class LadderPolicy(AdaPolicy):
         self.register_buffer("mean", torch.zeros(stages, sight_width))
         self.register_buffer("deviation", torch.ones(stages, sight_width))
         self.register_buffer("components", torch.zeros(sight_width - NUM_SIGNS, num_components))
-        self.direction = nn.Parameter(torch.zeros(NUM_SIGNS + num_components, rank))
-        self.stage_scale = nn.Parameter(torch.ones(stages, rank))
         self.level = nn.Parameter(torch.zeros(rungs))
-        self.slope = nn.Parameter(torch.ones(rank, rungs) if rank == 1 else torch.randn(rank, rungs) * 0.3 + 0.5)
+        self.coefficients = nn.Parameter(torch.zeros(stages, NUM_SIGNS + num_components, rungs))
 
     # --- the network ---
 
@@ -97,23 +95,28 @@ class LadderPolicy(AdaPolicy):
         scale = (pooled @ directions).std(0).clamp(min=1e-6)
         self.components.zero_()
         self.components[:, :kept] = directions / scale
-        mean = damage.mean(0).clamp(1e-4, 1 - 1e-4).to(self.level)
-        self.level.copy_(torch.logit(mean))
+        self.level.copy_(torch.logit(damage, DAMAGE_FLOOR).mean(0))
 
     def predict(self, sights: Tensor, stages: Tensor) -> Tensor:
-        """The predicted damage of every rung, bounded.
+        """The bounded damage that it expects of every rung, in (0, 1).
 
         Args:
-            sights: `(…, width)`, as `describe` gives them.
-            stages: int64 `(…)`, the stage of each.
+            sights: `(…, nodes, width)`, as `describe` gives them.
+            stages: int64 `(nodes,)`, the stage of each.
 
         Returns:
-            `(…, rungs)` in (0, 1).
+            `(…, nodes, rungs)`.
         """
+        return self.log_odds(self.inputs(sights, stages), stages).sigmoid()
+
+    def inputs(self, sights: Tensor, stages: Tensor) -> Tensor:
+        """What the coefficients are for: signs and main components, standardised, `(…, nodes, NUM_SIGNS + num_components)`."""
         seen = self._standardise(sights, stages)
-        inputs = torch.cat([seen[..., :NUM_SIGNS], seen[..., NUM_SIGNS:] @ self.components], -1)
-        sensitivity = inputs @ self.direction * self.stage_scale[stages]
-        return (self.level + sensitivity @ self.slope).sigmoid()
+        return torch.cat([seen[..., :NUM_SIGNS], seen[..., NUM_SIGNS:] @ self.components], -1)
+
+    def log_odds(self, inputs: Tensor, stages: Tensor) -> Tensor:
+        """The expected log-odds of the damage, as `torch.logit(damage, DAMAGE_FLOOR)` measures them: `(…, nodes, rungs)`."""
+        return self.level + torch.einsum("...nw,nwr->...nr", inputs, self.coefficients[stages])
 
     def _standardise(self, sights: Tensor, stages: Tensor) -> Tensor:
         return ((sights - self.mean[stages]) / self.deviation[stages]).clamp(-5, 5)
@@ -146,8 +149,7 @@ class LadderPolicy(AdaPolicy):
         actions = ladder.actions.to(state.actions.device)
         done = state.actions[:, None, : state.step].clamp(min=0)
         on_rung = (done == actions[None, :, : state.step]).all(-1)
-        stages = torch.full((state.num_images,), stage, device=state.latents.device)
-        damage = self.predict(describe(state), stages)
+        damage = self.predict(describe(state)[:, None], torch.tensor([stage], device=state.latents.device))[:, 0]
         weight = torch.full((state.num_images,), self.quality_weight, device=damage.device)
         logits = self.logits(damage, weight)
         chosen = logits.masked_fill(~self._allowed(ladder, on_rung, state), -torch.inf).argmax(1)

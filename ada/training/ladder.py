@@ -1,5 +1,6 @@
 """Training of a `LadderPolicy` on a table of rollouts: critic and exact policy gradient, wired for Lightning."""
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -8,13 +9,14 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from ada.policy import BaseModel, LadderPolicy
+from ada.policy.ladder import DAMAGE_FLOOR
 from ada.reinforce import check_quality_weights
 from ada.rewards.damage import bounded_damage
 from ada.schedules import Ladder, Tree, entropy, expected
-from ada.training.outcome import Outcome, measure_outcome
+from ada.training.outcome import HeldOut, Outcome, measure_outcome
 from ada.training.rollout_data import RolloutDataModule
 
 GRID = 64
@@ -24,33 +26,34 @@ GRID = 64
 class LadderTraining(LightningModule):
     """Learns which rung each image takes, in stages (BlockDance-Ada: R = C + λ·Q, with Q = −bounded damage).
 
-    All rungs of a training case are known, so nothing is sampled but λ. Two terms are mixed: the critic's cross-entropy (the predicted
-    damage q̂ of every rung that is open at a node), and the policy gradient of E[R] = Σ π(rung)·R(rung), exact, divided at each λ by
-    what choosing per image could gain there, so that no λ owns it. With hundreds of cases the critic generalises best; with
-    thousands, the policy gradient refines it.
+    All rungs of a training case are known, so nothing is sampled but λ. Two terms are mixed: the critic's squared error (of the
+    log-odds of the damage of every rung, at every node), with a penalty on its coefficients, and the policy gradient of
+    E[R] = Σ π(rung)·R(rung), exact, divided at each λ by what choosing per image could gain there, so that no λ owns it. By itself the
+    critic chooses best: from hundreds of cases the policy gradient learns what does not hold for others (docs/evidence).
 
     Args:
-        rank: sensitivities of the policy.
         num_components: main components that it keeps of what it sees beside the signs.
-        critic_weight: weight of the critic's cross-entropy.
+        prior_cases: how strongly the critic's coefficients are held at zero: as if so many more cases had said so of every input.
+        critic_weight: weight of the critic's loss.
         policy_gradient_weight: weight of the policy gradient.
         quality_weight_range: λ is drawn log-uniformly from here.
-        learning_rate: of AdamW; falls to zero along a cosine.
-        weight_decay: of AdamW, on the direction alone.
+        learning_rate: of Adam; falls to zero along a cosine.
         entropy_weight: weight of the entropy bonus, beside the policy gradient.
-        seed: of the weights and of λ.
+        folds: where no captions are held out, the policy is judged by cross-fitting: beside it as many others are trained, each without
+            its share of the captions, and decide about those.
+        seed: of λ.
     """
 
     def __init__(
         self,
-        rank: int = 1,
         num_components: int = 24,
+        prior_cases: float = 24.0,
         critic_weight: float = 1.0,
         policy_gradient_weight: float = 0.0,
         quality_weight_range: tuple[float, float] = (0.2, 30.0),
         learning_rate: float = 0.02,
-        weight_decay: float = 0.5,
         entropy_weight: float = 0.003,
+        folds: int = 8,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -59,11 +62,14 @@ class LadderTraining(LightningModule):
                 "`critic_weight` and `policy_gradient_weight` must be 0 or more, and not both 0; got "
                 f"{critic_weight} and {policy_gradient_weight}."
             )
-        self.options: dict[str, Any] = {"rank": rank, "num_components": num_components}
+        if prior_cases < 0:
+            raise ValueError(f"`prior_cases` must be 0 or more; got {prior_cases}.")
+        if folds < 2:
+            raise ValueError(f"`folds` must be 2 or more; got {folds}.")
+        self.num_components, self.prior_cases, self.folds = num_components, prior_cases, folds
         self.quality_weight_range = check_quality_weights(quality_weight_range)
-        self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.critic_weight, self.policy_gradient_weight = critic_weight, policy_gradient_weight
-        self.entropy_weight, self.seed = entropy_weight, seed
+        self.learning_rate, self.entropy_weight, self.seed = learning_rate, entropy_weight, seed
 
     @property
     def data(self) -> RolloutDataModule:
@@ -71,17 +77,30 @@ class LadderTraining(LightningModule):
         assert isinstance(data, RolloutDataModule)
         return data
 
+    @property
+    def policy(self) -> LadderPolicy:
+        """The one that is exported: trained on all cases."""
+        return self.policies[0]
+
     def setup(self, stage: str) -> None:
-        """Makes the policy for what the data module has rolled out."""
+        """Makes the policies for what the data module has rolled out."""
         data = self.data
-        sights, damage = (tensor.to(self.device) for tensor in data.train_data.tensors)
+        sights, damage, captions = (tensor.to(self.device) for tensor in data.train_data.tensors)
         base_model = BaseModel.of(data.pipeline.transformer)
-        self.prepare(base_model, data.ladder, data.reuse_costs, sights, bounded_damage(damage, data.visible_damage))
+        cost = bounded_damage(damage, data.visible_damage)
+        kept = [] if data.validation_data else kept_by_folds(captions, self.folds)
+        self.prepare(base_model, data.ladder, data.reuse_costs, sights, cost, kept)
 
     def prepare(
-        self, base_model: BaseModel, ladder: Ladder, reuse_costs: Sequence[float], sights: Tensor, cost: Tensor
-    ) -> LadderPolicy:
-        """Makes a fresh policy, calibrated on the training cases.
+        self,
+        base_model: BaseModel,
+        ladder: Ladder,
+        reuse_costs: Sequence[float],
+        sights: Tensor,
+        cost: Tensor,
+        kept: Sequence[Tensor] = (),
+    ) -> None:
+        """Makes fresh policies, each calibrated on its training cases: one for all cases, and one for each selection of them.
 
         Args:
             base_model: fingerprint of the model.
@@ -89,50 +108,62 @@ class LadderTraining(LightningModule):
             reuse_costs: of each kind of reuse.
             sights: `(cases, nodes, width)`.
             cost: bounded damage `(cases, rungs)`.
+            kept: bool `(cases,)` each.
         """
         low, high = self.quality_weight_range
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            self.policy = LadderPolicy(
-                base_model=asdict(base_model),
-                ladder=ladder.to_dict(),
-                reuse_costs=reuse_costs,
-                sight_width=sights.shape[-1],
-                quality_weight=math.sqrt(low * high),
-                quality_weight_range=[low, high],
-                **self.options,
-            ).to(sights.device)
+        config: dict[str, Any] = {
+            "base_model": asdict(base_model),
+            "ladder": ladder.to_dict(),
+            "reuse_costs": reuse_costs,
+            "sight_width": sights.shape[-1],
+            "num_components": self.num_components,
+            "quality_weight": math.sqrt(low * high),
+            "quality_weight_range": [low, high],
+        }
         self.tree = Tree.of(ladder.actions, ladder.decision_steps).to(sights.device)
-        self.policy.calibrate(sights, self.tree.nodes[:, 0], cost)
+        self.cost, self.kept = cost, [torch.ones(len(cost), dtype=torch.bool, device=cost.device), *kept]
+        self.policies = [LadderPolicy(**config).to(sights.device) for _ in self.kept]
+        self.trained = nn.ModuleList(self.policies)
         self._saved = ladder.saved(reuse_costs).float().to(sights.device)
         grid = torch.linspace(math.log(low), math.log(high), GRID).exp().to(sights.device)
         self._gain = gain_of_choosing(cost, self._saved, grid)
-        return self.policy
+        stages = self.tree.nodes[:, 0]
+        self._inputs = []
+        for policy, chosen in zip(self.policies, self.kept, strict=True):
+            policy.calibrate(sights[chosen], stages, cost[chosen])
+            self._inputs.append(policy.inputs(sights, stages))
 
     # --- learning ---
 
-    def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        sights, damage = batch
-        loss, parts = self.loss(sights, bounded_damage(damage, self.data.visible_damage), self._generator())
+    def training_step(self, batch: tuple[Tensor]) -> Tensor:
+        (places,) = batch
+        loss, parts = self.loss(places, self._generator())
         self.log_dict({f"train/{name}": value for name, value in parts.items()} | {"train/loss": loss})
         return loss
 
-    def loss(self, sights: Tensor, cost: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """What is minimised, and its parts.
+    def loss(self, places: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """What is minimised, the sum over the policies, and the parts of the first one's.
 
         Args:
-            sights: `(cases, nodes, width)`.
-            cost: bounded damage `(cases, rungs)`.
+            places: int64, the cases of the batch.
             generator: of λ, on the CPU.
         """
-        predicted = self.policy.predict(sights, self.tree.nodes[:, 0].expand(len(cost), -1))
-        parts = {"critic_loss": critic_loss(predicted, cost, self.tree)}
-        loss = self.critic_weight * parts["critic_loss"]
+        place_of_weight = torch.rand(len(places), generator=generator).to(self.cost.device)
+        losses = [self._loss(number, places, place_of_weight) for number in range(len(self.policies))]
+        return torch.stack([loss for loss, _ in losses]).sum(), losses[0][1]
+
+    def _loss(self, number: int, places: Tensor, place_of_weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        policy, kept = self.policies[number], self.kept[number].float()
+        # of mean 1 over all cases, so that the loss of a batch is the mean of the losses of its parts
+        case_weights = kept[places] / kept.mean()
+        log_odds, cost = policy.log_odds(self._inputs[number][places], self.tree.nodes[:, 0]), self.cost[places]
+        prior = self.prior_cases / kept.sum() * policy.coefficients.square().sum(1).mean()
+        parts = {"critic_loss": (critic_loss(log_odds, cost) * case_weights).mean()}
+        loss = self.critic_weight * (parts["critic_loss"] + prior)
         if self.policy_gradient_weight:
-            place = torch.rand(len(cost), generator=generator).to(cost.device)
-            value, spread = balanced_reward(self.policy, predicted, cost, self.tree, place, self._gain)
-            loss = loss - self.policy_gradient_weight * value - self.entropy_weight * spread
-            parts |= {"expected_reward": value, "entropy": spread}
+            value, spread = balanced_reward(policy, log_odds.sigmoid(), cost, self.tree, place_of_weight, self._gain)
+            parts |= {"expected_reward": (value * case_weights).mean(), "entropy": (spread * case_weights).mean()}
+            loss = loss - self.policy_gradient_weight * parts["expected_reward"] - self.entropy_weight * parts["entropy"]
         return loss, parts
 
     def _generator(self) -> torch.Generator:
@@ -140,54 +171,81 @@ class LadderTraining(LightningModule):
         return torch.Generator().manual_seed((self.seed * 7919 + self.global_step * 104_729 + self.global_rank) % 2**63)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        optimizer = make_optimizer(self.policy, self.learning_rate, self.weight_decay)
+        optimizer = torch.optim.Adam(self.trained.parameters(), self.learning_rate)
         cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}
 
-    # --- validation: greedy decisions on held-out captions, against what needs no policy ---
+    # --- what came of it: greedy decisions on held-out captions, against what needs no policy ---
 
-    def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
-        sights, damage = batch
-        outcome = measure_outcome(
-            self.policy, self.tree, sights, damage, self.data.train_data.tensors[1].to(damage.device), self.data.visible_damage
-        )
-        self.log_dict(outcome.summary(), batch_size=len(sights))
+    def on_train_end(self) -> None:
+        if self.logger is not None and self.trainer.is_global_zero:
+            self.logger.log_metrics(self.outcome().summary(), self.global_step)
 
     def outcome(self) -> Outcome:
-        """What the policy is worth on the held-out captions."""
-        sights, damage = self.data.validation_data.tensors
-        policy, tree = self.policy.eval().cpu(), self.tree.to("cpu")
-        return measure_outcome(policy, tree, sights, damage, self.data.train_data.tensors[1], self.data.visible_damage)
+        """What the policy is worth on held-out captions: those of the validation split, or by cross-fitting."""
+        data = self.data
+        parts = self.held_out(*data.train_data.tensors)
+        if data.validation_data:
+            sights, damage, captions = data.validation_data.tensors
+            parts = [HeldOut(_on_cpu(self.policy), sights, damage, data.train_data.tensors[1], captions)]
+        return measure_outcome(parts, self.tree.to("cpu"), data.visible_damage)
+
+    def held_out(self, sights: Tensor, damage: Tensor, captions: Tensor) -> list[HeldOut]:
+        """Each policy but the first, with the cases that it was not trained on, of all cases in their order."""
+        parts = []
+        for policy, chosen in zip(self.policies[1:], self.kept[1:], strict=True):
+            kept = chosen.cpu()
+            parts.append(HeldOut(_on_cpu(policy), sights[~kept], damage[~kept], damage[kept], captions[~kept]))
+        return parts
 
     def finished_policy(self, outcome: Outcome) -> LadderPolicy:
         """The policy with its measured curve."""
         policy = LadderPolicy(**self.policy.config | {"curve": outcome.curve.to_dict()})
         policy.load_state_dict(self.policy.state_dict())
-        return policy.eval()
+        return _on_cpu(policy)
 
     def static_points(self) -> tuple[Tensor, Tensor]:
         """What each rung saves, and its mean bounded damage on the held-out captions."""
-        return self._saved.cpu(), bounded_damage(self.data.validation_data.tensors[1], self.data.visible_damage).mean(0)
+        held_out = self.data.validation_data or self.data.train_data
+        return self._saved.cpu(), bounded_damage(held_out.tensors[1], self.data.visible_damage).mean(0)
 
 
-def critic_loss(predicted: Tensor, cost: Tensor, tree: Tree) -> Tensor:
-    """Cross-entropy of the predicted damage of the rungs that are open at each node; its minimum is the mean damage.
+def _on_cpu(policy: LadderPolicy) -> LadderPolicy:
+    return copy.deepcopy(policy).eval().cpu()
+
+
+def kept_by_folds(captions: Tensor, folds: int) -> list[Tensor]:
+    """Which cases each fold's policy is trained on: all but those of every `folds`-th caption.
 
     Args:
-        predicted: `(cases, nodes, rungs)` in (0, 1).
-        cost: bounded damage `(cases, rungs)`.
-        tree: which rungs are open where.
+        captions: int64 `(cases,)`, a number for every caption.
+        folds: how many.
+
+    Returns:
+        bool `(cases,)` each.
     """
-    target = cost[:, None].expand_as(predicted)
-    loss = torch.nn.functional.binary_cross_entropy(predicted.clamp(1e-6, 1 - 1e-6), target, reduction="none")
-    is_open = tree.open_at_nodes
-    return ((loss * is_open).sum(-1) / is_open.sum(-1)).mean()
+    order = captions.unique(return_inverse=True)[1]
+    return [order % folds != fold for fold in range(folds)]
+
+
+def critic_loss(log_odds: Tensor, cost: Tensor) -> Tensor:
+    """Mean squared error of the log-odds of damage, of all rungs at all nodes: also of those that are closed there, because what is seen
+    of an image on the way to one rung tells of the others too.
+
+    Args:
+        log_odds: `(cases, nodes, rungs)`.
+        cost: bounded damage `(cases, rungs)`.
+
+    Returns:
+        `(cases,)`.
+    """
+    return (log_odds - torch.logit(cost, DAMAGE_FLOOR)[:, None]).square().mean((1, 2))
 
 
 def balanced_reward(
     policy: LadderPolicy, predicted: Tensor, cost: Tensor, tree: Tree, place: Tensor, gain: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Mean over cases of E[R], each at its own λ, divided by what choosing gains there; and the mean entropy.
+    """E[R] of each case at its own λ, divided by what choosing gains there, and the entropy: `(cases,)` each.
 
     Args:
         policy: turns predictions into logits.
@@ -202,14 +260,7 @@ def balanced_reward(
     balance = 1 / gain.to(cost.device)[(place * (len(gain) - 1)).round().long()]
     log_probs = tree.log_probs(policy.logits(predicted, weight[:, None]))
     rewards = policy.ladder.saved(policy.reuse_costs).to(cost) - weight[:, None] * cost
-    return (expected(log_probs, rewards) * balance).mean(), entropy(log_probs).mean()
-
-
-def make_optimizer(policy: LadderPolicy, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
-    """AdamW that decays the direction alone."""
-    others = [parameter for name, parameter in policy.named_parameters() if name != "direction"]
-    groups: list[dict[str, Any]] = [{"params": [policy.direction]}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=learning_rate, weight_decay=weight_decay)
+    return expected(log_probs, rewards) * balance, entropy(log_probs)
 
 
 def gain_of_choosing(cost: Tensor, saved: Tensor, quality_weights: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """What a policy is worth: beside the mixture of static schedules and the oracle, at equal mean compute, with intervals."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -53,11 +54,19 @@ class LevelOutcome:
 
 @dataclass(frozen=True)
 class Outcome:
-    """All levels, and the policy's curve over λ."""
+    """All levels, and the policy's curve over λ.
+
+    Args:
+        levels: what was reached.
+        curve: over λ.
+        num_cases: how many cases were judged.
+        num_policies: by how many policies, each on cases that it was not trained on (cross-fitting).
+    """
 
     levels: tuple[LevelOutcome, ...]
     curve: Curve
     num_cases: int
+    num_policies: int = 1
 
     def at(self, saved: float) -> LevelOutcome:
         """The outcome at a level.
@@ -69,7 +78,8 @@ class Outcome:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
-        return {"num_cases": self.num_cases, "levels": [asdict(level) for level in self.levels], "curve": self.curve.to_dict()}
+        sizes = {"num_cases": self.num_cases, "num_policies": self.num_policies}
+        return sizes | {"levels": [asdict(level) for level in self.levels], "curve": self.curve.to_dict()}
 
     def summary(self) -> dict[str, float]:
         """What is logged."""
@@ -77,11 +87,30 @@ class Outcome:
         return closed | {"validation/advantage": sum(level.advantage[0] for level in self.levels) / max(1, len(self.levels))}
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """A policy and cases that it was not trained on.
+
+    Args:
+        policy: in evaluation mode.
+        sights: `(cases, nodes, width)`.
+        damage: `(cases, rungs)`.
+        static_damage: `(others, rungs)`, of the cases that static schedules are chosen on.
+        captions: int64 `(cases,)`, a number for every caption: its cases are resampled together. None where all differ.
+    """
+
+    policy: LadderPolicy
+    sights: Tensor
+    damage: Tensor
+    static_damage: Tensor
+    captions: Tensor | None = None
+
+
 @torch.no_grad()
 def choose_rungs(policy: LadderPolicy, tree: Tree, sights: Tensor, quality_weights: Sequence[float]) -> Tensor:
     """Greedy rungs of every case at every λ: int64 `(weights, cases)`; `sights` are `(cases, nodes, width)`."""
     tree = tree.to(sights.device)
-    predicted = policy.predict(sights, tree.nodes[:, 0].expand(len(sights), -1))
+    predicted = policy.predict(sights, tree.nodes[:, 0])
     return torch.stack(
         [
             tree.walk(policy.logits(predicted, torch.full(predicted.shape[:2], weight, device=sights.device)))
@@ -90,51 +119,40 @@ def choose_rungs(policy: LadderPolicy, tree: Tree, sights: Tensor, quality_weigh
     )
 
 
-def measure_outcome(
-    policy: LadderPolicy,
-    tree: Tree,
-    sights: Tensor,
-    damage: Tensor,
-    static_damage: Tensor,
-    visible: float,
-    levels: Sequence[float] = LEVELS,
-    clusters: Tensor | None = None,
-) -> Outcome:
-    """Measures a policy on cases that it was not trained on.
+def measure_outcome(parts: Sequence[HeldOut], tree: Tree, visible: float, levels: Sequence[float] = LEVELS) -> Outcome:
+    """Measures a policy on held-out cases, or several that differ in the cases they were trained on (cross-fitting), each on its own.
 
     Args:
-        policy: in evaluation mode.
-        tree: of its ladder.
-        sights: `(cases, nodes, width)`.
-        damage: `(cases, rungs)`.
-        static_damage: `(others, rungs)`, of the cases that static schedules are chosen on.
+        parts: the policies' ladder, costs and range of λ are the same.
+        tree: of the ladder.
         visible: τ.
         levels: shares of the compute to judge at; those that the policy does not reach are left out.
-        clusters: int64 `(cases,)`, cases of one caption; they are resampled together. None where all differ.
     """
-    cost, static_cost = bounded_damage(damage, visible).double(), bounded_damage(static_damage, visible).double()
-    changed = visibly_changed(damage, visible).double()
+    damage = torch.cat([part.damage for part in parts])
+    cost, changed = bounded_damage(damage, visible).double(), visibly_changed(damage, visible).double()
+    policy = parts[0].policy
     saved = policy.ladder.saved(policy.reuse_costs).to(damage.device)
     low, high = policy.quality_weight_range
-    weights = torch.logspace(
-        torch.tensor(low / 4).log10().item(), torch.tensor(high * 8).log10().item(), NUM_WEIGHTS, dtype=torch.float64
-    )
-    rungs = choose_rungs(policy, tree, sights, weights.tolist())
+    weights = torch.logspace(math.log10(low / 4), math.log10(high * 8), NUM_WEIGHTS, dtype=torch.float64)
+    rungs = torch.cat([choose_rungs(part.policy, tree, part.sights, weights.tolist()) for part in parts], 1)
     spent = saved[rungs]
-    mixture = Mixture.of(static_cost, saved)
+    mixtures = [Mixture.of(bounded_damage(part.static_damage, visible).double(), saved) for part in parts]
     curve = Curve(
         weights.tolist(),
         spent.mean(1).tolist(),
         cost.gather(1, rungs.T).mean(0).tolist(),
         changed.gather(1, rungs.T).mean(0).tolist(),
     )
+    captions = None if any(part.captions is None for part in parts) else torch.cat([part.captions for part in parts])  # type: ignore[misc]
+    reach = min(float(spent.mean(1).max()), *(mixture.saved[-1] for mixture in mixtures))
     found = []
     for level in levels:
-        if not float(spent.mean(1).min()) <= level <= min(float(spent.mean(1).max()), mixture.saved[-1]):
-            continue
-        chances = rung_chances(rungs, spent, level, len(saved))
-        found.append(_judge(chances, cost, changed, saved, mixture, level, clusters))
-    return Outcome(tuple(found), curve, len(damage))
+        if float(spent.mean(1).min()) <= level <= reach:
+            chances = rung_chances(rungs, spent, level, len(saved))
+            shares = torch.stack([mixture.shares(level, len(saved)) for mixture in mixtures])
+            shares = shares.repeat_interleave(torch.tensor([len(part.damage) for part in parts]), 0).to(cost)
+            found.append(_judge(chances, shares, cost, changed, saved, level, captions))
+    return Outcome(tuple(found), curve, len(damage), len(parts))
 
 
 def rung_chances(rungs: Tensor, spent: Tensor, level: float, num_rungs: int) -> Tensor:
@@ -149,10 +167,10 @@ def rung_chances(rungs: Tensor, spent: Tensor, level: float, num_rungs: int) -> 
 
 
 def _judge(
-    chances: Tensor, cost: Tensor, changed: Tensor, saved: Tensor, mixture: Mixture, level: float, clusters: Tensor | None
+    chances: Tensor, shares: Tensor, cost: Tensor, changed: Tensor, saved: Tensor, level: float, clusters: Tensor | None
 ) -> LevelOutcome:
-    ours = (chances * cost).sum(1)
-    theirs = mixture.errors(cost, level)
+    """`chances` and `shares` are how often each case takes each rung, by the policy and by the mixture: `(cases, rungs)`."""
+    ours, theirs = (chances * cost).sum(1), (shares * cost).sum(1)
     best = oracle_errors(cost, saved, level)
     differences = theirs - ours
     # a policy that does what the mixture does differs from it by rounding alone, which must not count as a gain
@@ -167,7 +185,7 @@ def _judge(
         oracle=float(best.mean()),
         advantage=paired_interval(differences, clusters),
         changed_policy=float((chances * changed).sum(1).mean()),
-        changed_mixture=float(mixture.errors(changed, level).mean()),
+        changed_mixture=float((shares * changed).sum(1).mean()),
         gap_closed=closed,
         distinct=int((chances > 0).any(0).sum()),
         agreement=float(torch.corrcoef(torch.stack([-sensitivity, spends]))[0, 1]),

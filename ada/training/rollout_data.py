@@ -35,7 +35,8 @@ class RolloutDataModule(LightningDataModule):
         ladder: file of the ladder, as `Ladder.save` writes it.
         source: folder, file or Hub id of captions, as in `load_prompts`.
         column: the column that holds the caption.
-        train_split, validation_split: names of the splits.
+        train_split: name of the split.
+        validation_split: the split of held-out captions; None where the policy is judged by cross-fitting, which needs none.
         train_limit, validation_limit: number of captions, spread evenly over the split; None for all.
         noise_seeds: noises per caption.
         table: folder of the tables; None keeps them in memory only.
@@ -53,7 +54,7 @@ class RolloutDataModule(LightningDataModule):
         source: str = "checkpoints/emoji-prompts",
         column: str = "prompt",
         train_split: str = "train",
-        validation_split: str = "validation",
+        validation_split: str | None = None,
         train_limit: int | None = None,
         validation_limit: int | None = None,
         noise_seeds: int = 1,
@@ -82,10 +83,13 @@ class RolloutDataModule(LightningDataModule):
         self._splits = {"train": (train_split, train_limit), "validation": (validation_split, validation_limit)}
         self._noise_seeds = noise_seeds
         self.reuse_costs: list[float] = []
+        self.validation_data: TensorDataset | None = None
 
     def cases(self, split: str) -> list[Case]:
         """The cases of `train` or `validation`: captions × noises; a case's noise depends on its caption's place in the file."""
         name, limit = self._splits[split]
+        if name is None:
+            return []
         prompts = load_prompts(self._source, name, self._column, limit)
         offset = self.seed * 1_000_003 + (NOISE_OF_VALIDATION if split == "validation" else 0)
         return [
@@ -112,24 +116,27 @@ class RolloutDataModule(LightningDataModule):
                     self.collector.fill(todo, advance)
         trainer.strategy.barrier("rollouts")
         self.collector.table.reload()
-        self.train_data, self.validation_data = self.tensors(train), self.tensors(validation)
+        self.train_data = self.tensors(train)
+        self.validation_data = self.tensors(validation) if validation else None
 
     def tensors(self, cases: Sequence[Case]) -> TensorDataset:
-        """Sights `(cases, nodes, width)` and damage `(cases, rungs)`."""
+        """Sights `(cases, nodes, width)`, damage `(cases, rungs)`, and the number of each case's caption `(cases,)`."""
         rows = [self.collector.table[case] for case in cases]
-        return TensorDataset(torch.stack([row.sights for row in rows]), torch.stack([row.values["damage"] for row in rows]))
+        numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(case.prompt for case in cases))}
+        return TensorDataset(
+            torch.stack([row.sights for row in rows]),
+            torch.stack([row.values["damage"] for row in rows]),
+            torch.tensor([numbers[case.prompt] for case in cases]),
+        )
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        """Batches of places in `train_data`."""
         trainer = self.trainer
         assert trainer is not None
+        places = TensorDataset(torch.arange(len(self.train_data)))
         # its order depends on seed and epoch alone, so that a resumed run sees the same batches
-        sampler: DistributedSampler[Any] = DistributedSampler(
-            self.train_data, trainer.world_size, trainer.global_rank, seed=self.seed
-        )
-        return DataLoader(self.train_data, self.batch_size, sampler=sampler)
-
-    def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        return DataLoader(self.validation_data, len(self.validation_data))
+        sampler: DistributedSampler[Any] = DistributedSampler(places, trainer.world_size, trainer.global_rank, seed=self.seed)
+        return DataLoader(places, self.batch_size, sampler=sampler)
 
 
 @contextmanager

@@ -110,7 +110,7 @@ class Run:
         if not outcome.levels:
             return
         saved = min((level.saved for level in outcome.levels), key=lambda level: abs(level - 0.2))
-        cases = data.cases("validation")
+        cases = data.cases("validation") or data.cases("train")
         shown = cases[:: max(1, len(cases) // NUM_PICTURED)][:NUM_PICTURED]
         policy = LadderPolicy.from_pretrained(self.folder / "policy")
         picture_decisions(

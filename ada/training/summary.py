@@ -14,8 +14,11 @@ WIDTH = 132
 def print_outcome(outcome: Outcome, num_training_cases: int, minutes: float) -> None:
     """Prints the closing table: is the policy better than what needs no policy?"""
     console = _console()
+    crossed = (
+        f", each decided by the one of {outcome.num_policies} policies that did not see it" if outcome.num_policies > 1 else ""
+    )
     table = Table(
-        title=f"Held-out captions: {outcome.num_cases} images; damage is d/(d + τ), 0 to 1, lower is better",
+        title=f"Held-out captions: {outcome.num_cases} images{crossed}; damage is d/(d + τ), 0 to 1, lower is better",
         title_justify="left",
     )
     heads = (

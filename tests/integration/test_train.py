@@ -120,7 +120,7 @@ def test_a_ladder_policy_trains_exports_and_serves_a_stock_pipeline(
         "config.json", "model.safetensors", "README.md", "outcome.json"
     }  # fmt: skip
     outcome = json.loads((run / "policy" / "outcome.json").read_text())
-    assert outcome["num_cases"] == 3
+    assert outcome["num_cases"] == 6, "all captions, by cross-fitting"
     if outcome["levels"]:
         assert (run / "pictures" / "decisions.png").stat().st_size > 1000
     policy = AdaPolicy.from_pretrained(run / "policy")
@@ -146,8 +146,8 @@ def test_rollouts_are_run_once(models: dict[str, str], tmp_path: Path, capsys: p
 def test_a_folder_of_another_run_is_refused(models: dict[str, str], tmp_path: Path) -> None:
     config = str(write_ladder_config(tmp_path, models))
     train.main(["--config", config])
-    with pytest.raises(RunError, match=r"model\.init_args\.weight_decay: 10\.0 → 2\.0"):
-        train.main(["--config", config, "--model.init_args.weight_decay", "2.0"])
+    with pytest.raises(RunError, match=r"model\.init_args\.prior_cases: 24\.0 → 2\.0"):
+        train.main(["--config", config, "--model.init_args.prior_cases", "2.0"])
 
 
 def test_a_policy_that_gains_nothing_fails_where_a_gain_is_required(models: dict[str, str], tmp_path: Path) -> None:

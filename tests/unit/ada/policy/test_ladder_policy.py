@@ -34,7 +34,7 @@ def sights(collector: Collector) -> Tensor:
 
 
 def build_policy(collector: Collector, sights: Tensor, **options: object) -> LadderPolicy:
-    """Random directions, and rungs whose damage grows: so that images differ in what they are given."""
+    """Random coefficients, and rungs whose damage grows: so that images differ in what they are given."""
     torch.manual_seed(2)
     policy = LadderPolicy(
         base_model=asdict(BaseModel.of(collector.pipeline.transformer)), ladder=collector.ladder.to_dict(), reuse_costs=COSTS,
@@ -42,9 +42,10 @@ def build_policy(collector: Collector, sights: Tensor, **options: object) -> Lad
     )  # fmt: skip
     damage = torch.tensor([0.001, 0.02, 0.05, 0.08, 0.15, 0.3]).expand(len(sights), -1)
     policy.calibrate(sights, collector.tree.nodes[:, 0], damage)
-    torch.nn.init.normal_(policy.direction, std=0.5)
     with torch.no_grad():
-        policy.stage_scale[1] = -1.0  # the second look says the contrary, so that both looks count
+        # the second look says the contrary, so that both looks count
+        direction = torch.randn(policy.coefficients.shape[1]) * 0.5
+        policy.coefficients.copy_(direction[None, :, None] * torch.tensor([1.0, -1.0])[:, None, None])
     return policy.eval()
 
 
@@ -81,7 +82,7 @@ def test_both_looks_count(collector: Collector, sights: Tensor, policy: LadderPo
     """Were the first stage's network asked again, other rungs would come out."""
     other = build_policy(collector, sights)
     with torch.no_grad():
-        other.stage_scale[1] = 1.0
+        other.coefficients[1] = other.coefficients[0]
     weights = [0.5, 1.0, 2.0]
     ours, theirs = (choose_rungs(one, collector.tree, sights, weights) for one in (policy, other))
     assert not torch.equal(ours, theirs)
@@ -101,10 +102,10 @@ def test_logits_are_the_reward_by_hand(policy: LadderPolicy) -> None:
     assert logits[0, 3].item() == pytest.approx(30 * (2 * 0.7 / 8 - 3 * 0.3) / 4, abs=1e-5)
 
 
-def test_calibrated_policy_without_a_direction_predicts_the_mean(collector: Collector, sights: Tensor) -> None:
+def test_calibrated_policy_that_reads_nothing_predicts_the_mean(collector: Collector, sights: Tensor) -> None:
     fresh = build_policy(collector, sights)
-    torch.nn.init.zeros_(fresh.direction)
-    predicted = fresh.predict(sights, collector.tree.nodes[:, 0].expand(len(sights), -1))
+    torch.nn.init.zeros_(fresh.coefficients)
+    predicted = fresh.predict(sights, collector.tree.nodes[:, 0])
     expected = torch.tensor([0.001, 0.02, 0.05, 0.08, 0.15, 0.3]).expand_as(predicted)
     torch.testing.assert_close(predicted, expected, atol=1e-5, rtol=0)
 
@@ -171,7 +172,7 @@ def test_wishes_leave_the_original_alone(policy: LadderPolicy, tmp_path: Path) -
     assert policy.config == before
     assert policy.with_options(quality_weight=3.0).quality_weight == 3.0
     assert policy.quality_weight == 1.0
-    assert other.direction is policy.direction, "weights are shared"
+    assert other.coefficients is policy.coefficients, "weights are shared"
     other.save_pretrained(tmp_path)
     assert AdaPolicy.from_pretrained(tmp_path).compute == 0.8
 
@@ -195,7 +196,7 @@ def test_folder_round_trip_decides_alike_to_the_bit(
     again = AdaPolicy.from_pretrained(tmp_path)
     assert type(again) is LadderPolicy
     assert (again.kinds, again.quality_weight, again.curve) == (KINDS, 1.0, None)
-    stages = collector.tree.nodes[:, 0].expand(len(sights), -1)
+    stages = collector.tree.nodes[:, 0]
     assert torch.equal(again.predict(sights, stages), policy.predict(sights, stages))
     assert torch.equal(run(collector.pipeline, again, MORE_CASES), run(collector.pipeline, policy, MORE_CASES))
 
@@ -211,8 +212,8 @@ def test_folders_that_hold_no_policy_are_named(policy: LadderPolicy, tmp_path: P
     content, tensors = json.loads(config.read_text()), load_file(weights)
     assert (content["format"], content["version"], content["form"]) == ("blockdance-ada", 2, "ladder")
 
-    save_file({name: tensor for name, tensor in tensors.items() if name != "slope"}, weights)
-    fails(r"(?s)incomplete or was changed by hand.*slope")
+    save_file({name: tensor for name, tensor in tensors.items() if name != "level"}, weights)
+    fails(r"(?s)incomplete or was changed by hand.*level")
     weights.write_bytes(weights.read_bytes()[:-100])
     fails("incomplete or no safetensors file")
     weights.unlink()
@@ -224,7 +225,7 @@ def test_folders_that_hold_no_policy_are_named(policy: LadderPolicy, tmp_path: P
         ({"version": 3}, r"format version 3; this package reads up to 2\. Update"),
         ({"form": "dreams"}, "form 'dreams'"),
         ({"format": "else"}, "holds no BlockDance-Ada policy"),
-        ({"rank": 2}, r"(?s)incomplete or was changed by hand.*size mismatch"),
+        ({"num_components": 2}, r"(?s)incomplete or was changed by hand.*size mismatch"),
         ({"colour": "red"}, r"(?s)incomplete or was changed by hand.*colour"),
     ):
         config.write_text(json.dumps(content | change))

@@ -13,8 +13,8 @@ from ada.policy.sight import NUM_SIGNS
 from ada.rewards.damage import bounded_damage, visibly_changed
 from ada.schedules import Tree
 from ada.training import LevelOutcome, NothingLearntError, Outcome, measure_outcome
-from ada.training.ladder import GRID, balanced_reward, critic_loss, gain_of_choosing, make_optimizer
-from ada.training.outcome import paired_interval, rung_chances
+from ada.training.ladder import GRID, balanced_reward, critic_loss, gain_of_choosing, kept_by_folds
+from ada.training.outcome import HeldOut, paired_interval, rung_chances
 from ada.training.run import check_gain
 
 VISIBLE = 0.003
@@ -51,14 +51,15 @@ def fit(sights: Tensor, damage: Tensor, policy_gradient: bool, steps: int = 150)
     policy.calibrate(sights, tree.nodes[:, 0], cost)
     low, high = policy.quality_weight_range
     gain = gain_of_choosing(cost, policy.ladder.saved(COSTS).float(), torch.logspace(math.log10(low), math.log10(high), GRID))
-    optimizer = make_optimizer(policy, 0.05, 0.01)
+    optimizer = torch.optim.Adam(policy.parameters(), 0.05)
     for _ in range(steps):
-        predicted = policy.predict(sights, tree.nodes[:, 0].expand(len(sights), -1))
         if policy_gradient:
+            predicted = policy.predict(sights, tree.nodes[:, 0])
             value, spread = balanced_reward(policy, predicted, cost, tree, torch.rand(len(cost)), gain)
-            loss = -value - 0.003 * spread
+            loss = -value.mean() - 0.003 * spread.mean()
         else:
-            loss = critic_loss(predicted, cost, tree)
+            log_odds = policy.log_odds(policy.inputs(sights, tree.nodes[:, 0]), tree.nodes[:, 0])
+            loss = critic_loss(log_odds, cost).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -72,7 +73,7 @@ def judge(policy_gradient: bool, shuffled: bool) -> Outcome:
     if shuffled:
         sights = sights[torch.randperm(len(sights), generator=torch.Generator().manual_seed(3))]
     policy = fit(sights, damage, policy_gradient)
-    return measure_outcome(policy, toy_tree(), held_out, held_out_damage, damage, VISIBLE, levels=(0.15, 0.20))
+    return measure_outcome([HeldOut(policy, held_out, held_out_damage, damage)], toy_tree(), VISIBLE, levels=(0.15, 0.20))
 
 
 @pytest.mark.parametrize(("policy_gradient", "closed"), [(False, 0.8), (True, 0.65)], ids=["critic", "policy gradient"])
@@ -100,7 +101,7 @@ def test_gain_is_demanded() -> None:
     knows_nothing = build_policy()
     knows_nothing.calibrate(sights, toy_tree().nodes[:, 0], bounded_damage(damage, VISIBLE))
     with pytest.raises(NothingLearntError, match=r"15%: (level|worse|not reached)"):
-        check_gain(measure_outcome(knows_nothing.eval(), toy_tree(), sights, damage, damage, VISIBLE))
+        check_gain(measure_outcome([HeldOut(knows_nothing.eval(), sights, damage, damage)], toy_tree(), VISIBLE))
 
 
 def test_worse_anywhere_is_no_gain() -> None:
@@ -121,7 +122,7 @@ def test_outcome_of_a_policy_that_knows_nothing_is_the_mixture() -> None:
     sights, damage = toy_cases(300, seed=5)
     policy = build_policy()
     policy.calibrate(sights, toy_tree().nodes[:, 0], bounded_damage(damage, VISIBLE))
-    outcome = measure_outcome(policy.eval(), toy_tree(), sights, damage, damage, VISIBLE)
+    outcome = measure_outcome([HeldOut(policy.eval(), sights, damage, damage)], toy_tree(), VISIBLE)
     assert outcome.levels
     for level in outcome.levels:
         assert level.policy >= level.mixture - 1e-9
@@ -177,18 +178,30 @@ def test_gain_of_choosing_by_hand() -> None:
 
 
 def test_critic_loss_by_hand() -> None:
-    """Two rungs after one decision: the cross-entropy of 0.5 and 0.25 under predictions of ½ and ¼."""
-    tree = Tree.of(torch.tensor([[0, 0, 0, 0, 0], [0, 0, 0, 1, 0]]), (2,))
-    loss = critic_loss(torch.tensor([[[0.5, 0.25]]]), torch.tensor([[0.5, 0.25]]), tree)
-    by_hand = (math.log(2) + 0.25 * math.log(4) + 0.75 * math.log(4 / 3)) / 2
-    assert loss.item() == pytest.approx(by_hand, abs=1e-6)
+    """Damage ½ has log-odds 0, and none at all counts as a thousandth: log(1/999)."""
+    log_odds = torch.tensor([[[1.0, 0.0], [0.0, 0.0]]])
+    loss = critic_loss(log_odds, torch.tensor([[0.5, 0.0]]))
+    assert loss.tolist() == pytest.approx([(1 + 2 * math.log(999) ** 2) / 4])
 
 
-def test_critic_reads_no_rung_that_is_closed() -> None:
-    tree = toy_tree()
-    predicted, cost = torch.rand(2, 4, 6), torch.rand(2, 6)
-    closed = predicted.masked_fill(~tree.open_at_nodes, 0.5)
-    assert torch.equal(critic_loss(predicted, cost, tree), critic_loss(closed, cost, tree))
+def test_folds_keep_a_captions_cases_together() -> None:
+    """Captions 2, 5, 7, 9 in turn: the first fold is judged on 2 and 7, the second on 5 and 9."""
+    captions = torch.tensor([7, 7, 2, 5, 5, 9])
+    judged = [(~kept).tolist() for kept in kept_by_folds(captions, 2)]
+    assert judged == [[True, True, True, False, False, False], [False, False, False, True, True, True]]
+
+
+def test_parts_are_judged_by_their_own_policies() -> None:
+    """Cross-fitting: two halves, each decided by the policy of the other half; as one, both by a policy that saw neither."""
+    sights, damage = toy_cases(400, seed=6)
+    halves = [torch.arange(400) % 2 == half for half in (0, 1)]
+    policies = [fit(sights[kept], damage[kept], policy_gradient=False) for kept in halves]
+    parts = [HeldOut(policy, sights[~kept], damage[~kept], damage[kept]) for policy, kept in zip(policies, halves, strict=True)]
+    crossed = measure_outcome(parts, toy_tree(), VISIBLE, levels=(0.2,))
+    assert crossed.num_cases == 400
+    assert crossed.at(0.2).gap_closed >= 0.8
+    swapped = [HeldOut(policies[1 - place], part.sights, part.damage, part.static_damage) for place, part in enumerate(parts)]
+    assert measure_outcome(swapped, toy_tree(), VISIBLE, levels=(0.2,)).at(0.2).policy != crossed.at(0.2).policy
 
 
 def test_bounded_damage_by_hand() -> None:

@@ -12,7 +12,10 @@ from ada.training import Run, RunError
 
 CONFIG: dict[str, Any] = {
     "seed_everything": 1,
-    "model": {"class_path": "ada.training.LadderTraining", "init_args": {"rank": 1, "quality_weight_range": (0.2, 30.0)}},
+    "model": {
+        "class_path": "ada.training.LadderTraining",
+        "init_args": {"num_components": 1, "quality_weight_range": (0.2, 30.0)},
+    },
     "data": {"table": Path("runs/tables")},
     "trainer": {"max_epochs": 1},
 }
@@ -30,16 +33,16 @@ def test_a_folder_of_another_run_is_refused_with_what_differs(tmp_path: Path) ->
     build_run(tmp_path, CONFIG).train()
     assert (tmp_path / "checkpoints" / "last.ckpt").is_file()
     identity = json.loads((tmp_path / "run.json").read_text())
-    assert identity["model"]["init_args"] == {"rank": 1, "quality_weight_range": [0.2, 30.0]}
+    assert identity["model"]["init_args"] == {"num_components": 1, "quality_weight_range": [0.2, 30.0]}
     assert "trainer" not in identity
 
     build_run(tmp_path, CONFIG | {"trainer": {"max_epochs": 9}}).train()  # the trainer's settings are no part of it
 
     other = json.loads(json.dumps(CONFIG, default=str))
-    other["model"]["init_args"]["rank"] = 2
+    other["model"]["init_args"]["num_components"] = 2
     other["data"]["source"] = "elsewhere"
     with pytest.raises(RunError) as error:
         build_run(tmp_path, other).train()
-    assert "data.source: None → elsewhere; model.init_args.rank: 1 → 2" in str(error.value)
+    assert "data.source: None → elsewhere; model.init_args.num_components: 1 → 2" in str(error.value)
     assert "--trainer.default_root_dir" in str(error.value)
     assert json.loads((tmp_path / "run.json").read_text()) == identity, "the folder stays the first run's"
