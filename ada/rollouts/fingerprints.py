@@ -18,6 +18,26 @@ def weights_digest(module: nn.Module) -> str:
     return digest(sums)
 
 
+def parts_digest(pipeline: Any, values: int = 64) -> dict[str, str]:
+    """Digests of all models of a pipeline, such as text encoders and the decoder, by name: from their tensors' types and shapes and a few
+    values of each, so that the largest take no time.
+
+    Args:
+        pipeline: holds the models as attributes.
+        values: of every tensor, spread evenly.
+    """
+    parts = {name: part for name, part in vars(pipeline).items() if isinstance(part, nn.Module)}
+    return {
+        name: digest({key: _sample(tensor, values) for key, tensor in part.state_dict().items()})
+        for name, part in parts.items()
+    }
+
+
+def _sample(tensor: Tensor, values: int) -> list[Any]:
+    flat = tensor.flatten()
+    return [str(tensor.dtype), list(tensor.shape), flat[:: max(1, len(flat) // values)].double().tolist()]
+
+
 def digest(content: Any) -> str:
     """Sixteen hexadecimal digits that tell one piece of JSON from another."""
     text = json.dumps(content, ensure_ascii=False, sort_keys=True, default=str)

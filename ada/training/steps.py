@@ -19,6 +19,7 @@ from ada.policy import BaseModel, StepPolicy
 from ada.reinforce import AdvantageKind
 from ada.rewards import WeightedReward
 from ada.rollouts import Case, FrozenPipeline, References, Tape, probe
+from ada.rollouts.fingerprints import parts_digest
 from ada.training import pictures
 from ada.training.sampling import SampledRollout, SampledSchedules
 from blockdance import Reuse
@@ -104,7 +105,9 @@ class StepTraining(LightningModule):
                 f"With {pipeline.num_inference_steps} steps, `prefix` {prefix} and `forced_tail` {forced_tail}, no step is left to decide."
             )
         num_taped = self.policy.decision_steps(pipeline.num_inference_steps)[0] - 1
-        settings = None if tape is None else {"base": pipeline.fingerprint(), "steps": num_taped}
+        settings: dict[str, Any] = {}
+        if tape is not None:
+            settings = {"base": pipeline.fingerprint(), "parts": parts_digest(pipeline.pipeline), "steps": num_taped}
         self.references = References(
             pipeline, Tape(int(tape_memory * 2**30), tape, settings, int(tape_disk * 2**30)), num_taped
         )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ada.rollouts import Case, FrozenPipeline, References, Tape
 from ada.rollouts.driver import GivenSchedules
+from ada.rollouts.fingerprints import parts_digest
 from blockdance import PolicyState, ReuseSchedule
 
 FIRST, SECOND, THIRD = CASES
@@ -108,6 +109,17 @@ def test_a_place_that_cannot_be_written_costs_one_message(tmp_path: Path, caplog
     assert [entry.levelname for entry in caplog.records] == ["WARNING"]
     assert "goes on, with the tape in memory alone" in caplog.text
     assert tape.get(FIRST) is not None
+
+
+def test_other_decoders_and_text_encoders_are_other_settings() -> None:
+    pipeline = build_frozen().pipeline
+    before = parts_digest(pipeline)
+    assert sorted(before) == ["text_encoder", "transformer", "vae"]
+    assert parts_digest(build_frozen().pipeline) == before
+    with torch.no_grad():
+        pipeline.vae.decoder.conv_out.weight.mul_(1.01)
+    after = parts_digest(pipeline)
+    assert [name for name in before if before[name] != after[name]] == ["vae"]
 
 
 # --- what is replayed ---
