@@ -7,8 +7,10 @@ from blockdance.executor import ReuseExecutor
 from blockdance.kinds import BlockReuse, Kind, Reuse
 from blockdance.layouts import BlockLayout, find_layout, register_layout
 from blockdance.observation import PolicyState
+from blockdance.outcome import Outcome, OutcomeSearch
 from blockdance.plan import Decider, Plan
 from blockdance.plan_file import load_plan, save_plan
+from blockdance.recorder import FeatureRecorder, calibrate, measure_feature_change
 from blockdance.recording import Recording
 from blockdance.report import BlockDanceReport
 from blockdance.schedule import (
@@ -19,7 +21,7 @@ from blockdance.schedule import (
     full_compute,
     random_schedule,
 )
-from blockdance.similarity import FeatureChange, FeatureRecorder, calibrate, measure_feature_change
+from blockdance.similarity import FeatureChange
 from blockdance.state import ReuseState
 
 __all__ = [
@@ -34,6 +36,8 @@ __all__ = [
     "FeatureRecorder",
     "ForwardCost",
     "Kind",
+    "Outcome",
+    "OutcomeSearch",
     "Plan",
     "PolicyState",
     "Recording",

@@ -9,10 +9,21 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 
-from blockdance import BlockDanceConfig, ReuseSchedule, apply_blockdance, find_layout, full_compute, save_plan
+from blockdance import (
+    BlockDanceConfig,
+    OutcomeSearch,
+    ReuseSchedule,
+    apply_blockdance,
+    find_layout,
+    full_compute,
+    measure_feature_change,
+    save_plan,
+)
 from blockdance.errors import BlockDanceError
 from blockdance.layouts import block_list, block_stack
-from blockdance.similarity import DEFAULT_TOLERANCE, FeatureChange, measure_feature_change
+from blockdance.outcome import DEFAULT_DAMAGE, frontier
+from blockdance.similarity import DEFAULT_TOLERANCE, FeatureChange
+from blockdance.targets import transformers_of
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -31,42 +42,51 @@ def main(arguments: list[str] | None = None) -> int:
 def inspect(options: argparse.Namespace) -> None:
     """Prints which layout was found, what would be skipped, and MACs."""
     pipeline = _load(options)
-    transformer = pipeline.transformer
-    layout = find_layout(transformer)
-    print(f"{type(pipeline).__name__}, {type(transformer).__name__}")
-    first = 0
-    for path in layout.lists:
-        count = len(block_list(transformer, path))
-        numbers = f"blocks {first} to {first + count - 1}" if not layout.interleaved else "interleaved"
-        print(f"  {path}: {count} {type(block_list(transformer, path)[0]).__name__}, {numbers}")
-        first += count
-    if layout.note:
-        print(f"  {layout.note}")
-    with apply_blockdance(pipeline, full_compute(1, 2)) as handle:
-        pipeline(options.prompts, num_inference_steps=2, **options.option)
-        cost = handle.cost()
-    kind = BlockDanceConfig().kind(len(block_stack(transformer, layout)))
-    skipped = sum(cost.blocks[: kind.boundary + 1])
-    print(f"  a forward call: {cost.total / 1e9:.3g} GMACs, {sum(cost.blocks) / cost.total:.1%} of them in the blocks")
-    print(f"  a reuse step {kind}: skips blocks 0 to {kind.boundary}, {skipped / cost.total:.1%} of the MACs")
+    transformers = transformers_of(pipeline, options.component)
+    with apply_blockdance(pipeline, full_compute(1, options.steps), component=options.component) as handle:
+        pipeline(options.prompts, num_inference_steps=options.steps, **options.option)
+        costs = {name: handle.cost(name) for name in transformers}
+    for name, transformer in transformers.items():
+        layout, cost = find_layout(transformer), costs[name]
+        print(f"{type(pipeline).__name__}.{name}, {type(transformer).__name__}")
+        first = 0
+        for path in layout.lists:
+            count = len(block_list(transformer, path))
+            numbers = f"blocks {first} to {first + count - 1}" if not layout.interleaved else "interleaved"
+            print(f"  {path}: {count} {type(block_list(transformer, path)[0]).__name__}, {numbers}")
+            first += count
+        if layout.note:
+            print(f"  {layout.note}")
+        kind = BlockDanceConfig().kind(len(block_stack(transformer, layout)))
+        skipped = sum(cost.blocks[: kind.boundary + 1])
+        print(f"  a forward call: {cost.total / 1e9:.3g} GMACs, {sum(cost.blocks) / cost.total:.1%} of them in the blocks")
+        print(f"  a reuse step {kind}: skips blocks 0 to {kind.boundary}, {skipped / cost.total:.1%} of the MACs")
 
 
 def calibrate(options: argparse.Namespace) -> None:
-    """Measures feature changes, proposes a plan and saves it."""
+    """Chooses a plan by measurement and saves it."""
     pipeline = _load(options)
+    (_calibrate_by_outcome if options.by == "outcome" else _calibrate_by_features)(pipeline, options)
+
+
+def _calibrate_by_features(pipeline: Any, options: argparse.Namespace) -> None:
     generators = [torch.Generator().manual_seed(seed) for seed in range(len(options.prompts))]
     change = measure_feature_change(
-        pipeline, options.prompts, num_inference_steps=options.steps, generator=generators, **options.option
+        pipeline,
+        options.prompts,
+        component=options.component,
+        num_inference_steps=options.steps,
+        generator=generators,
+        **options.option,
     )
     plan: BlockDanceConfig | ReuseSchedule
     if options.block_caching is not None:
         plan = schedule = change.block_caching(options.block_caching)
     else:
-        plan = change.propose(options.tolerance)
-        schedule = plan.schedule(options.steps, change.cosine.shape[2])
-    save_plan(plan, options.output, pipeline)
+        plan = change.propose(DEFAULT_TOLERANCE if options.tolerance is None else options.tolerance)
+        schedule = plan.schedule(change.num_steps, change.cosine.shape[2])
     print(_description(plan, schedule, change))
-    print(f"saved: {options.output}; use it with apply_blockdance(pipe, {str(options.output)!r})")
+    _save(plan, pipeline, options)
     if options.figure is not None:
         from blockdance.figures import change_figure  # matplotlib is needed for this option alone
 
@@ -75,14 +95,39 @@ def calibrate(options: argparse.Namespace) -> None:
         print(f"figure: {options.figure}")
 
 
+def _calibrate_by_outcome(pipeline: Any, options: argparse.Namespace) -> None:
+    search = OutcomeSearch(
+        pipeline,
+        options.prompts,
+        component=options.component,
+        num_inference_steps=options.steps,
+        seeds=options.seeds,
+        batch_size=options.batch_size,
+        report=print,
+        **options.option,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    chosen = search.run(DEFAULT_DAMAGE if options.tolerance is None else options.tolerance, options.most)
+    print("What saves most at its damage (distance of the final latents, relative; mean over images, and the worst):")
+    for outcome in frontier(search.outcomes):
+        print(f"{'*' if outcome is chosen else ' '} {outcome}")
+    _save(chosen.config, pipeline, options)
+
+
+def _save(plan: BlockDanceConfig | ReuseSchedule, pipeline: Any, options: argparse.Namespace) -> None:
+    transformer = next(iter(transformers_of(pipeline, options.component).values()))
+    save_plan(plan, options.output, transformer)
+    named = "" if options.component is None else f", component={options.component!r}"
+    print(f"saved: {options.output}; use it with apply_blockdance(pipe, {str(options.output)!r}{named})")
+
+
 def _description(plan: BlockDanceConfig | ReuseSchedule, schedule: ReuseSchedule, change: FeatureChange) -> str:
-    saved = float(change.cost.compute_saved(schedule.actions, schedule.kinds))
     if isinstance(plan, BlockDanceConfig):
         start, end = plan.reuse_range
         what = f"BlockDance-{plan.interval} after block {plan.boundary}, between {start:.0%} and {end:.0%} of the steps"
     else:
         what = f"Block Caching with {len(plan.kinds)} different sets of reused blocks over {plan.num_steps} steps"
-    return f"{what}: saves {saved:.1%} of the denoising MACs"
+    return f"{what}: saves {change.saved(schedule):.1%} of the denoising MACs"
 
 
 def _load(options: argparse.Namespace) -> Any:
@@ -106,6 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("model", help="folder or Hub id of a diffusers pipeline")
     common.add_argument("--prompts", nargs="+", default=["a photograph of a dog"], metavar="TEXT")
     common.add_argument("--prompt-file", type=Path, help="text file with one prompt per line")
+    common.add_argument("--component", metavar="NAME", help="one of several transformers, such as transformer_2 of Wan 2.2")
     common.add_argument("--dtype", choices=_DTYPES, default="float32")
     common.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     common.add_argument(
@@ -117,13 +163,26 @@ def _parser() -> argparse.ArgumentParser:
         help="passed to the pipeline, such as guidance_scale=4.5 (repeatable)",
     )
     inspecting = commands.add_parser("inspect", parents=[common], help="which layout was found, what would be skipped, MACs")
+    inspecting.add_argument("--steps", type=int, default=2, help="denoising steps; more where a second transformer runs late")
     inspecting.set_defaults(command=inspect)
     calibrating = commands.add_parser("calibrate", parents=[common], help="choose boundary, range and N by measurement")
     calibrating.set_defaults(command=calibrate)
     calibrating.add_argument("--steps", type=int, default=20, help="denoising steps")
     calibrating.add_argument(
-        "--tolerance", type=float, default=DEFAULT_TOLERANCE, help="largest relative L1 error of the injected features"
+        "--by",
+        choices=("features", "outcome"),
+        default="features",
+        help="how much features change in one generation; or what many schedules do to the final latents",
     )
+    calibrating.add_argument(
+        "--tolerance",
+        type=float,
+        help=f"largest relative L1 error of the injected features ({DEFAULT_TOLERANCE:g}), or by outcome relative distance of the final "
+        f"latents ({DEFAULT_DAMAGE:g})",
+    )
+    calibrating.add_argument("--seeds", type=int, default=1, help="by outcome: noises of every prompt")
+    calibrating.add_argument("--most", type=int, default=100, help="by outcome: schedules to try")
+    calibrating.add_argument("--batch-size", type=int, default=16, help="by outcome: images of one call of the pipeline")
     calibrating.add_argument(
         "--block-caching", type=float, metavar="THRESHOLD", help="make a Block Caching schedule with this threshold instead"
     )

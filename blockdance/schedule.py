@@ -94,7 +94,7 @@ def block_caching(changes: Tensor, threshold: float) -> ReuseSchedule:
 
     Args:
         changes: `(num_steps, num_blocks)`, relative L1 change of what each block adds, against the step before; the first step's is
-            not read.
+            not read, and steps with NaN compute.
         threshold: δ.
 
     Raises:
@@ -118,7 +118,7 @@ def block_caching(changes: Tensor, threshold: float) -> ReuseSchedule:
     if not kinds:
         raise ScheduleError(
             f"With a threshold of {threshold:g} no block would ever be reused: the smallest change of any block between two steps is "
-            f"{float(changes[1:].min()):.3g}."
+            f"{float(changes[1:].nan_to_num(nan=torch.inf).min()):.3g}."
         )
     return ReuseSchedule(torch.tensor([actions]), tuple(kinds))
 

@@ -3,6 +3,7 @@
 Prompts are texts where the text encoders are T5 and CLIP, else embeddings; of those few pipelines make several images per prompt.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -433,6 +434,16 @@ def cogvideox() -> CogVideoXPipeline:
 def wan() -> WanPipeline:
     scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
     return WanPipeline(tokenizer(), t5(), None, scheduler, transformer("WanTransformer3DModel"))
+
+
+def wan_of_two() -> WanPipeline:
+    """Wan 2.2: one transformer for the noisy steps, another for the rest."""
+    pipeline = wan()
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.register_modules(transformer_2=copy.deepcopy(pipeline.transformer))
+    pipeline.register_to_config(boundary_ratio=0.8)
+    pipeline.transformer_2.load_state_dict({name: 0.9 * tensor for name, tensor in pipeline.transformer.state_dict().items()})
+    return pipeline
 
 
 def video_inputs(prompts: int) -> Arguments:

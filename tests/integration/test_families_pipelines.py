@@ -1,6 +1,5 @@
 """BlockDance on stock pipelines of every kind, end to end."""
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -8,7 +7,7 @@ from typing import Any, Literal
 import pytest
 import torch
 from diffusers import DiffusionPipeline, FlowMatchHeunDiscreteScheduler, PixArtSigmaPAGPipeline
-from integration.pipelines import CASES, FROM_IMAGE, STEPS, Case, generate, reuse_by_hand
+from integration.pipelines import CASES, FROM_IMAGE, STEPS, Case, generate, reuse_by_hand, wan_of_two
 from torch import Tensor
 
 from blockdance import BlockDanceConfig, Reuse, ReuseSchedule, apply_blockdance, find_layout, full_compute, remove_blockdance
@@ -265,18 +264,9 @@ def test_three_fused_branches_of_perturbed_attention_guidance() -> None:
     torch.testing.assert_close(together[1], generate(case, pipeline, pag_scale=3.0)[1], rtol=1e-4, atol=1e-4)
 
 
-def build_wan_of_two() -> DiffusionPipeline:
-    """Wan 2.2: one transformer for the noisy steps, another for the rest."""
-    pipeline = build(CASES["wan"])
-    pipeline.register_modules(transformer_2=copy.deepcopy(pipeline.transformer))
-    pipeline.register_to_config(boundary_ratio=0.8)
-    pipeline.transformer_2.load_state_dict({name: 0.9 * tensor for name, tensor in pipeline.transformer.state_dict().items()})
-    return pipeline
-
-
 def test_wan_with_two_transformers_reuses_in_each() -> None:
     """Both are turned on; each caches for itself, and the first one's cache is freed when it hands over."""
-    case, pipeline = CASES["wan"], build_wan_of_two()
+    case, pipeline = CASES["wan"], wan_of_two()
     plain = generate(case, pipeline)
     held: list[int] = []
     handle = apply_blockdance(pipeline, CONFIG)
@@ -304,7 +294,7 @@ def test_wan_with_two_transformers_reuses_in_each() -> None:
 
 def test_wan_of_two_saves_with_the_defaults() -> None:
     """The first transformer's steps lie before 40 %, so alone it would save nothing."""
-    case, pipeline = CASES["wan"], build_wan_of_two()
+    case, pipeline = CASES["wan"], wan_of_two()
     pipeline.register_to_config(boundary_ratio=0.9)
     handle = apply_blockdance(pipeline)
     generate(case, pipeline, steps=10)

@@ -1,5 +1,6 @@
 """Measured feature changes: numbers worked out by hand on toy blocks, and what is proposed from them."""
 
+import gc
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from blockdance import (
     Reuse,
     ReuseSchedule,
     ScheduleError,
+    UnsupportedModelError,
     apply_blockdance,
     block_caching,
     calibrate,
@@ -30,6 +32,7 @@ from blockdance import (
     save_plan,
 )
 from blockdance.__main__ import main
+from blockdance.recorder import MAX_POSITIONS
 
 
 class Scale(nn.Module):
@@ -40,14 +43,14 @@ class Scale(nn.Module):
         self.factor = nn.Parameter(torch.tensor(factor))
 
     def forward(self, hidden_states: Tensor, timestep: Tensor) -> Tensor:
-        first, second = hidden_states.chunk(2, dim=1)
-        return torch.cat([first * self.factor * timestep[:, None], second], dim=1)
+        first, second = hidden_states.chunk(2, dim=-1)
+        return torch.cat([first * self.factor * timestep.view(-1, *[1] * (first.ndim - 1)), second], dim=-1)
 
 
 class ScalingTransformer(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, *factors: float) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList([Scale(1.0), Scale(0.5)])
+        self.blocks = nn.ModuleList(Scale(factor) for factor in factors or (1.0, 0.5))
 
     def forward(self, hidden_states: Tensor, timestep: Tensor) -> Tensor:
         for block in self.blocks:
@@ -101,6 +104,72 @@ def test_a_recorder_that_saw_nothing_says_so() -> None:
         recorder.result()
     with pytest.raises(BlockDanceError, match="no multiple of the 2 images"), FeatureRecorder(pipeline := ScalingPipeline(), 2):
         pipeline(["a", "b", "c"], timesteps=[4.0])
+
+
+def tensor_bytes() -> int:
+    """Memory of all tensors that are alive."""
+    gc.collect()
+    storages = [tensor.untyped_storage() for tensor in gc.get_objects() if type(tensor) is Tensor]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+@torch.no_grad()
+def test_memory_does_not_grow_with_resolution_or_steps() -> None:
+    """Of four blocks one bfloat16 copy each, and one of what the first is given, of so many positions; the numbers are what they are
+    for any position, all of which change alike."""
+    pipeline = ScalingPipeline()
+    pipeline.transformer = ScalingTransformer(1.0, 1.0, 1.0, 1.0).to(torch.bfloat16)
+    latents = torch.ones(1, 3 * MAX_POSITIONS + 1, 4, dtype=torch.bfloat16)
+    held = []
+    with FeatureRecorder(pipeline, num_images=1) as recorder:
+        before = tensor_bytes()
+        pipeline.scheduler.timesteps = torch.tensor([4.0, 2.0, 1.0, 0.5])
+        for timestep in (4.0, 2.0, 1.0, 0.5):
+            pipeline.transformer(latents, torch.full((1,), timestep, dtype=torch.bfloat16))
+            held.append(tensor_bytes() - before)
+    assert max(held) <= 5 * MAX_POSITIONS * 4 * 2 + latents.nbytes + 10_000
+    # block 0 gives (4, 4, 1, 1) and then (2, 2, 1, 1)
+    assert recorder.result().output_change[0, 1, 0] == pytest.approx(4 / 6)
+
+
+class TwoTransformers(ScalingPipeline):
+    """The second takes over for the last steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.transformer_2 = ScalingTransformer()
+
+    def __call__(self, prompts: Sequence[str], *, timesteps: Sequence[float], branches: int = 1) -> None:
+        self.scheduler.timesteps = torch.tensor(timesteps)
+        for step, timestep in enumerate(timesteps):
+            transformer = self.transformer if step < 2 else self.transformer_2
+            transformer(torch.ones(len(prompts), 2), torch.full((len(prompts),), timestep))
+
+
+def test_one_of_several_transformers_is_measured_over_the_steps_that_it_runs() -> None:
+    """At the second's timesteps 4, 2, 2, 2 its outputs change once and then no more; the first's change once."""
+    timesteps = [9.0, 8.0, 4.0, 2.0, 2.0, 2.0]
+    with pytest.raises(UnsupportedModelError, match=r"several transformers.*one of transformer, transformer_2"):
+        measure_feature_change(TwoTransformers(), ["a"], timesteps=timesteps)
+    first = measure_feature_change(TwoTransformers(), ["a"], component="transformer", timesteps=timesteps)
+    assert first.steps_run == range(2)
+    assert first.output_change[0, 1].tolist() == pytest.approx([1 / 9, 8 / 33])
+    assert first.output_change[0, 2:].isnan().all()
+    second = measure_feature_change(TwoTransformers(), ["a"], component="transformer_2", timesteps=timesteps)
+    assert second.steps_run == range(2, 6)
+    assert second.output_change[0, 3:, 0].tolist() == pytest.approx([2 / 3, 0, 0])
+    schedule = second.block_caching(0.1)
+    assert schedule.actions.tolist() == [[0, 0, 0, 0, 1, 1]]
+
+
+def test_a_proposal_for_one_of_several_transformers_lies_among_its_steps() -> None:
+    """It runs steps 3 to 7 of 10; of the four that may reuse, every other does: two of five steps skip 8 of 10 MACs."""
+    values = torch.full((1, 10, 2), torch.nan)
+    values[0, 4:8] = 0.1
+    change = FeatureChange(values, values, values, ForwardCost(10.0, (4.0, 4.0)))
+    config = change.propose(0.15, intervals=[2])
+    assert config == BlockDanceConfig(interval=2, boundary=1, reuse_range=(0.4, 0.8))
+    assert change.saved(config.schedule(10, 2)) == pytest.approx(2 * 8 / 50)
 
 
 def feature_change(output_change: Tensor) -> FeatureChange:
@@ -199,7 +268,7 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         arguments += ["--option", f"{name}={value}"]
     assert main(["inspect", *arguments]) == 0
     printed = capsys.readouterr().out
-    assert "PixArtAlphaPipeline, PixArtTransformer2DModel" in printed
+    assert "PixArtAlphaPipeline.transformer, PixArtTransformer2DModel" in printed
     assert "transformer_blocks: 4 BasicTransformerBlock, blocks 0 to 3" in printed
     assert "skips blocks 0 to 3" in printed
     plan, figure = tmp_path / "out" / "plan.json", tmp_path / "out" / "map.png"

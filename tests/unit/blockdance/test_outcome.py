@@ -1,0 +1,105 @@
+"""Schedules chosen by what they do to the final latents."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import build_pixart_pipeline
+from diffusers import PixArtTransformer2DModel
+
+from blockdance import (
+    BlockDanceConfig,
+    BlockLayout,
+    Outcome,
+    OutcomeSearch,
+    ScheduleError,
+    apply_blockdance,
+    load_plan,
+    register_layout,
+)
+from blockdance.__main__ import main
+from blockdance.outcome import best_within, frontier
+
+STEPS = 8
+OPTIONS: dict[str, Any] = {"use_resolution_binning": False, "clean_caption": False, "max_sequence_length": 12}
+PROMPTS = ["a dog", "red sun"]
+EMBEDDED = Path(__file__).parents[3] / "checkpoints" / "emoji-dit"
+
+
+def outcome(saved: float, *damage: float) -> Outcome:
+    return Outcome(BlockDanceConfig(), saved, torch.tensor(damage))
+
+
+def test_the_frontier_and_the_best_within_a_tolerance() -> None:
+    """By mean damage: (0.1, 0.2), (0.3, 0.1), (0.4, 0.5), (0.4, 0.6), (0.2, 0.1)."""
+    tried = [outcome(0.1, 0.1, 0.3), outcome(0.3, 0.1), outcome(0.4, 0.5), outcome(0.4, 0.6), outcome(0.2, 0.1)]
+    assert frontier(tried) == [tried[1], tried[2]]
+    assert best_within(tried, 0.2) is tried[1]
+    assert best_within(tried, 0.5) is tried[2]
+    with pytest.raises(ScheduleError, match=r"the least was 0\.1"):
+        best_within(tried, 0.05)
+
+
+def search(pipeline: Any, **options: Any) -> OutcomeSearch:
+    return OutcomeSearch(pipeline, PROMPTS, num_inference_steps=STEPS, seeds=2, **OPTIONS, **options)
+
+
+def test_every_outcome_is_what_its_schedule_does_alone() -> None:
+    """Four cases; schedules that ran together shared what they have in common."""
+    pipeline = build_pixart_pipeline()
+    found = search(pipeline, guidance_scale=3.0)
+    chosen = found.run(tolerance=0.5, most=16)
+    assert len(found.outcomes) == 16
+    assert chosen.saved == max(one.saved for one in found.outcomes if one.mean_damage <= 0.5)
+    assert {one.config.order for one in found.outcomes} == {0, 1}
+    assert len({round(one.mean_damage, 6) for one in found.outcomes}) > 8
+
+    def latents() -> torch.Tensor:
+        generators = [torch.Generator().manual_seed(seed) for _ in PROMPTS for seed in range(2)]
+        images: torch.Tensor = pipeline(
+            [prompt for prompt in PROMPTS for _ in range(2)], num_inference_steps=STEPS, guidance_scale=3.0, output_type="latent",
+            generator=generators, **OPTIONS,
+        ).images  # fmt: skip
+        return images.flatten(1)
+
+    plain = latents()
+    for one in (chosen, found.outcomes[0]):
+        with apply_blockdance(pipeline, one.config) as handle:
+            damage = (latents() - plain).norm(dim=1) / plain.norm(dim=1)
+            assert one.saved == pytest.approx(float(handle.report().compute_saved.mean()))
+        torch.testing.assert_close(one.damage, damage, rtol=1e-3, atol=1e-5)
+
+
+class Entangled(PixArtTransformer2DModel):
+    """Its rows cannot run apart."""
+
+
+register_layout(Entangled, BlockLayout(("transformer_blocks",), splits_rows=lambda inputs: False))
+
+
+def test_schedules_of_a_model_whose_rows_cannot_run_apart_run_one_by_one() -> None:
+    pipeline, entangled = build_pixart_pipeline(), build_pixart_pipeline()
+    entangled.transformer.__class__ = Entangled
+    for one, other in zip(*(sorted(outcomes_of(made), key=str) for made in (pipeline, entangled)), strict=True):
+        assert one.config == other.config
+        assert one.saved == pytest.approx(other.saved)
+        torch.testing.assert_close(one.damage, other.damage, rtol=1e-3, atol=1e-5)
+
+
+def outcomes_of(pipeline: Any) -> list[Outcome]:
+    found = search(pipeline)
+    found.run(tolerance=10.0, most=4)
+    return found.outcomes
+
+
+def test_the_command_on_the_embedded_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = tmp_path / "plan.json"
+    arguments = ["calibrate", str(EMBEDDED), "--by", "outcome", "--prompts", "a red apple", "--steps", "6", "--most", "5"]
+    arguments += ["--device", "cpu", "--option", "use_resolution_binning=False", "--output", str(plan), "--tolerance", "0.9"]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "saved   damage 0." in printed
+    assert printed.count("\n*") == 1
+    with pytest.raises(ScheduleError, match="with 16 blocks, but this model"):
+        load_plan(plan, build_pixart_pipeline())
