@@ -116,6 +116,8 @@ class OutcomeSearch:
         self._cases_at_once = 1 if any(layout.one_image for layout in layouts) else len(self._cases)
         apart = all(not layout.one_image and layout.splits_rows({}) for layout in layouts)
         self._schedules_at_once = max(1, batch_size // self._cases_at_once) if apart else 1
+        # a second transformer, which takes over half-way, is given what the first one's differing actions made
+        self._shares = len(transformers) == 1
         self._reference = torch.cat([self._generate(cases) for cases in self._parts()])
         self.num_steps = len(pipeline.scheduler.timesteps)
         depths = (0.5, PAPER_BOUNDARY, 6 / 7, 1.0)
@@ -197,7 +199,7 @@ class OutcomeSearch:
         latents, saved = [], []
         for cases in self._parts():
             plan = ReuseSchedule(rows.repeat(len(cases), 1), kinds)
-            groups = [case for case in range(len(cases)) for _ in configs]
+            groups = [case for case in range(len(cases)) for _ in configs] if self._shares else None
             with apply_blockdance(self._pipeline, plan, component=self._component, groups=groups) as handle:
                 made = self._generate([case for case in cases for _ in configs])
                 saved.append(handle.report().compute_saved.view(len(cases), len(configs)))
