@@ -4,13 +4,13 @@ from blockdance.api import BlockDanceHandle, apply_blockdance, get_blockdance, r
 from blockdance.cost import ForwardCost, count_macs
 from blockdance.errors import BlockDanceError, ScheduleError, StepUnknownError, UnsupportedModelError
 from blockdance.executor import ReuseExecutor
+from blockdance.feature_recorder import FeatureRecorder, calibrate, measure_feature_change
 from blockdance.kinds import BlockReuse, Kind, Reuse
 from blockdance.layouts import BlockLayout, find_layout, register_layout
 from blockdance.observation import PolicyState
 from blockdance.outcome import Outcome, OutcomeSearch
 from blockdance.plan import Decider, Plan
 from blockdance.plan_file import load_plan, save_plan
-from blockdance.recorder import FeatureRecorder, calibrate, measure_feature_change
 from blockdance.recording import Recording
 from blockdance.report import BlockDanceReport
 from blockdance.schedule import (

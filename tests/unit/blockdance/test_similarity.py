@@ -32,7 +32,7 @@ from blockdance import (
     save_plan,
 )
 from blockdance.__main__ import main
-from blockdance.recorder import MAX_POSITIONS
+from blockdance.feature_recorder import MAX_POSITIONS
 
 
 class Scale(nn.Module):
