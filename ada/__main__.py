@@ -9,6 +9,7 @@ from jsonargparse import auto_cli
 from ada.data import load_prompts
 from ada.export import export
 from ada.policy import AdaPolicy
+from ada.policy.hub import pull_folder
 from ada.rewards import RewardError, WeightedReward
 from ada.rewards.damage import VISIBLE_DISTANCE
 from ada.rollouts import Case, FrozenPipeline
@@ -63,32 +64,47 @@ def show(policy: str, revision: str | None = None) -> None:
         revision: branch, tag or commit on the Hub.
     """
     loaded = AdaPolicy.from_pretrained(policy, revision=revision)
-    print(f"{type(loaded).__name__} for {loaded.base_model.transformer}, {loaded.num_parameters:,} parameters")
+    base = loaded.base_model
+    print(f"{type(loaded).__name__}, {loaded.num_parameters:,} parameters, weights {loaded.digest()}")
+    print(f"for {base.transformer} with {base.num_blocks} blocks, such as {base.name or 'a model without a Hub id'}")
     print(f"decides after steps {', '.join(map(str, loaded.decision_steps(20)))} of 20")
     for action, kind in enumerate(loaded.kinds, 1):
         print(f"  {action}: {kind}")
 
 
-def push(folder: Path, repo_id: str, private: bool | None = None) -> None:
-    """Publishes a policy folder, its card and figures included.
+def push(
+    policy: str,
+    repo_id: str,
+    evaluation: Path | None = None,
+    base_model: str | None = None,
+    revision: str | None = None,
+    private: bool | None = None,
+) -> None:
+    """Publishes a policy with its card and figures.
 
     Args:
-        folder: as training exports it.
-        repo_id: `user/name` on the Hub.
+        policy: folder, as training exports it, or another Hub id.
+        repo_id: `user/name` on the Hub; made if it is not there.
+        evaluation: output folder of `evaluate.py` on this policy, whose table and plot go into the card.
+        base_model: Hub id of the model that it was trained on, where that was a local copy.
+        revision: branch to publish on; by default the main one.
         private: whether a new repository is private.
     """
-    print(AdaPolicy.from_pretrained(folder).push_to_hub(repo_id, folder, private=private))
+    loaded = AdaPolicy.from_pretrained(policy)
+    address = loaded.push_to_hub(repo_id, evaluation=evaluation, base_model=base_model, revision=revision, private=private)
+    print(f"Published: {address}")
 
 
 def pull(policy: str, folder: Path, revision: str | None = None) -> None:
-    """Downloads a policy into a folder.
+    """Copies a policy with its card and figures into a folder.
 
     Args:
-        policy: Hub id.
+        policy: Hub id; `user/name@revision` names a revision too.
         folder: where to.
         revision: branch, tag or commit.
     """
-    AdaPolicy.from_pretrained(policy, revision=revision).save_pretrained(folder)
+    AdaPolicy.from_pretrained(policy, revision=revision)  # nothing else than a policy is copied
+    pull_folder(policy, folder, revision)
     print(f"Wrote {policy} to {folder}.")
 
 

@@ -87,7 +87,7 @@ def evaluate(frozen: FrozenPipeline, policy: AdaPolicy, request: Request, consol
 
     settings = {
         "quality_weights": weights, "budgets": list(request.budgets), "mean_budgets": list(request.mean_budgets),
-        "policy_weights": weights_digest(policy),
+        "policy_weights": policy.digest(),
         "rivals": {name: weights_digest(rival) for name, rival in request.rivals.items()},
     }  # fmt: skip
     return evaluate_methods(subject, methods, request, console, settings)

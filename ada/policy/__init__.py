@@ -3,9 +3,21 @@
 from ada.policy.base import AdaPolicy, BaseModel
 from ada.policy.curve import Curve
 from ada.policy.folder import IncompatiblePolicyError
+from ada.policy.hub import HubError, PolicyNotFoundError
 from ada.policy.ladder import LadderPolicy
 from ada.policy.per_image import PerImage
 from ada.policy.sight import describe
 from ada.policy.steps import StepPolicy
 
-__all__ = ["AdaPolicy", "BaseModel", "Curve", "IncompatiblePolicyError", "LadderPolicy", "PerImage", "StepPolicy", "describe"]
+__all__ = [
+    "AdaPolicy",
+    "BaseModel",
+    "Curve",
+    "HubError",
+    "IncompatiblePolicyError",
+    "LadderPolicy",
+    "PerImage",
+    "PolicyNotFoundError",
+    "StepPolicy",
+    "describe",
+]

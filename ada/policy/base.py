@@ -3,14 +3,17 @@
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 from typing_extensions import Self
 
-from ada.policy.folder import IncompatiblePolicyError, find_folder, push_folder, read_folder, write_folder
+from ada.policy.folder import IncompatiblePolicyError, digest_of, read_folder, write_folder
+from ada.policy.hub import find_folder, hub_id
+from ada.policy.publishing import publish
 from blockdance import PolicyState, Reuse, ReuseSchedule, find_layout
 from blockdance.layouts import block_stack
 
@@ -27,10 +30,17 @@ class BaseModel:
     """Channels of the latents."""
     prompt_width: int
     """Width of the prompt embeddings that the transformer takes; 0 for none."""
+    name: str | None = field(default=None, compare=False)
+    """Hub id of the model, where it has one. Models of other names are alike where the rest is."""
 
     @classmethod
-    def of(cls, transformer: nn.Module) -> "BaseModel":
-        """Reads the fingerprint of a transformer; what its configuration does not say is 0."""
+    def of(cls, transformer: nn.Module, model: str = "") -> "BaseModel":
+        """Reads the fingerprint of a transformer; what its configuration does not say is 0.
+
+        Args:
+            transformer: the model.
+            model: folder or Hub id that it came from.
+        """
         config: Mapping[str, Any] = getattr(transformer, "config", {})
         widths = [config.get(name) for name in ("caption_channels", "joint_attention_dim", "text_dim", "cross_attention_dim")]
         return cls(
@@ -38,12 +48,15 @@ class BaseModel:
             num_blocks=len(block_stack(transformer, find_layout(transformer))),
             latent_channels=int(config.get("in_channels") or 0),
             prompt_width=int(next((width for width in widths if isinstance(width, int)), 0)),
+            name=hub_id(model),
         )
 
     def differences(self, other: "BaseModel") -> list[str]:
         """What differs, one line a field."""
         mine, theirs = asdict(self), asdict(other)
-        return [f"{name}: {mine[name]} here, {theirs[name]} there" for name in mine if mine[name] != theirs[name]]
+        return [
+            f"{name}: {mine[name]} here, {theirs[name]} there" for name in mine if name != "name" and mine[name] != theirs[name]
+        ]
 
 
 class AdaPolicy(nn.Module, ABC):
@@ -72,6 +85,8 @@ class AdaPolicy(nn.Module, ABC):
         self.config = config
         self.base_model = base_model
         self.kinds = tuple(kinds)
+        self.origin: str | None = None
+        """The folder, or Hub id and commit, that it was loaded from."""
 
     @abstractmethod
     def decision_steps(self, num_steps: int) -> tuple[int, ...]:
@@ -110,11 +125,12 @@ class AdaPolicy(nn.Module, ABC):
             revision: branch, tag or commit on the Hub.
 
         Raises:
-            FileNotFoundError: there is none; it says why.
+            PolicyNotFoundError: there is no such folder, repository or revision.
+            HubError: the Hub cannot be reached, or the download broke off.
             IncompatiblePolicyError: it is none, incomplete, of a later version, or of another class than the one asked.
         """
         folder = find_folder(source, revision)
-        form, config, weights = read_folder(folder)
+        form, config, weights = read_folder(folder, str(source))
         if not issubclass(AdaPolicy.forms.get(form, object), cls):
             raise IncompatiblePolicyError(
                 f"The policy in {source} has the form {form!r}; {cls.__name__} reads {sorted(cls.forms)}."
@@ -124,27 +140,62 @@ class AdaPolicy(nn.Module, ABC):
             policy.load_state_dict(weights, strict=True)
         except (TypeError, ValueError, RuntimeError) as error:
             raise IncompatiblePolicyError(f"The policy in {source} is incomplete or was changed by hand: {error}") from error
+        # the snapshot of a Hub repository is named after its commit
+        is_local = isinstance(source, Path) or Path(source).exists()
+        policy.origin = str(folder.absolute()) if is_local else f"{str(source).partition('@')[0]}@{folder.name}"
         return policy.eval()  # type: ignore[return-value]
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes `config.json`, with the options that were set, and `model.safetensors`; a model card that is there stays."""
+        """Writes `config.json`, with the options that were set, and `model.safetensors`; what else is there stays."""
         write_folder(Path(folder), self.form, self.config, self.state_dict())
 
-    def push_to_hub(self, repo_id: str, folder: str | Path, *, private: bool | None = None) -> str:
-        """Publishes the policy with the card and figures of its folder; returns the commit's address.
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        evaluation: str | Path | None = None,
+        base_model: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+    ) -> str:
+        """Publishes the policy, with the options that were set, and the card and figures that it was loaded with; returns the
+        commit's address. Of a policy that was not loaded from anywhere, a card that the repository has is kept, and a new repository
+        gets one without figures.
 
         Args:
             repo_id: `user/name`; made if it is not there.
-            folder: the policy's folder, as training exports it; config and weights in it are written anew.
+            evaluation: output folder of `evaluate.py` on this policy, whose table and plot go into the card.
+            base_model: Hub id of the model that it was trained on, where that was a local copy.
+            revision: branch to publish on, made if it is not there; by default the main one.
             private: whether a new repository is private.
-        """
-        self.save_pretrained(folder)
-        return push_folder(Path(folder), repo_id, private=private)
 
+        Raises:
+            HubError: the Hub cannot be reached, broke off, or refuses.
+            IncompatiblePolicyError: the folder that it was loaded from holds other weights now, or the evaluation is of others.
+        """
+        place = None if evaluation is None else Path(evaluation)
+        return publish(self, repo_id, evaluation=place, base_model=base_model, revision=revision, private=private)
+
+    def on(self, device: torch.device | str) -> Self:
+        """The policy on a device: itself where it is there, else a copy, so that whoever uses it on another device is not disturbed."""
+        device = torch.device(device)
+        is_there = all(tensor.device == device for tensor in [*self.parameters(), *self.buffers()])
+        return self if is_there else self._copy().to(device)
+
+    def digest(self) -> str:
+        """Sixteen hexadecimal digits that tell its weights from others'."""
+        return digest_of(self.state_dict())
+
+    @torch.inference_mode(False)
     def _copy(self, **options: Any) -> Self:
-        """A policy that shares the weights and has its own options."""
-        other = copy.copy(self)
-        other.config = self.config | {name: value for name, value in options.items() if name in self.config}
+        """A policy that shares the weights' memory and has its own options; moving it to a device leaves this one where it is."""
+        shared: dict[int, Any] = {
+            id(parameter): nn.Parameter(parameter.detach(), parameter.requires_grad and not parameter.is_inference())
+            for parameter in self.parameters()
+        }
+        shared |= {id(buffer): buffer.detach() for buffer in self.buffers()}
+        other = copy.deepcopy(self, shared)
+        other.config |= {name: value for name, value in options.items() if name in self.config}
         for name, value in options.items():
             setattr(other, name, value)
         return other

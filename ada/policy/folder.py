@@ -1,30 +1,44 @@
-"""Policy folders, on disk and on the Hugging Face Hub: `config.json` and `model.safetensors`, loaded strictly."""
+"""Policy folders: `config.json` and `model.safetensors`, loaded strictly; and what may lie beside them.
 
+`config.json` says `format`, `version` and `form`, then the constructor's arguments. Whatever is added to it raises the version. Every
+version is read for ever (`tests/golden`); a later one than this package knows is refused, since it may mean something else.
+
+1. the constructor's arguments alone
+2. `format`, `version`, `form`
+3. `base_model.name`: the Hub id of the model that the policy was trained on
+"""
+
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from blockdance import BlockDanceError
 
-VERSION = 2
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+VERSION = 3
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+OUTCOME, TRAINING = "outcome.json", "training.json"
+BESIDE = (CARD, OUTCOME, TRAINING, "*.png", "table.md")
+"""What is published with a policy and is not needed to run it."""
 
 
 class IncompatiblePolicyError(BlockDanceError):
     """A policy and a model that do not belong together, or a folder that holds no policy that can be read."""
+
+
+def digest_of(weights: Mapping[str, Tensor]) -> str:
+    """Sixteen hexadecimal digits that tell weights apart, the same on every machine and device."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def write_folder(folder: Path, form: str, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
@@ -46,47 +60,12 @@ def write_folder(folder: Path, form: str, config: Mapping[str, Any], weights: Ma
     (folder / f"{WEIGHTS}.partial").replace(folder / WEIGHTS)
 
 
-def find_folder(source: str | Path, revision: str | None = None) -> Path:
-    """The policy's folder: a local one, or the snapshot of a Hub repository.
+def read_folder(folder: Path, name: str) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
+    """Reads a policy folder.
 
     Args:
-        source: folder, or Hub id; `user/name@revision` names a revision too.
-        revision: branch, tag or commit on the Hub.
-
-    Raises:
-        FileNotFoundError: there is none; it says why and what to do.
-    """
-    local = Path(source)
-    if local.exists() or str(source).startswith((".", "/", "checkpoints/", "runs/")):
-        if not (local / CONFIG).is_file():
-            raise FileNotFoundError(
-                f"No policy in {source} (it has no {CONFIG}). Train one with `python train.py`, or give the folder or Hub id of a "
-                "trained one."
-            )
-        return local
-    name, _, named_revision = str(source).partition("@")
-    revision = revision or named_revision or None
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=[CONFIG, WEIGHTS, "README.md"]))
-    except HFValidationError as error:
-        raise FileNotFoundError(f"{source!r} is neither a folder nor a Hub id of the form `user/name`: {error}") from error
-    except RevisionNotFoundError as error:
-        raise FileNotFoundError(f"The repository {name} has no revision {revision!r} on the Hub.") from error
-    except RepositoryNotFoundError as error:
-        raise FileNotFoundError(
-            f"There is no repository {name} on the Hub, or it is private and you are not logged in."
-        ) from error
-    except LocalEntryNotFoundError as error:
-        raise FileNotFoundError(
-            f"{name} is not in the local cache and the Hub cannot be reached. Check the network, or give the folder of a policy."
-        ) from error
-    except (HfHubHTTPError, OSError) as error:
-        reason = str(error).partition("\n")[0]
-        raise FileNotFoundError(f"The policy {name} could not be downloaded: {reason} Try again, or give a folder.") from error
-
-
-def read_folder(folder: Path) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
-    """Reads a policy folder.
+        folder: where it is.
+        name: what the user called it.
 
     Returns:
         The policy class's name, its constructor's arguments, its weights.
@@ -94,34 +73,34 @@ def read_folder(folder: Path) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
     Raises:
         IncompatiblePolicyError: the folder holds something else, an incomplete file, or a policy of a later version.
     """
-    try:
-        content: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise IncompatiblePolicyError(f"{folder / CONFIG} cannot be read: {error}") from error
-    # version 1 wrote the constructor's arguments alone
-    is_first = isinstance(content, dict) and "version" not in content and "action_costs" in content
-    if not is_first and (not isinstance(content, dict) or content.pop("format", None) != "blockdance-ada"):
-        raise IncompatiblePolicyError(f"{folder} holds no BlockDance-Ada policy: its {CONFIG} does not say so.")
-    version = 1 if is_first else content.pop("version", None)
-    if not isinstance(version, int) or version > VERSION:
-        raise IncompatiblePolicyError(
-            f"The policy in {folder} has format version {version}; this package reads up to {VERSION}. Update blockdance-ada."
-        )
-    form = "steps" if is_first else str(content.pop("form", None))
+    form, config = _read_config(folder / CONFIG, name)
     weights = folder / WEIGHTS
     if not weights.is_file():
-        raise IncompatiblePolicyError(f"{folder} has no {WEIGHTS}; other formats are not read, because they may run code.")
+        raise IncompatiblePolicyError(f"{name} has no {WEIGHTS}; other formats are not read, because they may run code.")
     try:
-        return form, content, load_file(weights)
+        return form, config, load_file(weights)
     except (OSError, SafetensorError) as error:
-        raise IncompatiblePolicyError(f"{weights} is incomplete or no safetensors file: {error}") from error
+        raise IncompatiblePolicyError(f"{WEIGHTS} of {name} is incomplete or no safetensors file: {error}") from error
 
 
-def push_folder(folder: Path, repo_id: str, *, private: bool | None = None, message: str = "Upload policy") -> str:
-    """Publishes a policy folder, its card included; returns the commit's address."""
-    api = HfApi()
-    api.create_repo(repo_id, private=private, exist_ok=True)
-    commit = api.upload_folder(
-        repo_id=repo_id, folder_path=folder, commit_message=message, allow_patterns=[CONFIG, WEIGHTS, "*.md", "*.png", "*.json"]
-    )
-    return str(commit.commit_url)
+def _read_config(file: Path, name: str) -> tuple[str, dict[str, Any]]:
+    """The policy class's name, and its constructor's arguments."""
+    try:
+        content: Any = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise IncompatiblePolicyError(f"{name} holds no BlockDance-Ada policy: it has no {CONFIG}.") from error
+    except (OSError, ValueError) as error:
+        raise IncompatiblePolicyError(f"{CONFIG} of {name} cannot be read: {error}") from error
+    if isinstance(content, dict) and "version" not in content and "action_costs" in content:
+        return "steps", content  # version 1
+    if not isinstance(content, dict) or content.pop("format", None) != "blockdance-ada":
+        raise IncompatiblePolicyError(f"{name} holds no BlockDance-Ada policy: its {CONFIG} does not say so.")
+    version, form = content.pop("version", None), content.pop("form", None)
+    if type(version) is not int or version < 2:
+        raise IncompatiblePolicyError(f"{CONFIG} of {name} has no valid `version`: {version!r}. Fetch the policy again.")
+    if version > VERSION:
+        raise IncompatiblePolicyError(
+            f"The policy in {name} has format version {version}; this package reads up to {VERSION}. Update it: "
+            "`pip install --upgrade blockdance-ada`."
+        )
+    return str(form), content

@@ -2,6 +2,7 @@
 
 from ada.training.ladder import LadderTraining
 from ada.training.outcome import HeldOut, LevelOutcome, Outcome, measure_outcome
+from ada.training.publish import PushPolicy
 from ada.training.rollout_data import RolloutDataModule
 from ada.training.run import NothingLearntError, Run, RunError
 from ada.training.steps import StepTraining
@@ -12,6 +13,7 @@ __all__ = [
     "LevelOutcome",
     "NothingLearntError",
     "Outcome",
+    "PushPolicy",
     "RolloutDataModule",
     "Run",
     "RunError",

@@ -86,7 +86,7 @@ class LadderTraining(LightningModule):
         """Makes the policies for what the data module has rolled out."""
         data = self.data
         sights, damage, captions = (tensor.to(self.device) for tensor in data.train_data.tensors)
-        base_model = BaseModel.of(data.pipeline.transformer)
+        base_model = BaseModel.of(data.pipeline.transformer, data.pipeline.model)
         cost = bounded_damage(damage, data.visible_damage)
         kept = [] if data.validation_data else kept_by_folds(captions, self.folds)
         self.prepare(base_model, data.ladder, data.reuse_costs, sights, cost, kept)

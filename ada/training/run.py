@@ -9,11 +9,11 @@ from typing import Any
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from ada.policy import LadderPolicy
-from ada.policy.card import write_card
+from ada.policy import AdaPolicy, LadderPolicy
 from ada.training.ladder import LadderTraining
 from ada.training.outcome import Outcome
 from ada.training.pictures import draw_outcome, picture_decisions
+from ada.training.publish import PushPolicy, describe_training, write_figures
 from ada.training.rollout_data import RolloutDataModule
 from ada.training.steps import StepTraining
 from ada.training.summary import print_files, print_history, print_outcome
@@ -73,9 +73,10 @@ class Run:
             self._finish_ladder(self.module, self.data, minutes, require_gain)
         elif isinstance(self.module, StepTraining):
             self.module.policy.save_pretrained(self.folder / "policy")
-            write_card(self.folder / "policy", self.module.policy, self.module.pipeline.model, None)
+            self._describe(self.module.policy, self.module.pipeline.model, minutes)
             print_history(self.module.validation_history, minutes)
             print_files(self.folder)
+        self._publish()
 
     def _check_identity(self) -> None:
         file = self.folder / "run.json"
@@ -94,16 +95,26 @@ class Run:
         outcome = module.outcome()
         policy = module.finished_policy(outcome)
         policy.save_pretrained(self.folder / "policy")
-        write_card(self.folder / "policy", policy, data.pipeline.model, outcome)
-        (self.folder / "policy" / "outcome.json").write_text(json.dumps(outcome.to_dict(), indent=1) + "\n", encoding="utf-8")
         pictures = self.folder / "pictures"
         pictures.mkdir(exist_ok=True)
         draw_outcome(outcome, *module.static_points()).savefig(pictures / "outcome.png", dpi=130)
         self._picture(data, outcome, pictures / "decisions.png")
+        self._describe(policy, data.pipeline.model, minutes, outcome)
         print_outcome(outcome, len(data.train_data), minutes)
         print_files(self.folder)
         if require_gain:
             check_gain(outcome)
+
+    def _describe(self, policy: AdaPolicy, model: str, minutes: float, outcome: Outcome | None = None) -> None:
+        """Writes the exported policy's card, and what it is made of."""
+        training = describe_training(self._identity, minutes, self.module.device)
+        write_figures(self.folder / "policy", policy, model, training, outcome, self.folder / "pictures")
+
+    def _publish(self) -> None:
+        """Publishes what was exported, where a callback says so."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, PushPolicy):
+                callback.publish(self.folder / "policy")
 
     def _picture(self, data: RolloutDataModule, outcome: Outcome, path: Path) -> None:
         """The exported policy at work, at 20 % saved or what comes nearest."""

@@ -88,7 +88,7 @@ class StepTraining(LightningModule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.policy = StepPolicy(
-                base_model=asdict(BaseModel.of(pipeline.transformer)),
+                base_model=asdict(BaseModel.of(pipeline.transformer, pipeline.model)),
                 feature_width=probe(pipeline, kinds[0].boundary).features.shape[-1],
                 kinds=[asdict(kind) for kind in kinds],
                 action_costs=[1.0, *pipeline.reuse_costs(kinds)],

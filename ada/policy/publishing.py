@@ -1,0 +1,59 @@
+"""Publishing a policy: weights and options as they are, the card and figures of its folder."""
+
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from ada.policy.card import address_card, write_card
+from ada.policy.folder import BESIDE, CARD, IncompatiblePolicyError, digest_of, read_folder, write_folder
+from ada.policy.hub import find_folder, has_card, hub_id, make_repository, push_folder
+
+if TYPE_CHECKING:
+    from ada.policy.base import AdaPolicy
+
+
+def publish(
+    policy: "AdaPolicy",
+    repo_id: str,
+    *,
+    evaluation: Path | None,
+    base_model: str | None,
+    revision: str | None,
+    private: bool | None,
+) -> str:
+    """Publishes a policy in one commit; returns the commit's address. Its own folder stays as it is. Arguments as in
+    `AdaPolicy.push_to_hub`."""
+    if base_model is not None and hub_id(base_model) is None:
+        raise ValueError(f"`base_model` must be the Hub id of the model that the policy was trained on; got {base_model!r}.")
+    base = base_model or policy.base_model.name
+    config = policy.config | {"base_model": policy.config["base_model"] | {"name": base}}
+    with TemporaryDirectory() as temporary:
+        stage = Path(temporary)
+        if policy.origin is not None:
+            _copy_beside(policy, policy.origin, stage)
+        write_folder(stage, policy.form, config, policy.state_dict())
+        make_repository(repo_id, private=private)
+        if (stage / CARD).is_file():
+            address_card(stage, policy, repo_id, base, evaluation)
+        elif evaluation is not None or not has_card(repo_id):
+            write_card(stage, policy, base or "its base model")
+            address_card(stage, policy, repo_id, base, evaluation)
+        return push_folder(stage, repo_id, revision=revision)
+
+
+def _copy_beside(policy: "AdaPolicy", origin: str, stage: Path) -> None:
+    """Copies the card and the figures of the folder that the policy came from.
+
+    Raises:
+        IncompatiblePolicyError: there are other weights in it now, so the figures are another policy's.
+    """
+    found = find_folder(origin, beside=BESIDE)
+    if digest_of(read_folder(found, origin)[2]) != policy.digest():
+        raise IncompatiblePolicyError(
+            f"The weights in {origin} are not this policy's, so its card and figures are not either. Save it to a folder of its own: "
+            "`policy.save_pretrained(…)`."
+        )
+    for pattern in BESIDE:
+        for file in found.glob(pattern):
+            shutil.copyfile(file, stage / file.name)

@@ -1,0 +1,119 @@
+"""What goes with a policy when training exports it, and the callback that publishes it."""
+
+import json
+import platform
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from typing_extensions import override
+
+from ada.policy import AdaPolicy, HubError
+from ada.policy.card import write_card
+from ada.policy.folder import OUTCOME, TRAINING
+from ada.policy.hub import make_repository
+from ada.training.outcome import Outcome
+
+
+class PushPolicy(Callback):
+    """Publishes the policy that `train.py` exports at the end of training, with its card and figures.
+
+    The repository is made before training begins, so a missing login is said then and not hours later. In YAML:
+
+        trainer:
+          callbacks:
+            - class_path: ada.training.PushPolicy
+              init_args: {repo_id: user/name}
+
+    Args:
+        repo_id: `user/name` on the Hub; made if it is not there.
+        base_model: Hub id of the base model, where the pipeline's is a local copy.
+        revision: branch to publish on; by default the main one.
+        private: whether a new repository is private.
+    """
+
+    def __init__(
+        self, repo_id: str, base_model: str | None = None, revision: str | None = None, private: bool | None = None
+    ) -> None:
+        self.repo_id, self.base_model, self.revision, self.private = repo_id, base_model, revision, private
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Makes the repository.
+
+        Raises:
+            HubError: the Hub cannot be reached, or refuses.
+        """
+        if trainer.is_global_zero:
+            make_repository(self.repo_id, private=self.private)
+
+    def publish(self, folder: Path) -> None:
+        """Publishes an exported policy.
+
+        Args:
+            folder: of the policy.
+
+        Raises:
+            HubError: the Hub cannot be reached, or refuses; it says how to publish the policy by hand.
+        """
+        try:
+            address = AdaPolicy.from_pretrained(folder).push_to_hub(
+                self.repo_id, base_model=self.base_model, revision=self.revision, private=self.private
+            )
+        except HubError as error:
+            raise HubError(
+                f"{error} The trained policy is in {folder}: `python -m ada push --policy {folder} --repo_id {self.repo_id}`."
+            ) from error
+        print(f"published   {address}")
+
+
+def describe_training(identity: dict[str, Any], minutes: float, device: torch.device) -> dict[str, Any]:
+    """What a card says of how a policy came to be.
+
+    Args:
+        identity: the run's settings, as JSON.
+        minutes: how long it took.
+        device: what it ran on.
+    """
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    settings = {name: _without_machine(value) for name, value in identity.items() if name != "seed_everything"}
+    return {
+        "seed": identity.get("seed_everything"),
+        "minutes": minutes,
+        "hardware": f"{name}, {torch.get_num_threads()} threads" if device.type == "cpu" else name,
+        "settings": settings,
+    }
+
+
+def write_figures(
+    folder: Path, policy: AdaPolicy, model: str, training: dict[str, Any], outcome: Outcome | None, pictures: Path
+) -> None:
+    """Writes a policy folder's card, and what it is made of.
+
+    Args:
+        folder: of the policy.
+        policy: the policy.
+        model: folder or Hub id of the base model.
+        training: as `describe_training` gives it.
+        outcome: what was measured on held-out captions, if anything.
+        pictures: folder of pictures, which are copied.
+    """
+    contents = {TRAINING: training, OUTCOME: None if outcome is None else outcome.to_dict()}
+    for name, content in contents.items():
+        if content is not None:
+            (folder / name).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    for picture in ("outcome.png", "decisions.png"):
+        if outcome is not None and (pictures / picture).is_file():
+            shutil.copyfile(pictures / picture, folder / picture)
+    write_card(folder, policy, model)
+
+
+def _without_machine(value: Any) -> Any:
+    """Settings without this machine's folders: of an absolute path, only the name is left."""
+    if isinstance(value, dict):
+        return {name: _without_machine(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_without_machine(item) for item in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value

@@ -1,0 +1,110 @@
+"""Cards: what the Hub's own classes read of them, and what publishing changes."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
+
+from ada.policy import AdaPolicy, IncompatiblePolicyError
+from ada.policy.card import address_card, write_card
+
+SHIPPED = Path(__file__).parents[4] / "checkpoints" / "ada-emoji"
+
+
+@pytest.fixture
+def policy() -> AdaPolicy:
+    return AdaPolicy.from_pretrained(SHIPPED)
+
+
+@pytest.fixture
+def folder(policy: AdaPolicy, tmp_path: Path) -> Path:
+    """The shipped policy with its outcome, in a folder of its own, with a fresh card."""
+    path = tmp_path / "policy"
+    policy.save_pretrained(path)
+    (path / "outcome.json").write_bytes((SHIPPED / "outcome.json").read_bytes())
+    write_card(path, policy, "checkpoints/emoji-dit")
+    return path
+
+
+def write_evaluation(folder: Path, digest: str) -> Path:
+    """An output folder of `evaluate.py`, as far as a card reads it."""
+    folder.mkdir()
+    for name in ("summary.md", "table.md"):
+        (folder / name).write_text(f"| the {name} |")
+    (folder / "damage-compute.png").write_bytes(b"a plot")
+    estimates = {
+        "bounded_damage": {"value": 0.05, "low": 0.03, "high": 0.09},
+        "visibly_changed": {"value": 0.0, "low": None, "high": None},
+    }
+    rows: list[dict[str, Any]] = [
+        {"name": "Full compute", "group": "plain", "reason": None, "estimates": estimates},
+        {"name": "Ada mean 80%", "group": "ada", "reason": None, "estimates": estimates},
+        {"name": "Ada mean 10%", "group": "ada", "reason": "cannot be met", "estimates": {}},
+    ]
+    settings = {"policy_weights": digest, "prompts": "someone/captions", "split": "test", "num_prompts": 128}
+    (folder / "results.json").write_text(json.dumps({"settings": settings, "methods": rows}))
+    return folder
+
+
+def test_the_card_of_a_local_model_names_no_hub_id(folder: Path) -> None:
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.get("base_model") is None
+    assert 'from_pretrained("checkpoints/emoji-dit")' in card.text
+    assert str(folder.parent) not in card.text, "no folder of this machine"
+
+
+def test_metadata_survives_the_hubs_own_classes(policy: AdaPolicy, folder: Path, tmp_path: Path) -> None:
+    """Written, read by `ModelCard`, turned into `model-index` and back; figures are those that were measured."""
+    evaluation = write_evaluation(tmp_path / "evaluation", policy.digest())
+    address_card(folder, policy, "someone/policy", "someone/base", evaluation)
+    card = ModelCard.load(folder / "README.md")
+    assert (card.data["base_model"], card.data["base_model_relation"], card.data["model_name"]) == (
+        "someone/base",
+        "adapter",
+        "policy",
+    )
+    results = card.data.eval_results
+    assert model_index_to_eval_results(eval_results_to_model_index("policy", results)) == ("policy", results)
+    values = {result.metric_name: result.metric_value for result in results}
+    level = next(one for one in json.loads((folder / "outcome.json").read_text())["levels"] if one["saved"] == 0.2)
+    mean, low, high = level["advantage"]
+    said = [float(part) for part in values["advantage over the best static mixture, 20% of the compute saved"].split(" ± ")]
+    assert said == pytest.approx([mean, max(mean - low, high - mean)], abs=5e-5)
+    assert values["bounded damage, Ada mean 80%"] == "0.0500 ± 0.0300"
+    assert values["visibly changed, Ada mean 80%"] == "0.0000"
+    assert not any("Full compute" in name or "10%" in name for name in values if "saved" not in name)
+    assert all(math.isfinite(float(part)) for value in values.values() for part in value.split(" ± "))
+    of_prompts = next(result for result in results if result.dataset_split == "test")
+    assert (of_prompts.dataset_type, of_prompts.dataset_name) == ("someone/captions", "128 prompts of someone/captions")
+
+
+def test_an_evaluation_goes_into_the_card_once(policy: AdaPolicy, folder: Path, tmp_path: Path) -> None:
+    evaluation = write_evaluation(tmp_path / "evaluation", policy.digest())
+    for _ in range(2):
+        address_card(folder, policy, "someone/policy", None, evaluation)
+    text = (folder / "README.md").read_text()
+    assert text.count("| the summary.md |") == 1
+    assert text.count("![Damage over the compute saved](damage-compute.png)") == 1
+    assert (folder / "damage-compute.png").read_bytes() == b"a plot"
+    assert (folder / "table.md").read_text() == "| the table.md |"
+
+
+def test_an_evaluation_of_other_weights_is_refused(policy: AdaPolicy, folder: Path, tmp_path: Path) -> None:
+    other = write_evaluation(tmp_path / "other", "0" * 16)
+    with pytest.raises(IncompatiblePolicyError, match="of another policy"):
+        address_card(folder, policy, "someone/policy", None, other)
+    with pytest.raises(FileNotFoundError, match=r"no results\.json, summary\.md"):
+        address_card(folder, policy, "someone/policy", None, tmp_path)
+
+
+def test_what_a_hand_wrote_stays(policy: AdaPolicy, folder: Path) -> None:
+    file = folder / "README.md"
+    written = file.read_text().replace("license: apache-2.0", "license: mit").replace("## Limits", "Mine.\n\n## Limits")
+    file.write_text(written)
+    address_card(folder, policy, "someone/policy", "someone/base")
+    assert "Mine." in file.read_text()
+    assert ModelCard.load(file).data["license"] == "mit"
