@@ -1,10 +1,13 @@
 """One call turns BlockDance on, one turns it off."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from weakref import ref
 
+from diffusers import DiffusionPipeline
 from torch import nn
 
 from blockdance.attachment import attach, attachment_of, detach
@@ -31,8 +34,8 @@ class BlockDanceHandle:
 
     def __init__(self, session: Session, pipeline: Any) -> None:
         self._session = session
+        self._pipeline = ref(pipeline) if isinstance(pipeline, DiffusionPipeline) else lambda: pipeline
         self._is_of = session.loop_of(pipeline) if pipeline is not None else None
-        self._plan = session.plan
 
     @property
     def plan(self) -> Plan:
@@ -42,6 +45,29 @@ class BlockDanceHandle:
     @plan.setter
     def plan(self, plan: Plan | str | Path) -> None:
         self._session.plan = resolve_plan(plan, self._session.transformers)
+
+    @contextmanager
+    def using(
+        self,
+        plan: Plan | str | Path | None = None,
+        *,
+        quality: float | None = None,
+        compute: float | None = None,
+        mean_compute: float | None = None,
+    ) -> Iterator[None]:
+        """Another plan, or the policy that is on with another wish, for the calls made inside; then the plan is what it was.
+
+        Args:
+            plan: as `apply_blockdance` takes it; by default the one that is on.
+            quality, compute, mean_compute: as there.
+        """
+        before = self.plan
+        wishes = {"quality": quality, "compute": compute, "mean_compute": mean_compute}
+        self._session.plan = resolve_plan(before if plan is None else plan, self._session.transformers, wishes)
+        try:
+            yield
+        finally:
+            self._session.plan = before
 
     def invalidate(self) -> None:
         """Drops what is cached; the next step computes. For callbacks that rewrite latents or prompts in the middle of a generation."""
@@ -86,7 +112,9 @@ class BlockDanceHandle:
     @property
     def _loop(self) -> Loop:
         """The pipeline's own generations if it had any, else the last of any pipeline that follows the plan."""
-        own = self._is_of
+        pipeline = self._pipeline()
+        own = self._is_of if pipeline is None else self._session.loop_of(pipeline)
+        self._is_of = own
         return own if own is not None and own.last is not None else self._session.last
 
     def _controller(self, component: str) -> Controller:
@@ -100,6 +128,9 @@ def apply_blockdance(
     target: Any,
     plan: Plan | str | Path | None = None,
     *,
+    quality: float | None = None,
+    compute: float | None = None,
+    mean_compute: float | None = None,
     component: str | None = None,
     num_inference_steps: int | None = None,
     guidance_branches: int | None = None,
@@ -116,6 +147,9 @@ def apply_blockdance(
         target: a pipeline with one or more transformers, or a transformer.
         plan: a `BlockDanceConfig` (training-free, the default), a `ReuseSchedule`, a file that `save_plan` wrote, the folder or Hub id of
             a policy, or anything with `decide(state) -> ReuseSchedule`, such as an `ada.AdaPolicy`.
+        quality: of a policy, share of the images that may change visibly, on average.
+        compute: of a policy, share of the denoising compute that every image spends.
+        mean_compute: of a policy, share that images spend on average, each as it needs.
         component: name of one of the pipeline's transformers; by default all of them (`transformer` and `transformer_2` of Wan 2.2).
         num_inference_steps: number of denoising steps; needed for a transformer alone.
         guidance_branches: copies of each image in one forward call. By default it is seen from the latents, which the branches
@@ -128,7 +162,8 @@ def apply_blockdance(
 
     Raises:
         UnsupportedModelError: no block layout is known, or the pipeline has no (such) transformer.
-        ScheduleError: a boundary that the model does not have, or something that is no plan.
+        ScheduleError: a boundary that the model does not have, something that is no plan, or a wish for a plan that takes none.
+        ValueError: more than one wish, or one that cannot be met; it says which can.
         BlockDanceError: BlockDance is on already.
     """
     transformers = transformers_of(target, component)
@@ -140,7 +175,8 @@ def apply_blockdance(
         recording=recording,
     )
     pipeline = _pipeline(target)
-    loaded = resolve_plan(BlockDanceConfig() if plan is None else plan, transformers)
+    wishes = {"quality": quality, "compute": compute, "mean_compute": mean_compute}
+    loaded = resolve_plan(BlockDanceConfig() if plan is None else plan, transformers, wishes)
     session = Session(transformers, loaded, options, pipeline)
     attach(session)
     return BlockDanceHandle(session, pipeline)

@@ -11,7 +11,7 @@ from blockdance.generation import Generation
 from blockdance.layouts import BlockLayout
 from blockdance.observation import MIN_HISTORY, NoiseScale, PolicyState, token_grid
 from blockdance.pieces import RowSet
-from blockdance.plan import Decider
+from blockdance.plan import Decider, Movable
 from blockdance.schedule import COMPUTE, ReuseSchedule
 from blockdance.state import ReuseState
 from blockdance.steps import Location, StepTracker
@@ -56,7 +56,7 @@ class Consultation:
         done = torch.tensor(generation.taken)
         scale = self._noise_scale()
         levels = torch.tensor([scale.share(level) for level in self._steps.sigmas])
-        decided = self._decider.decide(
+        decided = self._decider_on(latents.device).decide(
             PolicyState(latents=latents, clean=clean, sigmas=levels.to(latents.device), actions=done.to(latents.device), **seen)
         )
         if decided.num_steps != self._steps.num_steps:
@@ -67,6 +67,14 @@ class Consultation:
         actions = decided.actions.cpu().expand(generation.num_images, -1)
         is_done = torch.arange(self._steps.num_steps) < step
         generation.schedule = ReuseSchedule(torch.where(is_done, done.clamp(min=COMPUTE), actions), decided.kinds)
+        if decided.predicted_damage is not None:
+            generation.predicted_damage = decided.predicted_damage.cpu()
+
+    def _decider_on(self, device: torch.device) -> Decider:
+        """The decider on the device of what it sees: a copy, made once, since others may use the one that was given elsewhere."""
+        if isinstance(self._decider, Movable):
+            self._decider = self._decider.on(device)
+        return self._decider
 
     def observe(self, generation: Generation, state: ReuseState, place: Location, inputs: dict[str, Any]) -> None:
         """Keeps after a decision step what a decider will see, from the conditional rows."""

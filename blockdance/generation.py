@@ -58,6 +58,7 @@ class Generation:
         calls: the forward calls so far.
         observed: what a decider will see at its next decision.
         observer: collects what a decider sees.
+        predicted_damage: what the decider expects, `(images,)`; None where it expects nothing.
         peak_cache_bytes: most bytes that the caches held.
         is_over: whether the caches are freed for good.
         is_unsplit: whether images computed because their actions differed and the model cannot run rows apart.
@@ -71,6 +72,7 @@ class Generation:
     calls: list[Call] = field(default_factory=list)
     observed: dict[str, Any] | None = None
     observer: Observer = field(default_factory=Observer)
+    predicted_damage: Tensor | None = None
     peak_cache_bytes: int = 0
     is_over: bool = False
     is_unsplit: bool = False

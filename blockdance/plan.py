@@ -2,6 +2,7 @@
 
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import nn
 
 from blockdance.errors import ScheduleError
@@ -31,6 +32,14 @@ class Decider(Protocol):
 
     def check(self, transformer: nn.Module) -> None:
         """Raises an error that lists what differs where it was not made for this transformer."""
+
+
+@runtime_checkable
+class Movable(Protocol):
+    """A decider with weights."""
+
+    def on(self, device: torch.device) -> "Decider":
+        """The same on a device: itself where it is there, else a copy."""
 
 
 Plan = BlockDanceConfig | ReuseSchedule | Decider

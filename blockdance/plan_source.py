@@ -1,8 +1,10 @@
-"""Where a plan comes from: an object, a file, or a folder of a trained policy, here or on the Hub."""
+"""Where a plan comes from: an object, a file, or a folder of a trained policy, here or on the Hub; with a wish, if it takes wishes."""
 
+import inspect
 from collections.abc import Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from torch import nn
 
@@ -14,24 +16,50 @@ ENTRY_POINTS = "blockdance.plans"
 """Packages that train policies name under this group of entry points what loads one: a function of a folder or Hub id."""
 
 
-def resolve_plan(plan: Plan | str | Path, transformers: Mapping[str, nn.Module]) -> Plan:
+@runtime_checkable
+class Adjustable(Protocol):
+    """A decider that takes wishes."""
+
+    def with_options(self, **wishes: float) -> "Plan":
+        """The same with a wish; it stays as it is itself."""
+
+
+def resolve_plan(
+    plan: Plan | str | Path, transformers: Mapping[str, nn.Module], wishes: Mapping[str, float | None] | None = None
+) -> Plan:
     """A plan as an object.
 
     Args:
-        plan: the plan, a file that `save_plan` wrote, or the folder or Hub id of a trained policy.
+        plan: the plan, a file that `save_plan` wrote, or the folder or Hub id of a trained policy; `user/name@revision` names a
+            revision too.
         transformers: the models that it is for.
+        wishes: options to set on a policy; those that are None are none.
 
     Raises:
         FileNotFoundError: there is no such file, folder or repository.
-        ScheduleError: the file is no plan for these models, or no installed package loads policies.
+        ScheduleError: the file is no plan for these models, no installed package loads policies, or the plan takes no such wish.
+        ValueError: a wish that cannot be met; it says which can.
     """
-    if not isinstance(plan, str | Path):
+    if isinstance(plan, str | Path):
+        plan = _load(plan, transformers)
+    given = {name: wish for name, wish in (wishes or {}).items() if wish is not None}
+    if not given:
         return plan
+    named = ", ".join(f"`{name}`" for name in given)
+    if not isinstance(plan, Adjustable):
+        raise ScheduleError(f"{named}: only a trained policy takes wishes; {type(plan).__name__} is carried out as it is.")
+    known = inspect.signature(plan.with_options).parameters
+    if not set(given) <= set(known):
+        raise ScheduleError(f"{type(plan).__name__} does not take {named}. It takes {', '.join(known)}.")
+    return plan.with_options(**given)
+
+
+def _load(plan: str | Path, transformers: Mapping[str, nn.Module]) -> Plan:
     path = Path(plan)
-    is_policy = path.is_dir() or (
-        isinstance(plan, str) and plan.count("/") == 1 and path.suffix != ".json" and not path.exists()
-    )
-    if is_policy:
+    if path.is_dir():
+        return _load_policy(str(plan))
+    is_hub_id = isinstance(plan, str) and plan.partition("@")[0].count("/") == 1 and path.suffix != ".json"
+    if is_hub_id and not path.exists():
         return _load_policy(str(plan))
     return next(load_plan(path, transformer) for transformer in transformers.values())
 

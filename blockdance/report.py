@@ -25,6 +25,8 @@ class BlockDanceReport:
         macs_full: float64 `(images,)`, MACs of the same steps with every block computed.
         cache_bytes: bytes that the cache holds now.
         peak_cache_bytes: most bytes that it held.
+        predicted_damage: `(images,)`, what the policy expected its last decision to do to each image, on the scale of its training (for an
+            `ada` policy bounded, 0 to 1); None where nothing that expects has decided.
     """
 
     actions: Tensor
@@ -33,6 +35,7 @@ class BlockDanceReport:
     macs_full: Tensor
     cache_bytes: int
     peak_cache_bytes: int
+    predicted_damage: Tensor | None = None
 
     @property
     def compute_saved(self) -> Tensor:
@@ -46,7 +49,8 @@ class BlockDanceReport:
         ]
         symbols = {-1: " ", COMPUTE: "█", **{action: str(action) for action in range(1, len(self.kinds) + 1)}}
         for image, (actions, saved) in enumerate(zip(self.actions.tolist(), self.compute_saved.tolist(), strict=True)):
-            lines.append(f"  image {image}: {''.join(symbols[action] for action in actions)}  {saved:.1%} saved")
+            expected = "" if self.predicted_damage is None else f", damage {float(self.predicted_damage[image]):.3f} expected"
+            lines.append(f"  image {image}: {''.join(symbols[action] for action in actions)}  {saved:.1%} saved{expected}")
         legend = [f"{action} = {kind}" for action, kind in enumerate(self.kinds, 1)]
         return "\n".join([*lines, "  █ computes; " + "; ".join(legend)])
 
@@ -73,8 +77,9 @@ def report_of(
         computed += table[images, torch.tensor(call.actions)]
         full += table[:, COMPUTE]
     return BlockDanceReport(
-        torch.tensor(generation.taken), tuple(kinds), computed, full, generation.cache_bytes, generation.peak_cache_bytes
-    )
+        torch.tensor(generation.taken), tuple(kinds), computed, full, generation.cache_bytes, generation.peak_cache_bytes,
+        generation.predicted_damage,
+    )  # fmt: skip
 
 
 def joined(reports: Sequence[BlockDanceReport]) -> BlockDanceReport:
@@ -88,4 +93,5 @@ def joined(reports: Sequence[BlockDanceReport]) -> BlockDanceReport:
         torch.stack([report.macs_full for report in reports]).sum(0),
         sum(report.cache_bytes for report in reports),
         sum(report.peak_cache_bytes for report in reports),
+        next((report.predicted_damage for report in reports if report.predicted_damage is not None), None),
     )

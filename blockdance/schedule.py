@@ -21,6 +21,7 @@ class ReuseSchedule:
     Args:
         actions: int64 `(batch, num_steps)`; 0 computes, `k` reuses as `kinds[k - 1]` says. A batch of 1 serves any batch.
         kinds: the kinds of reuse that the actions refer to.
+        predicted_damage: `(batch,)`, what a decider expects its actions to do to each image; None where it expects nothing.
 
     Raises:
         ScheduleError: for a wrong shape, dtype or action; for a first step that reuses; and for an extrapolation (order 1)
@@ -29,6 +30,7 @@ class ReuseSchedule:
 
     actions: Tensor
     kinds: tuple[Kind, ...]
+    predicted_damage: Tensor | None = None
 
     def __post_init__(self) -> None:
         actions = self.actions

@@ -89,7 +89,7 @@ class Session:
         self._has_owner = owner is not None
         self._owner = ref(owner) if isinstance(owner, DiffusionPipeline) else lambda: owner
         self._guard = threading.Lock()
-        self.plan = plan
+        self._follow(plan)
 
     @property
     def plan(self) -> Plan:
@@ -102,11 +102,19 @@ class Session:
 
     @plan.setter
     def plan(self, plan: Plan) -> None:
+        before: Loop = self.last
+        self._follow(plan)
+        if before.last is not None:
+            before.reset()
+            self.last: Loop = before  # what it did can be reported until something else has run
+
+    def _follow(self, plan: Plan) -> None:
+        """Begins anew with a plan."""
         own = Loop(self.transformers, plan, self._options, self.owner)
         self._plan, self._own = plan, own
         self._followers: WeakKeyDictionary[Any, Loop] = WeakKeyDictionary()
         self._threads = _OfThread()
-        self.last: Loop = own
+        self.last = own
 
     @property
     def owner(self) -> Any:

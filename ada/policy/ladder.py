@@ -154,7 +154,8 @@ class LadderPolicy(AdaPolicy):
         logits = self.logits(damage, weight)
         chosen = logits.masked_fill(~self._allowed(ladder, on_rung, state), -torch.inf).argmax(1)
         planned = torch.where(on_rung.any(1, keepdim=True), actions[chosen], 0)
-        return ReuseSchedule(planned, self.kinds)
+        expected = damage.gather(1, chosen[:, None])[:, 0]
+        return ReuseSchedule(planned, self.kinds, torch.where(on_rung.any(1), expected, torch.nan))
 
     def _allowed(self, ladder: Ladder, on_rung: Tensor, state: PolicyState) -> Tensor:
         """Of the rungs still open, with a budget those that come closest to it."""

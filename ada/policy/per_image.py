@@ -1,5 +1,6 @@
 """Images of one batch with wishes of their own: a policy for each, one decider for all."""
 
+import copy
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -26,8 +27,7 @@ class PerImage:
     def __init__(self, policies: Sequence[AdaPolicy]) -> None:
         if not policies:
             raise ValueError("`policies` must have one policy per image; got none.")
-        weights = next(policies[0].parameters())
-        if any(next(policy.parameters()) is not weights for policy in policies):
+        if len({next(policy.parameters()).data_ptr() for policy in policies}) > 1:
             raise ValueError(
                 "The policies of one batch must be options of one network, `policy.with_options(…)` for each image; these are others."
             )
@@ -53,9 +53,24 @@ class PerImage:
         if state.num_images != len(self.policies):
             raise ScheduleError(f"There are policies for {len(self.policies)} images, but the batch has {state.num_images}.")
         actions = torch.zeros_like(state.actions)
+        expected = state.latents.new_full((state.num_images,), torch.nan, dtype=torch.float32)
         for policy, images in self._shares:
-            actions[images] = policy.decide(state.take(images)).actions.to(actions)
-        return ReuseSchedule(actions, self.kinds)
+            decided = policy.decide(state.take(images))
+            actions[images] = decided.actions.to(actions)
+            if decided.predicted_damage is not None:
+                expected[images] = decided.predicted_damage
+        return ReuseSchedule(actions, self.kinds, None if bool(expected.isnan().all()) else expected)
+
+    def on(self, device: torch.device) -> "PerImage":
+        """The same on a device: itself where all policies are there, else with copies of them."""
+        moved = {id(policy): policy.on(device) for policy, _ in self._shares}
+        policies = tuple(moved[id(policy)] for policy in self.policies)
+        if all(one is other for one, other in zip(policies, self.policies, strict=True)):
+            return self
+        other = copy.copy(self)
+        vars(other).pop("_shares", None)
+        other.policies = policies
+        return other
 
     @cached_property
     def _shares(self) -> list[tuple[AdaPolicy, list[int]]]:
