@@ -116,10 +116,10 @@ def test_a_ladder_policy_trains_exports_and_serves_a_stock_pipeline(
     printed, run = capsys.readouterr().out, tmp_path / "run"
     assert "mixture of static" in printed
     assert "Rolling out 5 schedules on training captions: 6 of 6" in printed
-    assert {file.name for file in (run / "policy").iterdir()} == {
-        "config.json", "model.safetensors", "README.md", "outcome.json"
-    }  # fmt: skip
     outcome = json.loads((run / "policy" / "outcome.json").read_text())
+    pictures = {"outcome.png", "decisions.png"} if outcome["levels"] else {"outcome.png"}
+    written = {"config.json", "model.safetensors", "README.md", "outcome.json", "training.json"}
+    assert {file.name for file in (run / "policy").iterdir()} == written | pictures
     assert outcome["num_cases"] == 6, "all captions, by cross-fitting"
     if outcome["levels"]:
         assert (run / "pictures" / "decisions.png").stat().st_size > 1000
@@ -167,7 +167,12 @@ def test_trains_logs_exports_and_serves_a_stock_pipeline(
     module = train.main(["--config", str(write_config(tmp_path, models))])
     run = tmp_path / "run"
     assert "Greedy decisions on held-out prompts" in capsys.readouterr().out
-    assert {file.name for file in (run / "policy").iterdir()} == {"config.json", "model.safetensors", "README.md"}
+    assert {file.name for file in (run / "policy").iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "README.md",
+        "training.json",
+    }
     assert (run / "pictures" / "reference_and_reuse.png").stat().st_size > 200
     assert [row["rollouts"] for row in module.validation_history] == [0, 2, 4, 6, 8]
 

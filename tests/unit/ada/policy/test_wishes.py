@@ -68,7 +68,7 @@ def test_the_report_says_what_was_expected(collector: Collector, policy: LadderP
         report: BlockDanceReport = handle.report()
     rungs = (report.actions[:, None] == collector.ladder.actions[None]).all(-1).int().argmax(1)
     sights = torch.stack([collector.table[case].sights for case in MORE_CASES])
-    predicted = policy.predict(sights, collector.tree.nodes[:, 0].expand(len(sights), -1))
+    predicted = policy.predict(sights, collector.tree.nodes[:, 0])
     nodes = collector.tree.nodes.tolist()
     for image, rung in enumerate(rungs.tolist()):
         last = max(
@@ -111,5 +111,5 @@ def test_moving_one_leaves_the_others_where_they_are(policy: LadderPolicy) -> No
     assert {tensor.device.type for tensor in policy.state_dict().values()} == {"cpu"}
     both = PerImage([policy, policy.with_options(compute=0.9)])
     assert both.on(torch.device("cpu")) is both
-    assert [one.direction.device.type for one in both.on(torch.device("meta")).policies] == ["meta", "meta"]
-    assert [one.direction.device.type for one in both.policies] == ["cpu", "cpu"]
+    assert [one.coefficients.device.type for one in both.on(torch.device("meta")).policies] == ["meta", "meta"]
+    assert [one.coefficients.device.type for one in both.policies] == ["cpu", "cpu"]
