@@ -4,8 +4,8 @@
 version is read for ever (`tests/golden`); a later one than this package knows is refused, since it may mean something else.
 
 1. the constructor's arguments alone
-2. `format`, `version`, `form`
-3. `base_model.name`: the Hub id of the model that the policy was trained on
+2. `format`, `version`, `form`; a ladder's coefficients are products of three tensors of a `rank`
+3. `base_model.name`: the Hub id of the model that the policy was trained on; coefficients as they are
 """
 
 import hashlib
@@ -78,9 +78,18 @@ def read_folder(folder: Path, name: str) -> tuple[str, dict[str, Any], dict[str,
     if not weights.is_file():
         raise IncompatiblePolicyError(f"{name} has no {WEIGHTS}; other formats are not read, because they may run code.")
     try:
-        return form, config, load_file(weights)
+        tensors = load_file(weights)
     except (OSError, SafetensorError) as error:
         raise IncompatiblePolicyError(f"{WEIGHTS} of {name} is incomplete or no safetensors file: {error}") from error
+    return form, config, _multiplied(tensors) if config.pop("rank", None) is not None else tensors
+
+
+def _multiplied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a version 2 ladder as later versions have them; where one is missing, the loading that follows says so."""
+    if not {"direction", "stage_scale", "slope"} <= set(tensors):
+        return tensors
+    direction, scale, slope = (tensors.pop(name) for name in ("direction", "stage_scale", "slope"))
+    return tensors | {"coefficients": torch.einsum("wr,sr,rk->swk", direction, scale, slope)}
 
 
 def _read_config(file: Path, name: str) -> tuple[str, dict[str, Any]]:

@@ -257,6 +257,18 @@ def test_version_one_is_read_and_decides() -> None:
     assert (policy.with_options(compute=0.75).decide(state).actions.sum(1) == 5).all()
 
 
+def test_version_two_is_read_and_predicts() -> None:
+    """The first ladder: damage is sigmoid(level + (seen · direction · scale of the stage) · slope), of rank 2."""
+    policy = AdaPolicy.from_pretrained(GOLDEN.with_name("policy_v2"))
+    assert type(policy) is LadderPolicy
+    weights = load_file(GOLDEN.with_name("policy_v2") / "model.safetensors")
+    sights = torch.randn(5, 4, 980, generator=torch.Generator().manual_seed(0))
+    seen = ((sights - weights["mean"]) / weights["deviation"]).clamp(-5, 5)
+    inputs = torch.cat([seen[..., :20], seen[..., 20:] @ weights["components"]], -1)
+    expected = (weights["level"] + (inputs @ weights["direction"] * weights["stage_scale"]) @ weights["slope"]).sigmoid()
+    torch.testing.assert_close(policy.predict(sights, torch.arange(4)), expected, atol=1e-5, rtol=1e-4)
+
+
 def test_images_on_no_rung_compute_to_the_end(collector: Collector, policy: LadderPolicy) -> None:
     frozen = collector.pipeline
     seen: list[PolicyState] = []
