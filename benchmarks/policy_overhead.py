@@ -60,8 +60,12 @@ def full_size_policies(base_model: BaseModel, ladder: Ladder) -> dict[str, AdaPo
 
 def macs_of(function: Any) -> float:
     """MACs of the matrix products of a call."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        function()
+    torch.backends.mha.set_fastpath_enabled(False)  # a fused encoder layer is one operation, which the counter does not know
+    try:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            function()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
     return counter.get_total_flops() / 2
 
 
