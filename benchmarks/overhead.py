@@ -4,6 +4,7 @@ python benchmarks/overhead.py
 """
 
 import argparse
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -53,7 +54,7 @@ register_layout(Stub, BlockLayout(lists=("blocks",)))
 _GENERATIONS = 4
 
 
-def stub_table(batch: int, num_steps: int, repeats: int) -> Table:
+def stub_table(batch: int, num_steps: int, repeats: int, clock: Callable[[], float]) -> Table:
     """Microseconds of Python that BlockDance adds to a call of the transformer: the quickest of the rounds, in turns.
 
     A plan is turned on for one generation and for several, so that what turning it on and off takes stands apart.
@@ -73,7 +74,7 @@ def stub_table(batch: int, num_steps: int, repeats: int) -> Table:
     for name, plan in plans.items():
         functions[name] = lambda plan=plan: _run(loop, plan, 1)
         functions[f"{name}, several"] = lambda plan=plan: _run(loop, plan, _GENERATIONS)
-    quickest = {name: min(taken) * 1e6 for name, taken in interleave(functions, repeats).items()}
+    quickest = {name: min(taken) * 1e6 for name, taken in interleave(functions, repeats, clock=clock).items()}
     plain = quickest["plain"] / num_steps
     table = Table(
         "plan", "added, µs a call", "of plain", "turning on and off, µs",
@@ -96,7 +97,7 @@ def main() -> None:
     """Prints a row per batch size, and one per plan on the stub."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_arguments(parser)
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--batches", type=int, nargs="*", default=[1, 8], help="none: the stub alone")
     options = parser.parse_args()
     table = Table("batch", "plain, ms a step", "ratio, median", "quartiles", title="All steps compute, outputs are cached")
     for batch in options.batches:
@@ -109,13 +110,14 @@ def main() -> None:
             with apply_blockdance(loop, schedule, guidance_branches=1):
                 loop()
 
-        seconds = interleave({"plain": loop, "computing": computing}, options.repeats)
+        seconds = interleave({"plain": loop, "computing": computing}, options.repeats, clock=options.clock)
         middle, low, high = ratio(seconds["computing"], seconds["plain"])
         step = sorted(seconds["plain"])[len(seconds["plain"]) // 2] / options.steps
         table.add_row(str(batch), f"{step * 1e3:.2f}", f"{middle:.4f}", f"{low:.4f} to {high:.4f}")
     console = Console()
-    console.print(table)
-    console.print(stub_table(16, options.steps, 4 * options.repeats))
+    if options.batches:
+        console.print(table)
+    console.print(stub_table(16, options.steps, 4 * options.repeats, options.clock))
 
 
 if __name__ == "__main__":

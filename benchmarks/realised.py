@@ -4,6 +4,8 @@ python benchmarks/realised.py
 """
 
 import argparse
+import time
+from collections.abc import Callable
 
 import torch
 from model import Loop, add_model_arguments, pixart_loop
@@ -29,7 +31,7 @@ def main() -> None:
         every_block = Reuse(boundary=len(loop.transformer.transformer_blocks) - 1)
         all_but_one = torch.tensor([[0] + [1] * (options.steps - 1)])
         plans["no block after step 1"] = ReuseSchedule(all_but_one, (every_block,))
-        for name, (macs, middle, low, high) in compare(loop, plans, options.repeats).items():
+        for name, (macs, middle, low, high) in compare(loop, plans, options.repeats, clock=options.clock).items():
             share = f"{(1 - middle) / macs:.3f} ({(1 - high) / macs:.3f} to {(1 - low) / macs:.3f})"
             uniform.add_row(str(batch), name, f"{macs:.1%}", f"{1 - middle:.1%}", share)
     console = Console()
@@ -53,14 +55,18 @@ def mixed_table(options: argparse.Namespace) -> Table:
         "one kind of reuse": one,
         "two kinds of reuse": ReuseSchedule(several, (shallow, deep)),
     }
-    for name, (macs, middle, low, high) in compare(loop, plans, options.repeats).items():
+    for name, (macs, middle, low, high) in compare(loop, plans, options.repeats, clock=options.clock).items():
         left = 1 - macs
         table.add_row(name, f"{left:.1%}", f"{middle:.1%}", f"{middle / left:.3f} ({low / left:.3f} to {high / left:.3f})")
     return table
 
 
 def compare(
-    loop: Loop, plans: dict[str, Plan], repeats: int, seconds: dict[str, list[float]] | None = None
+    loop: Loop,
+    plans: dict[str, Plan],
+    repeats: int,
+    seconds: dict[str, list[float]] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, tuple[float, float, float, float]]:
     """For every plan: the share of MACs saved, and the time over plain's, median and quartiles; `seconds` takes the single times."""
     saved: dict[str, float] = {}
@@ -72,7 +78,7 @@ def compare(
                 saved[name] = float(handle.report().compute_saved.mean())
 
     functions = {"plain": loop} | {name: lambda name=name, plan=plan: run(name, plan) for name, plan in plans.items()}
-    timed = interleave(functions, repeats)
+    timed = interleave(functions, repeats, clock=clock)
     if seconds is not None:
         seconds |= timed
     return {name: (saved[name], *ratio(timed[name], timed["plain"])) for name in plans}
