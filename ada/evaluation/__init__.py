@@ -14,8 +14,7 @@ from ada.evaluation.methods import (
     training_free,
     unchanged,
 )
-from ada.evaluation.options import EvaluationOptions, run_options
-from ada.evaluation.prompt_sets import PROMPT_SETS, find_prompts
+from ada.evaluation.options import PROMPT_SETS, EvaluationOptions, find_prompts, run_options
 from ada.evaluation.request import Request
 from ada.evaluation.subject import Subject
 

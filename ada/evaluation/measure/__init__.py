@@ -1,14 +1,12 @@
 """How methods are measured: run, counted, timed, stored, and summed up with intervals that hold."""
 
 from ada.evaluation.measure.collect import EDGE_DENSITY, PROMPT_LENGTH, SENSITIVITY, collect_results, read_complexity
-from ada.evaluation.measure.environment import describe_environment, public_name
-from ada.evaluation.measure.frechet import too_few_images
 from ada.evaluation.measure.matches import Match
 from ada.evaluation.measure.metrics import VIDEO_COLUMNS, Column, Embedding, Metric, default_metrics
 from ada.evaluation.measure.progress import Bar, default_console
-from ada.evaluation.measure.results import MethodResult, Results, all_columns
+from ada.evaluation.measure.results import MethodResult, Results, all_columns, describe_environment, public_name
 from ada.evaluation.measure.run import MOST_IMAGES, Plan, measure
-from ada.evaluation.measure.statistics import Estimate
+from ada.evaluation.measure.statistics import Estimate, too_few_images
 from ada.evaluation.measure.store import Store
 from ada.evaluation.measure.timing import TimingPlan, time_methods
 

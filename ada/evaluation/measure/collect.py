@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from ada.evaluation.measure import statistics
-from ada.evaluation.measure.frechet import Array, frechet_distance
 from ada.evaluation.measure.matches import Match, Sample, compare, mixture_at
 from ada.evaluation.measure.metrics import BOUNDED, DISTANCE, LATENT, VISIBLE
 from ada.evaluation.measure.results import (
@@ -31,7 +30,7 @@ from ada.evaluation.measure.results import (
     MethodResult,
     differences_of,
 )
-from ada.evaluation.measure.statistics import Estimate
+from ada.evaluation.measure.statistics import Array, Estimate, frechet_distance
 from ada.evaluation.measure.store import Store
 from ada.evaluation.measure.timing import Timing
 from ada.evaluation.methods import FEWER_STEPS, FULL_COMPUTE, STATIC, Method

@@ -1,6 +1,6 @@
 """What is measured on every image, beside the reference. Another metric is another entry of the dictionary."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -131,6 +131,47 @@ def measure_batch(
             values[WORST_FRAME] = per_frame[DISTANCE].amax(1).tolist()
         values[FLICKER] = flicker(images, others).tolist()
     return values
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured on images.
+
+    Args:
+        images: `(images, …)`.
+        values: by metric, one per image.
+        features: `(images, width)`.
+    """
+
+    images: Tensor
+    values: dict[str, list[float]]
+    features: Tensor
+
+    def take(self, places: Sequence[int]) -> "Measured":
+        """Of some of the images, which may repeat."""
+        chosen = list(places)
+        values = {name: [each[place] for place in chosen] for name, each in self.values.items()}
+        return Measured(self.images[chosen], values, self.features[chosen])
+
+
+def measure_images(
+    metrics: Mapping[str, Metric],
+    embed: Callable[[Tensor], Tensor],
+    generated: Generated,
+    prompts: Sequence[str],
+    reference: Generated,
+    batch_size: int,
+) -> Measured:
+    """Metrics and features of any number of images, `batch_size` at a time; see `measure_batch`."""
+    values: dict[str, list[float]] = {}
+    features = []
+    for start in range(0, len(prompts), batch_size):
+        part = slice(start, start + batch_size)
+        own, beside = (Generated(each.images[part], each.latents[part]) for each in (generated, reference))
+        for name, found in measure_batch(metrics, own, prompts[part], beside).items():
+            values.setdefault(name, []).extend(found)
+        features.append(embed(own.images))
+    return Measured(generated.images, values, torch.cat(features))
 
 
 def latent_distance(latents: Tensor, reference: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ada.evaluation.measure.counting import Count, counted_decisions, counted_macs, counted_memory
-from ada.evaluation.measure.metrics import Metric, edge_density, measure_batch
+from ada.evaluation.measure.metrics import Measured, Metric, edge_density, measure_images
 from ada.evaluation.measure.store import Store
 from ada.evaluation.measure.together import run_together, shared_plan
 from ada.evaluation.methods import BatchReport, Method, NotApplicableError, Planned, whole_batch
@@ -174,49 +174,12 @@ def _skipped_nothing(plan: Plan, method: Method, macs: float) -> bool:
     return macs > (1 - LEAST_SAVED) * full
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What was measured on images.
-
-    Args:
-        images: `(images, …)`.
-        values: by metric, one per image.
-        features: `(images, width)`.
-    """
-
-    images: Tensor
-    values: dict[str, list[float]]
-    features: Tensor
-
-    def take(self, places: Sequence[int]) -> "Measured":
-        """Of some of the images, which may repeat."""
-        chosen = list(places)
-        values = {name: [each[place] for place in chosen] for name, each in self.values.items()}
-        return Measured(self.images[chosen], values, self.features[chosen])
-
-
 def _measured(plan: Plan, generated: Generated, places: Sequence[int], batch: slice, reference: Generated) -> Measured:
-    """Measures images beside the reference, a batch at a time.
-
-    Args:
-        plan: the evaluation.
-        generated: the images.
-        places: of each image, its place in the batch.
-        batch: places of the batch's cases.
-        reference: of the whole batch.
-    """
-    prompts, device = plan.cases.prompts[batch], generated.images.device
-    values: dict[str, list[float]] = {}
-    features = []
-    for start in range(0, len(places), plan.cases.batch_size):
-        part = slice(start, start + plan.cases.batch_size)
-        own = Generated(generated.images[part], generated.latents[part])
-        beside = list(places[part])
-        theirs = Generated(reference.images[beside].to(device), reference.latents[beside].to(device))
-        for name, found in measure_batch(plan.metrics, own, [prompts[place] for place in beside], theirs).items():
-            values.setdefault(name, []).extend(found)
-        features.append(plan.embed(own.images))
-    return Measured(generated.images, values, torch.cat(features))
+    """Images at these places of a batch, beside its reference."""
+    device = generated.images.device
+    beside = Generated(reference.images[list(places)].to(device), reference.latents[list(places)].to(device))
+    prompts = [plan.cases.prompts[batch.start + place] for place in places]
+    return measure_images(plan.metrics, plan.embed, generated, prompts, beside, plan.cases.batch_size)
 
 
 def _keep(plan: Plan, method: Method, number: int, batch: slice, measured: Measured, ran: "Ran") -> None:

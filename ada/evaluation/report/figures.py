@@ -1,9 +1,10 @@
-"""The curve: cost across, damage upwards, a line per family of methods, bands around those that decide the question."""
+"""Damage over compute and over latency, in the style of all figures: a colour and a marker per group, for every eye and for print."""
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
@@ -13,8 +14,41 @@ from matplotlib.transforms import Bbox
 from ada.evaluation.measure import Estimate, MethodResult, Results
 from ada.evaluation.measure.results import COMPUTE_SAVED
 from ada.evaluation.methods import ADA, ADA_BUDGET, FEWER_STEPS
-from ada.evaluation.report.headline import MIXTURE, static_curve
-from ada.evaluation.report.style import GROUP_COLOURS, GROUP_MARKERS, GROUP_TITLES, bare, new_figure
+from ada.evaluation.report.findings import MIXTURE, static_curve
+
+GROUP_COLOURS = {"plain": "#6B6B6B", "blockdance": "#56A0E0", "static": "#004D40", "ada": "#D55E00", "peers": "#CC79A7"}
+"""After Okabe and Ito, and of different lightness: they differ to colour-blind readers, and mostly on grey paper."""
+GROUP_MARKERS = {"plain": "s", "blockdance": "^", "static": "D", "ada": "o", "peers": "X"}
+GROUP_TITLES = {
+    "plain": "Plain pipeline",
+    "blockdance": "BlockDance, Block Caching",
+    "static": "Searched and random schedules",
+    "ada": "Ada",
+    "peers": "Other caches",
+}
+ACTION_COLOURS = ("#253545", "#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#D55E00", "#0072B2", "#999999")
+"""Compute, then the kinds of reuse."""
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure that lays itself out and needs no screen."""
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=150)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def bare(panel: Axes) -> Axes:
+    """A panel with a faint grid, and without the lines above and right."""
+    panel.grid(color="#e5e5e5", linewidth=0.8)
+    panel.set_axisbelow(True)
+    panel.spines[["top", "right"]].set_visible(False)
+    return panel
+
+
+def action_colour(action: int) -> str:
+    """Colour of an action; beyond the palette they repeat, but for that of compute."""
+    return ACTION_COLOURS[0] if action == 0 else ACTION_COLOURS[1 + (action - 1) % (len(ACTION_COLOURS) - 1)]
+
 
 BANDED = (ADA, ADA_BUDGET, FEWER_STEPS)
 LABEL_SAVING = 0.3

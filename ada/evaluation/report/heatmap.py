@@ -12,7 +12,7 @@ from ada.evaluation.measure import MethodResult, Results
 from ada.evaluation.measure.results import COMPUTE_SAVED
 from ada.evaluation.methods import ADA, ADA_BUDGET, STATIC
 from ada.evaluation.methods.base import RANDOM
-from ada.evaluation.report.style import action_colour, new_figure
+from ada.evaluation.report.figures import action_colour, new_figure
 
 SHOWN = (ADA, ADA_BUDGET, STATIC, RANDOM)
 MOST_SHOWN = 8

@@ -14,12 +14,10 @@ from torch import Tensor
 from ada.evaluation.measure import Results
 from ada.evaluation.measure.metrics import BOUNDED, DISTANCE, VISIBLE
 from ada.evaluation.measure.results import COMPUTE_SAVED, COSTS, SAME_COMPUTE, SAME_LATENCY, STATIC_MIXTURE
-from ada.evaluation.report.figures import BANDED, LABEL_SAVING
+from ada.evaluation.report.figures import BANDED, GROUP_COLOURS, GROUP_MARKERS, GROUP_TITLES, LABEL_SAVING
+from ada.evaluation.report.findings import MIXTURE, TITLES, headline_of, spending, static_curve
 from ada.evaluation.report.grid import FRAME_MILLISECONDS, to_picture
-from ada.evaluation.report.headline import MIXTURE, headline_of, static_curve
 from ada.evaluation.report.heatmap import colours_of, with_schedules
-from ada.evaluation.report.spending import TITLES, spending
-from ada.evaluation.report.style import GROUP_COLOURS, GROUP_MARKERS, GROUP_TITLES
 from ada.rewards.damage import VISIBLE_DISTANCE
 
 LARGEST = 256

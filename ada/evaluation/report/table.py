@@ -10,7 +10,7 @@ from rich.table import Table
 from ada.evaluation.measure import Column, Estimate, Match, MethodResult, Results
 from ada.evaluation.measure.metrics import BOUNDED, VISIBLE
 from ada.evaluation.measure.results import SAME_COMPUTE, SAME_LATENCY, STATIC_MIXTURE
-from ada.evaluation.report.headline import headline_of
+from ada.evaluation.report.findings import headline_of
 from ada.rewards.damage import VISIBLE_DISTANCE
 
 CAPTION = (

@@ -5,7 +5,7 @@ import torch
 from scipy.stats import spearmanr
 
 from ada.evaluation.measure.metrics import edge_density
-from ada.evaluation.report.spending import spending
+from ada.evaluation.report.findings import spending
 
 
 def test_edges_by_hand() -> None:

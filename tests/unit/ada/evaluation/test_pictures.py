@@ -12,11 +12,10 @@ from PIL import Image
 
 from ada.evaluation.measure.results import Column, MethodResult, Results
 from ada.evaluation.measure.statistics import Estimate
-from ada.evaluation.report.figures import draw_curves
+from ada.evaluation.report.figures import GROUP_COLOURS, draw_curves
 from ada.evaluation.report.grid import Row, save_grid
 from ada.evaluation.report.heatmap import draw_schedules
 from ada.evaluation.report.outputs import comparable
-from ada.evaluation.report.style import GROUP_COLOURS
 
 COLUMNS = {
     "compute_saved": Column("Compute saved", scale=100.0, unit="%"), "distance": Column("Distance", higher_is_better=False),

@@ -12,7 +12,7 @@ from ada.evaluation.measure.metrics import Column
 from ada.evaluation.measure.results import MethodResult, Results, all_columns, differences_of
 from ada.evaluation.measure.statistics import Estimate, mean
 from ada.evaluation.measure.timing import Timing
-from ada.evaluation.report.headline import headline_of, static_curve
+from ada.evaluation.report.findings import headline_of, static_curve
 from ada.evaluation.report.table import format_estimate, format_interval, markdown_table, terminal_table
 
 DISTANCE = Column("Distance", higher_is_better=False, decimals=4)
