@@ -6,10 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ada.evaluation.measure.metrics import BOUNDED, DISTANCE, VISIBLE
+from ada.evaluation.measure.metrics import BOUNDED, DISTANCE
 from ada.evaluation.measure.statistics import LEAST_DISTANCE, Array, Estimate, log_distances, mean, per_prompt, share, wins
-
-COMPARED = (BOUNDED, VISIBLE)
 
 
 @dataclass(frozen=True)

@@ -40,9 +40,10 @@ def headline_of(results: Results) -> Headline | None:
     match = ada.matches[STATIC_MIXTURE]
     delta, changed = match.differences[BOUNDED], ada.estimates[VISIBLE]
     verdict = verdict_of(delta)
+    part = f"{abs(delta.value) / max(match.expected[BOUNDED], 1e-12):.0%}"
     titles = {
-        "better": "Ada wins: less damage than any static schedule at the same compute",
-        "worse": "Ada loses: a static schedule does less damage at the same compute",
+        "better": f"Ada wins: {part} less damage than the best static schedules at the same compute",
+        "worse": f"Ada loses: {part} more damage than the best static schedules at the same compute",
         "no clear difference": "No clear difference between Ada and the best static schedules",
     }
     saved = ada.estimates[COMPUTE_SAVED].value

@@ -31,10 +31,10 @@ NOTES = (
     "shares, Woodruff's for quantiles. Noise seeds of a prompt are averaged first. The raw mean has none, because none holds.",
     "The best static mixture takes two ways that do not look at the image (plain steps, BlockDance, searched schedules), each for a part "
     "of the images, at the same mean compute. It is chosen by the very figures that are shown, which flatters it.",
-    "Latency: after a warm-up, rounds in which every timed method runs once at each batch size, in an order drawn anew; medians.",
+    "Latency: after a warm-up, rounds at each batch size in which every timed method runs once, in an order drawn anew; medians.",
     "MACs are those of the denoising transformer, guidance branches included, and of Ada's policy. For BlockDance they come from its "
     "report, for all others from counting what the model really executed.",
-    "Peers run at their own documented defaults, and in a full evaluation at settings around them. A peer that attaches without skipping "
+    "Peers run at their own documented defaults, and in a sweep at settings around them. A peer that attaches without skipping "
     "anything, or fails, is no row of figures: it is listed with the reason.",
     "Quality is the scorer's agreement of image and prompt. Peak memory is what one batch held above the weights. Cached is what the "
     "method kept between steps; a dash means that nobody knows.",

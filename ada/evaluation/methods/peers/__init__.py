@@ -1,7 +1,7 @@
 """What a user might pick instead: other people's caches, at the settings that their own documentation gives, and some around them.
 
 Nothing of ours is imposed: warm-up steps, intervals and thresholds are the packages' defaults where the note says so. The settings
-around them are not `main`: they run in a full evaluation only.
+around them are not `main`: they run in a sweep only.
 """
 
 from collections.abc import Mapping, Sequence
