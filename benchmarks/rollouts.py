@@ -217,15 +217,15 @@ def speed_table(work: Workload, repeats: int, folder: Path) -> Table:
     for way, quality in work.quality.items():
         torch.testing.assert_close(quality, work.quality[ONE_BY_ONE], atol=1e-4, rtol=0, msg=f"{way}: other rewards")
     table = Table(
-        "way", "rollouts/s", "times as fast", *(f"{stage}, ms an image" for stage in STAGES), "all, ms an image",
-        title=f"{len(work.cases)} prompts × {work.group} schedules, {work.pipeline.num_inference_steps} steps",
+        "way", "rollouts/s", "times as fast", *STAGES, "all",
+        title=f"{len(work.cases)} × {work.group} schedules, {work.pipeline.num_inference_steps} steps; stages in ms an image",
     )  # fmt: skip
     for way, taken in seconds.items():
         middle, low, high = ratio(seconds[ONE_BY_ONE], taken)
         per_image = [1e3 * stages[way][stage] / (repeats + 1) / work.num_rollouts for stage in STAGES]
         typical = sorted(taken)[len(taken) // 2]
         table.add_row(
-            way, f"{work.num_rollouts / typical:.2f}", f"{middle:.2f} ({low:.2f} to {high:.2f})",
+            way, f"{work.num_rollouts / typical:.2f}", f"{middle:.3g} ({low:.3g} to {high:.3g})",
             *(f"{value:.1f}" for value in per_image), f"{1e3 * typical / work.num_rollouts:.1f}",
         )  # fmt: skip
     return table
