@@ -81,8 +81,8 @@ class Ladder:
     def for_steps(self, num_steps: int) -> "Ladder":
         """The ladder for another number of steps: as many reuses in proportion, spread alike.
 
-        Rungs, and decisions, keep their order and their number, so that a policy's outputs keep their meaning; with few steps some
-        rungs coincide.
+        Rungs, and decisions, keep their order and their number, and rungs that act alike until a decision still do, so that a policy's
+        outputs keep their meaning; with few steps some rungs coincide.
 
         Raises:
             LadderError: too few steps for the decisions.
@@ -97,8 +97,14 @@ class Ladder:
             raise LadderError(
                 f"The ladder's {len(steps)} decisions need more than {num_steps} steps: {len(steps) + 3} at least."
             )
-        rows = torch.stack([stretch(rung, num_steps, first=steps[0] + 1) for rung in self.actions])
-        return replace(self, actions=rows, decision_steps=steps)
+        rows: list[Tensor] = []
+        for rung, actions in enumerate(self.actions):
+            done = torch.zeros(steps[0] + 1, dtype=torch.int64)
+            for stage, step in enumerate(steps):
+                node = int(self.nodes(stage)[rung])
+                done = rows[node][: step + 1] if node < rung else done
+            rows.append(stretch(actions, num_steps, done))
+        return replace(self, actions=torch.stack(rows), decision_steps=steps)
 
     def to_dict(self) -> dict[str, Any]:
         """The ladder as JSON: a string of actions per rung."""
@@ -143,20 +149,20 @@ class Ladder:
             raise LadderError(f"{file} holds no ladder: {error}") from error
 
 
-def stretch(rung: Tensor, num_steps: int, first: int) -> Tensor:
+def stretch(rung: Tensor, num_steps: int, done: Tensor) -> Tensor:
     """A schedule for another number of steps, int64 `(num_steps,)`: the k-th of its n reuses stands where the curve of the
     reuses so far, drawn over the share of the steps, reaches (k − ½)/n of its height.
 
     Args:
         rung: int64 `(steps,)`.
         num_steps: number of steps wanted.
-        first: the first step that may reuse.
+        done: int64 `(steps,)`, what its first steps do already: it is decided about the others.
     """
-    old = len(rung)
+    old, first, placed = len(rung), len(done), int((done > 0).sum())
     places = rung.nonzero().flatten().tolist()
-    count = min(round(len(places) * num_steps / old), num_steps - 1 - first)
-    actions = torch.zeros(num_steps, dtype=torch.int64)
-    for number in range(count):
+    count = min(round(len(places) * num_steps / old), placed + num_steps - 1 - first)
+    actions = torch.cat([done, torch.zeros(num_steps - first, dtype=torch.int64)])
+    for number in range(placed, count):
         position = (number + 0.5) / count * len(places) - 0.5
         # beyond the first and the last reuse, the curve goes on as it does between the nearest two
         low = min(int(max(position, 0)), max(len(places) - 2, 0))

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import scramble
+from stdit import LAYOUT, STDiT
 from torch import Tensor, nn
 
 from blockdance import (
@@ -19,48 +20,6 @@ from blockdance import (
     register_layout,
 )
 from blockdance.layouts import SHARED_ARGUMENTS
-
-
-class STDiTBlock(nn.Module):
-    """Open-Sora 1.0's block: spatial attention, temporal attention and cross-attention in one."""
-
-    def __init__(self, width: int, num_frames: int) -> None:
-        super().__init__()
-        self.num_frames = num_frames
-        self.spatial, self.temporal, self.cross = (nn.MultiheadAttention(width, 2, batch_first=True) for _ in range(3))
-        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
-
-    def forward(self, x: Tensor, y: Tensor, t: Tensor, mask: Tensor) -> Tensor:
-        batch, _, width = x.shape
-        modulated = x + t[:, None]
-        frames = modulated.view(batch * self.num_frames, -1, width)
-        x = x + self.spatial(frames, frames, frames)[0].reshape(batch, -1, width)
-        patches = x.view(batch, self.num_frames, -1, width).transpose(1, 2).reshape(-1, self.num_frames, width)
-        change = self.temporal(patches, patches, patches)[0]
-        x = x + change.view(batch, -1, self.num_frames, width).transpose(1, 2).reshape(batch, -1, width)
-        x = x + self.cross(x, y, y, key_padding_mask=mask == 0)[0]
-        return x + self.mlp(x)
-
-
-class STDiT(nn.Module):
-    """With Open-Sora's interface: a list `blocks`, latents `x` `(batch, channels, frames, height, width)`, prompts `y` with a row for
-    every branch and image, and a `mask` with a row for every image, which the model repeats."""
-
-    def __init__(self, num_blocks: int = 4, width: int = 16, num_frames: int = 3) -> None:
-        super().__init__()
-        self.x_embedder, self.t_embedder = nn.Linear(4, width), nn.Linear(1, width)
-        self.blocks = nn.ModuleList(STDiTBlock(width, num_frames) for _ in range(num_blocks))
-        self.final_layer = nn.Linear(width, 4)
-
-    def forward(self, x: Tensor, timestep: Tensor, y: Tensor, mask: Tensor) -> Tensor:
-        if len(mask) != len(y):
-            mask = mask.repeat(len(y) // len(mask), 1)
-        hidden = self.x_embedder(x.flatten(2).transpose(1, 2))
-        t = self.t_embedder(timestep[:, None])
-        for block in self.blocks:
-            hidden = block(hidden, y, t, mask)
-        return self.final_layer(hidden).transpose(1, 2).view_as(x)
-
 
 STEPS = 10
 
@@ -86,9 +45,7 @@ def test_an_open_sora_model_in_one_line() -> None:
     with pytest.raises(UnsupportedModelError, match=r"its module lists: blocks.*register_layout\(STDiT"):
         apply_blockdance(model)
 
-    register_layout(
-        STDiT, BlockLayout(lists=("blocks",), latents="x", cond_last=False, per_image_arguments=frozenset({"mask"}))
-    )
+    register_layout(STDiT, LAYOUT)
 
     z, y, mask = open_sora_inputs(model)
     plain = sample(model, z, y, mask)
@@ -103,9 +60,7 @@ def test_an_open_sora_model_in_one_line() -> None:
 
 
 def test_videos_that_take_different_actions_keep_their_own_masks() -> None:
-    register_layout(
-        STDiT, BlockLayout(lists=("blocks",), latents="x", cond_last=False, per_image_arguments=frozenset({"mask"}))
-    )
+    register_layout(STDiT, LAYOUT)
     model = scramble(STDiT())
     z, y, mask = open_sora_inputs(model)
     rows = torch.tensor([[0] * STEPS, [0, 0, 1, 1, 0, 1, 0, 0, 1, 0], [0, 0, 0, 2, 0, 2, 1, 0, 0, 0]])

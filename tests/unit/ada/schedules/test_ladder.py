@@ -99,6 +99,9 @@ def test_ladder_for_other_numbers_of_steps(num_steps: int) -> None:
     costs = [0.1, 0.1]
     order = ladder.saved(costs).argsort(stable=True)
     assert (other.saved(costs)[order].diff() >= 0).all()
+    for stage in range(len(ladder.decision_steps)):
+        node = ladder.nodes(stage)
+        assert torch.equal(other.nodes(stage)[node], other.nodes(stage)), "what acts alike until a decision still does"
     if num_steps >= 12:
         torch.testing.assert_close(other.saved(costs), ladder.saved(costs), atol=0.55 * 0.9 / num_steps + 1e-9, rtol=0)
 
@@ -116,12 +119,12 @@ def test_too_few_steps_for_the_decisions_are_named() -> None:
 def test_stretch_by_hand() -> None:
     """Reuses keep their kinds and stay spread, on both sides of the first and the last."""
     rung = actions_of("0000001020")[0]
-    doubled = stretch(rung, 20, first=4)
+    doubled = stretch(rung, 20, torch.zeros(4, dtype=torch.int64))
     assert (doubled > 0).sum() == 4
     assert doubled[doubled > 0].tolist() == [1, 1, 2, 2]
     # the four stand at −¼, ¼, ¾ and 1¼ of the way from 6 to 8: at 5½, 6½, 7½ and 8½ of 10, whose middles are 12 to 18 of 20
     assert doubled.nonzero().flatten().tolist() == [12, 14, 16, 18]
-    halved = stretch(actions_of("00000010101010101010")[0], 10, first=3)
+    halved = stretch(actions_of("00000010101010101010")[0], 10, torch.zeros(3, dtype=torch.int64))
     # of seven reuses four stay: at 6¾, 10¼, 13¾ and 17¼ of 20
     assert halved.nonzero().flatten().tolist() == [3, 5, 7, 8]
 
