@@ -1,6 +1,7 @@
 """Fills the table: every rung of a ladder on every case, and what a policy would have seen."""
 
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from ada.rewards import RewardError, WeightedReward
 from ada.rollouts.driver import roll_out
 from ada.rollouts.pipeline import FrozenPipeline
 from ada.rollouts.table import Case, Table
-from ada.schedules import Ladder, Tree
+from ada.schedules import Ladder, LadderError, Tree
 
 
 class Collector:
@@ -55,30 +56,38 @@ class Collector:
             advance: called with the number of cases done after each batch.
         """
         todo = self.missing(cases)
-        for start in range(0, len(todo), self.batch_size):
-            batch = todo[start : start + self.batch_size]
-            damage, sights = self.run(batch)
-            self.table.add(batch, {"damage": damage}, sights)
-            advance(len(batch))
+        for _, alike in groupby(sorted(todo, key=_settings), key=_settings):
+            cases = list(alike)
+            for start in range(0, len(cases), self.batch_size):
+                batch = cases[start : start + self.batch_size]
+                damage, sights = self.run(batch)
+                self.table.add(batch, {"damage": damage}, sights)
+                advance(len(batch))
 
     def run(self, cases: Sequence[Case]) -> tuple[Tensor, Tensor]:
-        """One batch.
+        """One batch, of cases with the same settings.
 
         Returns:
             The damage `(cases, rungs)`, 0 or more, and what is seen at every node `(cases, nodes, width)`.
 
         Raises:
             RewardError: a damage that is no finite number.
+            LadderError: the generation starts after a decision.
         """
-        rungs = len(self.ladder)
+        pipeline = self.pipeline.with_settings(**dict(cases[0].settings))
+        ladder, rungs = self.ladder.for_steps(pipeline.num_inference_steps), len(self.ladder)
         prompts = [case.prompt for case in cases]
-        actions = self.ladder.actions.expand(len(cases), -1, -1).contiguous()
-        rollout = roll_out(
-            self.pipeline, prompts, [case.seed for case in cases], actions, self.ladder.kinds, self.ladder.decision_steps
-        )
+        actions = ladder.actions.expand(len(cases), -1, -1).contiguous()
+        rollout = roll_out(pipeline, prompts, [case.seed for case in cases], actions, ladder.kinds, ladder.decision_steps)
+        unseen = sorted(set(ladder.decision_steps) - set(rollout.states))
+        if unseen:
+            raise LadderError(
+                f"Nothing was seen at the decisions after the steps {unseen}: this generation starts too late for them, as with an "
+                "image and little `strength`. Give a ladder whose first decision comes two steps after the start, or later."
+            )
         sights = []
         for stage, rung in self.tree.nodes.tolist():
-            state = rollout.states[self.ladder.decision_steps[stage]]
+            state = rollout.states[ladder.decision_steps[stage]]
             sights.append(describe(state.take([place * rungs + rung for place in range(len(cases))])))
         with torch.inference_mode():
             scored = self.reward(
@@ -92,3 +101,7 @@ class Collector:
                 f"A damage of the prompts {prompts} is no finite number. Check that the model decodes them to finite images."
             )
         return (damage - damage[:, :1]).clamp(min=0), torch.stack(sights, 1)
+
+
+def _settings(case: Case) -> tuple[tuple[str, Any], ...]:
+    return case.settings

@@ -21,10 +21,27 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Case:
-    """A prompt and the seed of its noise: the image that schedules are tried on."""
+    """The image that schedules are tried on.
 
-    prompt: str
+    Args:
+        prompt: a text, a class label, or whatever else the pipeline is told.
+        seed: of its noise.
+        settings: of the pipeline's call, where they are the case's own: names and numbers, such as `num_inference_steps`.
+    """
+
+    prompt: Any
     seed: int
+    settings: tuple[tuple[str, Any], ...] = ()
+
+    def to_json(self) -> list[Any]:
+        """The case as JSON."""
+        return [self.prompt, self.seed, *([dict(self.settings)] if self.settings else [])]
+
+    @classmethod
+    def from_json(cls, content: Sequence[Any]) -> "Case":
+        """The case that `to_json` gave."""
+        prompt, seed, *settings = content
+        return cls(prompt, seed, tuple(settings[0].items()) if settings else ())
 
 
 @dataclass(frozen=True)
@@ -91,8 +108,9 @@ class Table:
         kept = {name: value.detach().float().cpu().contiguous() for name, value in values.items()}
         seen = sights.detach().float().cpu().contiguous()
         if self.folder is not None:
-            names = {"cases": json.dumps([[case.prompt, case.seed] for case in cases], ensure_ascii=False)}
-            file = self.folder / f"{digest([[case.prompt, case.seed] for case in cases])}.safetensors"
+            written = [case.to_json() for case in cases]
+            names = {"cases": json.dumps(written, ensure_ascii=False)}
+            file = self.folder / f"{digest(written)}.safetensors"
             partial = file.with_suffix(f".{os.getpid()}.partial")
             try:
                 save_file({"sights": seen} | {f"values.{name}": value for name, value in kept.items()}, partial, names)
@@ -115,7 +133,7 @@ class Table:
         """Takes up the rows of a file; one that cannot be read is put aside, and its rows are computed again."""
         try:
             with safe_open(file, "pt") as content:
-                cases = [Case(prompt, seed) for prompt, seed in json.loads((content.metadata() or {})["cases"])]
+                cases = [Case.from_json(case) for case in json.loads((content.metadata() or {})["cases"])]
                 tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118, it is no mapping
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             broken = file.with_suffix(".broken")

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from random import Random
 from time import monotonic
 from typing import Any
 
@@ -44,6 +45,8 @@ class RolloutDataModule(LightningDataModule):
         batch_size: cases per gradient step and process.
         visible_damage: τ, the damage that a person just sees.
         seed: of the noise and of the order.
+        ranges: numbers of the pipeline's call that are drawn for every case between two bounds, so that one policy serves them all:
+            `{num_inference_steps: [12, 30], guidance_scale: [3.0, 6.0]}`. The ladder is stretched to the steps.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class RolloutDataModule(LightningDataModule):
         batch_size: int = 64,
         visible_damage: float = VISIBLE_DISTANCE,
         seed: int = 0,
+        ranges: dict[str, tuple[float, float]] | None = None,
     ) -> None:
         super().__init__()
         for name, value in {
@@ -78,6 +82,13 @@ class RolloutDataModule(LightningDataModule):
         self.ladder = Ladder.load(ladder)
         if self.ladder.num_steps != pipeline.num_inference_steps:
             self.ladder = self.ladder.for_steps(pipeline.num_inference_steps)
+        self._ranges = dict(ranges or {})
+        for name, (low, high) in self._ranges.items():
+            if low > high:
+                raise ValueError(f"`ranges` must give the lower bound first; got {low} to {high} for `{name}`.")
+            pipeline.with_settings(**dict(self._draw(0)))  # names an argument that the call does not have
+        if "num_inference_steps" in self._ranges:
+            self.ladder.for_steps(int(self._ranges["num_inference_steps"][0]))  # names too few steps
         self.collector = Collector(pipeline, reward, self.ladder, table, rollout_batch_size)
         self._source, self._column = source, column
         self._splits = {"train": (train_split, train_limit), "validation": (validation_split, validation_limit)}
@@ -93,10 +104,18 @@ class RolloutDataModule(LightningDataModule):
         prompts = load_prompts(self._source, name, self._column, limit)
         offset = self.seed * 1_000_003 + (NOISE_OF_VALIDATION if split == "validation" else 0)
         return [
-            Case(prompt, offset + index * self._noise_seeds + noise)
+            Case(prompt, seed, self._draw(seed))
             for prompt, index in zip(prompts["prompt"], prompts["index"], strict=True)
-            for noise in range(self._noise_seeds)
+            for seed in range(offset + index * self._noise_seeds, offset + (index + 1) * self._noise_seeds)
         ]
+
+    def _draw(self, seed: int) -> tuple[tuple[str, Any], ...]:
+        """The settings of a case: whole steps, and other numbers with two decimals."""
+        source = Random(f"settings {seed}")
+        drawn = {name: source.uniform(low, high) for name, (low, high) in sorted(self._ranges.items())}
+        return tuple(
+            (name, round(value) if name == "num_inference_steps" else round(value, 2)) for name, value in drawn.items()
+        )
 
     def setup(self, stage: str) -> None:
         trainer = self.trainer
