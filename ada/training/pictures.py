@@ -115,7 +115,7 @@ def picture_decisions(
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
             if title == "every step":
-                axis.set_title(textwrap.fill(prompt, 16), fontsize=7)
+                axis.set_title(textwrap.fill(str(prompt), 16), fontsize=7)
             if title == "policy":
                 axis.set_xlabel(f"{share:.0%} saved", fontsize=8)
         axes[0].set_ylabel(title, fontsize=8)

@@ -7,16 +7,19 @@ from typing import Any
 
 import pytest
 import torch
-from integration.trained_families import STEPS, TRAINED
+from conftest import scramble
+from integration.pipelines import CASES, CONTROLNETS, FROM_IMAGE
+from integration.trained_families import STEPS, TRAINED, with_rows
 from lightning.pytorch import Trainer
+from stdit import LAYOUT, STDiT
 from torch import Tensor
 
 from ada.policy import AdaPolicy, LadderPolicy
 from ada.rewards import Reward, WeightedReward
-from ada.rollouts import FrozenPipeline, roll_out
-from ada.schedules import Ladder
+from ada.rollouts import FrozenPipeline, SamplingLoop, roll_out
+from ada.schedules import Ladder, LadderError
 from ada.training import LadderTraining, RolloutDataModule
-from blockdance import Reuse, ReuseSchedule
+from blockdance import Reuse, ReuseSchedule, ScheduleError, apply_blockdance, full_compute, register_layout
 
 RUNGS = ("000000", "000010", "000020", "000110")
 LADDER = Ladder(
@@ -42,7 +45,7 @@ def train(frozen: FrozenPipeline, prompts: Sequence[Any], ladder: Ladder, folder
     ladder.save(folder / "ladder.json")
     data = RolloutDataModule(
         frozen, WeightedReward({"distance": Distance()}, {"distance": 1.0}), str(folder / "ladder.json"), source=str(folder),
-        table=folder / "tables", validation_limit=2, visible_damage=0.05, **options,
+        table=folder / "tables", validation_split="validation", validation_limit=2, visible_damage=0.05, **options,
     )  # fmt: skip
     module = LadderTraining(num_components=2, quality_weight_range=(0.2, 5.0))
     trainer = Trainer(
@@ -88,3 +91,130 @@ def test_a_policy_is_trained_exported_and_runs_in_the_stock_pipeline(name: str, 
     rungs = module.tree.walk(policy.logits(damage_seen, torch.full((len(sights), 1), 1.0)))
     assert chosen.report.actions[:, 1:].tolist() == LADDER.actions[rungs, 1:].tolist()
     assert frozen.num_inference_steps == STEPS
+
+
+# --- a model and a loop that are not diffusers' ---
+
+
+def open_sora_loop(model: STDiT) -> Any:
+    """Open-Sora's loop: prompts of letters, noise from the generators, guidance 7.0 in one call `[cond, uncond]`."""
+
+    def sample(prompts: Sequence[str], generators: Sequence[torch.Generator], num_inference_steps: int) -> Tensor:
+        z = torch.stack([torch.randn(4, 3, 2, 2, generator=generator) for generator in generators])
+        letters = torch.tensor([[float(ord(letter)) for letter in prompt[:5].ljust(5)] for prompt in prompts])
+        y = (letters[..., None] * torch.arange(1, 17)).sin()
+        mask = torch.tensor([[1] * len(prompt[:5]) + [0] * (5 - len(prompt[:5])) for prompt in prompts])
+        for timestep in torch.linspace(0.95, 0.05, num_inference_steps):
+            both = torch.cat([z, z])
+            cond, uncond = model.forward(both, timestep.expand(len(both)), torch.cat([y, y * 0]), mask=mask).chunk(2)
+            z = z - (uncond + 7.0 * (cond - uncond)) / num_inference_steps
+        return z
+
+    return sample
+
+
+def test_a_policy_is_trained_over_a_loop_of_ones_own(tmp_path: Path) -> None:
+    register_layout(STDiT, LAYOUT)
+    model = scramble(STDiT())
+    sample = open_sora_loop(model)
+    frozen = FrozenPipeline(SamplingLoop(model, sample), STEPS)
+    module = train(frozen, ["sun", "a dog", "moon"], LADDER, tmp_path)
+    policy = AdaPolicy.from_pretrained(tmp_path / "policy")
+    assert isinstance(policy, LadderPolicy)
+    most = 1 - float(policy.ladder.saved(policy.reuse_costs).max())
+
+    case = module.data.cases("validation")[1]
+    rollout = roll_out(frozen, [case.prompt], [case.seed], LADDER.actions[None], LADDER.kinds, LADDER.decision_steps)
+    with apply_blockdance(model, policy.with_options(compute=most), num_inference_steps=STEPS) as handle:
+        alone = sample([case.prompt], [torch.Generator().manual_seed(case.seed)], STEPS)
+        assert handle.report().actions.tolist() == LADDER.actions[3:].tolist()
+    assert_same(rollout.images[0, 3], alone[0])
+    assert not torch.allclose(rollout.images[0, 3], rollout.images[0, 0], atol=1e-3)
+
+
+def test_a_loop_says_its_number_of_steps() -> None:
+    register_layout(STDiT, LAYOUT)
+    model = scramble(STDiT())
+    told = open_sora_loop(model)
+    with pytest.raises(ValueError, match="either takes `num_inference_steps` as an argument"):
+        SamplingLoop(model, told, num_inference_steps=6)
+
+    def fixed(prompts: Sequence[str], generators: Sequence[torch.Generator]) -> Tensor:
+        return told(prompts, generators, 6)
+
+    with pytest.raises(ValueError, match="either takes `num_inference_steps` as an argument"):
+        SamplingLoop(model, fixed)
+    loop = FrozenPipeline(SamplingLoop(model, fixed, num_inference_steps=6), 6)
+    assert torch.equal(
+        loop.generate(["sun"], [1], full_compute(1, 6)).images, fixed(["sun"], [torch.Generator().manual_seed(1)])
+    )
+    with pytest.raises(ValueError, match="always takes 6 steps; 8 were asked for"):
+        loop.with_steps(8).generate(["sun"], [1], full_compute(1, 8))
+
+
+# --- what cannot be compared is refused ---
+
+
+def test_a_pipeline_that_draws_numbers_of_its_own_is_refused() -> None:
+    """This ControlNet pipeline encodes its control image with noise that no generator gives."""
+    frozen = with_rows(CONTROLNETS["stable_diffusion_3"]).frozen()
+    with pytest.raises(ScheduleError, match=r"another `block_controlnet_hidden_states`.*numbers of its own"):
+        roll_out(frozen, ["sun"], [1], LADDER.actions[None], LADDER.kinds, LADDER.decision_steps)
+
+
+def test_a_generation_that_starts_after_the_first_decision_is_refused(tmp_path: Path) -> None:
+    frozen = with_rows(FROM_IMAGE["stable_diffusion_3"], strength=0.5).frozen()
+    with pytest.raises(LadderError, match=r"Nothing was seen at the decisions after the steps \[2, 3\]"):
+        train(frozen, ["sun"], LADDER, tmp_path)
+
+
+# --- ranges ---
+
+
+def test_a_policy_serves_the_steps_between_and_beyond_those_it_was_trained_over(tmp_path: Path) -> None:
+    frozen = with_rows(CASES["pixart_sigma"]).frozen(steps=8)
+    rungs = ("00000000", "00000010", "00001010", "00010110")
+    ladder = Ladder(torch.tensor([[int(action) for action in rung] for rung in rungs]), (Reuse(boundary=2),), (2, 4))
+    ranges = {"num_inference_steps": (8.0, 14.0), "guidance_scale": (2.0, 5.0)}
+    module = train(frozen, ["a dog", "sun", "b"], ladder, tmp_path, noise_seeds=2, ranges=ranges)
+    drawn = [dict(case.settings) for case in module.data.cases("train")]
+    assert len({case["num_inference_steps"] for case in drawn}) > 2
+    assert all(8 <= case["num_inference_steps"] <= 14 and 2 <= case["guidance_scale"] <= 5 for case in drawn)
+    assert not {case.seed for case in module.data.cases("train")} & {case.seed for case in module.data.cases("validation")}
+
+    # a case's row is what its own number of steps and guidance give
+    case = module.data.cases("train")[1]
+    own = frozen.with_settings(**dict(case.settings))
+    stretched = ladder.for_steps(own.num_inference_steps)
+    images = [own.generate([case.prompt], [case.seed], stretched.schedule(torch.tensor([rung]))).images for rung in (0, 3)]
+    expected = (images[1] - images[0]).square().mean().sqrt()
+    torch.testing.assert_close(module.data.train_data.tensors[1][1, 3], expected, rtol=1e-3, atol=1e-5)
+    again = RolloutDataModule(
+        frozen, module.data.collector.reward, str(tmp_path / "ladder.json"), source=str(tmp_path), table=tmp_path / "tables",
+        validation_split="validation", validation_limit=2, noise_seeds=2, ranges=ranges,
+    )  # fmt: skip
+    assert not again.collector.missing(again.cases("train")), "the table keeps settings with the cases"
+
+    policy = AdaPolicy.from_pretrained(tmp_path / "policy")
+    assert isinstance(policy, LadderPolicy)
+    for steps in (7, 11, 18):
+        rows = ladder.for_steps(steps).actions.tolist()
+        made = frozen.with_settings(num_inference_steps=steps, guidance_scale=3.3).generate(["sun", "b"], [7, 8], policy)
+        assert all(row in rows for row in made.report.actions.tolist())
+        assert made.images.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("ranges", "message"),
+    [
+        ({"num_inference_steps": (30.0, 12.0)}, "lower bound first"),
+        ({"guidance": (1.0, 2.0)}, "takes no argument `guidance`"),
+        ({"num_inference_steps": (4.0, 12.0)}, "need more than 4 steps"),
+    ],
+)
+def test_wrong_ranges_are_named(ranges: dict[str, tuple[float, float]], message: str, tmp_path: Path) -> None:
+    frozen = with_rows(CASES["pixart_sigma"]).frozen()
+    LADDER.save(tmp_path / "ladder.json")
+    reward = WeightedReward({"distance": Distance()}, {"distance": 1.0})
+    with pytest.raises(ValueError, match=message):
+        RolloutDataModule(frozen, reward, str(tmp_path / "ladder.json"), table=None, ranges=ranges)

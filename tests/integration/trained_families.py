@@ -15,8 +15,9 @@ STEPS = 6
 class RowsOf:
     """What a call takes of `PROMPTS`: embeddings made before, negative prompts, masks, images; a row of each per prompt."""
 
-    def __init__(self, case: Case) -> None:
-        self._whole = {name: value for name, value in case.inputs(len(PROMPTS)).items() if name != "output_type"}
+    def __init__(self, case: Case, without: Sequence[str]) -> None:
+        given = {"output_type", *without}
+        self._whole = {name: value for name, value in case.inputs(len(PROMPTS)).items() if name not in given}
 
     def __call__(self, prompts: Sequence[Any]) -> Mapping[str, Any]:
         rows = [PROMPTS.index(prompt) for prompt in prompts]
@@ -56,7 +57,7 @@ class Trained:
 
 def with_rows(case: Case, **arguments: Any) -> Trained:
     """A family whose call takes more of a prompt than its text."""
-    return Trained(case.build, arguments, RowsOf(case))
+    return Trained(case.build, arguments, RowsOf(case, list(arguments)))
 
 
 def with_words(name: str, **arguments: Any) -> Trained:
