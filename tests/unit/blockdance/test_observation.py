@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEuler
 from torch import Tensor, nn
 
 from blockdance import PolicyState, Reuse, ReuseSchedule, ScheduleError, apply_blockdance
-from blockdance.observation import HISTORY, NoiseScale, Observer, predict_clean
+from blockdance.observation import HISTORY, NoiseScale, Observer, predict_clean, token_grid
 
 STEPS = 8
 KINDS = (Reuse(boundary=1), Reuse(boundary=2, order=1, weight=0.5))
@@ -267,3 +267,40 @@ def test_wrong_number_of_groups_is_named() -> None:
         pytest.raises(ScheduleError, match="`groups` names 3 images, but the batch has 2"),
     ):
         run(pipeline, PROMPTS, SEEDS)
+
+
+# --- grids and groups ---
+
+
+def test_the_grid_of_packed_latents_is_what_the_model_is_told() -> None:
+    packed = torch.zeros(2, 24, 16)
+    places = torch.zeros(4, 6, 3)
+    places[..., 1], places[..., 2] = torch.arange(4)[:, None], torch.arange(6)
+    told: list[tuple[dict[str, Any], tuple[int, int, int] | None]] = [
+        ({"img_ids": places.reshape(24, 3)}, (1, 4, 6)),
+        ({"img_ids": torch.cat([places, places[..., :1]], -1).reshape(1, 24, 4).expand(2, -1, -1)}, (1, 4, 6)),
+        ({"img_shapes": [[(1, 4, 6)], [(1, 4, 6)]]}, (1, 4, 6)),
+        ({"img_shapes": [(2, 3, 4), (2, 3, 4)]}, (2, 3, 4)),
+        ({"num_frames": 2, "height": 3, "width": 4}, (2, 3, 4)),
+        ({"num_frames": 2, "height": 3, "width": 5}, None),
+        ({"height": 4, "width": 6}, None),
+        ({}, None),
+    ]
+    for inputs, grid in told:
+        assert token_grid({"hidden_states": packed} | inputs, "hidden_states") == grid
+    assert token_grid({"x": torch.zeros(2, 4, 6, 4), "num_frames": 1, "height": 6, "width": 4}, "x") is None
+
+
+def test_images_of_a_group_must_be_the_same() -> None:
+    pipeline = build_pixart_pipeline()
+    plan = ReuseSchedule(torch.zeros(1, STEPS, dtype=torch.int64), KINDS)
+    with (
+        apply_blockdance(pipeline, plan, groups=[0, 0]),
+        pytest.raises(ScheduleError, match="gives them another `hidden_states`"),
+    ):
+        run(pipeline, ["a dog", "a dog"], [1, 2])
+    with (
+        apply_blockdance(pipeline, plan, groups=[0, 0]),
+        pytest.raises(ScheduleError, match="gives them another `encoder_hidden_states`"),
+    ):
+        run(pipeline, ["a dog", "sun"], [1, 1])

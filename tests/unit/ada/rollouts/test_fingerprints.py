@@ -1,0 +1,47 @@
+"""Settings as JSON that tells them apart."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from ladders import build_frozen
+from torch import Tensor
+
+from ada.rollouts import Case
+from ada.rollouts.fingerprints import described, digest
+
+
+class FromImages:
+    """Prompts with an image each."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+
+    def __call__(self, prompts: Sequence[Any]) -> Mapping[str, Any]:
+        return {"prompt": list(prompts), "image": self.images[: len(prompts)]}
+
+
+def test_plain_settings_stay_as_they_are() -> None:
+    settings = {"guidance_scale": 4.0, "size": [8, None], "clean": False, "name": "a"}
+    assert described(settings) == settings
+    assert build_frozen().fingerprint()["arguments"] == build_frozen().arguments
+
+
+def test_tensors_are_told_apart_by_content_and_callables_by_name_and_attributes() -> None:
+    zeros, ones = torch.zeros(2, 3), torch.ones(2, 3)
+    assert described(zeros) == described(zeros.clone())
+    assert described(zeros) != described(ones)
+    assert described(zeros) != described(zeros.reshape(3, 2))
+    found = [digest(described(FromImages(images))) for images in (zeros, zeros.clone(), ones)]
+    assert found[0] == found[1] != found[2]
+    assert described(len) != described(sum)
+    plain = build_frozen()
+    told = build_frozen(inputs=FromImages(zeros))
+    assert "inputs" not in plain.fingerprint(), "tables that were made without stay valid"
+    assert told.fingerprint() != build_frozen(inputs=FromImages(ones)).fingerprint()
+
+
+def test_cases_come_back_from_json() -> None:
+    for case in (Case("a", 1), Case(7, 2), Case("a", 1, (("guidance_scale", 3.5), ("num_inference_steps", 12)))):
+        assert Case.from_json(case.to_json()) == case
+    assert Case("a", 1).to_json() == ["a", 1], "as in tables from before cases had settings"
