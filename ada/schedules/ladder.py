@@ -106,6 +106,11 @@ class Ladder:
             rows.append(stretch(actions, num_steps, done))
         return replace(self, actions=torch.stack(rows), decision_steps=steps)
 
+    def distinct(self) -> "Ladder":
+        """The ladder without rungs that are the schedule of an earlier one, as few steps make them."""
+        rungs = self.actions.tolist()
+        return replace(self, actions=self.actions[[rungs.index(rung) == place for place, rung in enumerate(rungs)]])
+
     def to_dict(self) -> dict[str, Any]:
         """The ladder as JSON: a string of actions per rung."""
         rungs = ["".join(map(str, rung)) for rung in self.actions.tolist()]

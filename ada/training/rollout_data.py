@@ -81,7 +81,7 @@ class RolloutDataModule(LightningDataModule):
         self.pipeline, self.batch_size, self.visible_damage, self.seed = pipeline, batch_size, visible_damage, seed
         self.ladder = Ladder.load(ladder)
         if self.ladder.num_steps != pipeline.num_inference_steps:
-            self.ladder = self.ladder.for_steps(pipeline.num_inference_steps)
+            self.ladder = self.ladder.for_steps(pipeline.num_inference_steps).distinct()
         self._ranges = dict(ranges or {})
         for name, (low, high) in self._ranges.items():
             if low > high:

@@ -106,6 +106,14 @@ def test_ladder_for_other_numbers_of_steps(num_steps: int) -> None:
         torch.testing.assert_close(other.saved(costs), ladder.saved(costs), atol=0.55 * 0.9 / num_steps + 1e-9, rtol=0)
 
 
+def test_rungs_that_coincide_at_few_steps_are_one() -> None:
+    few = Ladder.load(EMOJI).for_steps(12)
+    kept = few.distinct()
+    assert len(kept) < len(few)
+    assert {tuple(rung) for rung in kept.actions.tolist()} == {tuple(rung) for rung in few.actions.tolist()}
+    assert Ladder.from_dict(kept.to_dict()).decision_steps == few.decision_steps
+
+
 def test_same_number_of_steps_is_the_ladder_itself() -> None:
     ladder = Ladder.load(EMOJI)
     assert ladder.for_steps(20) is ladder
