@@ -111,18 +111,11 @@ def test_bad_input_is_refused_with_a_reason(running: Running, body: dict[str, An
 
 
 @pytest.mark.parametrize(
-    ("content", "status"),
-    [
-        (b"{", 422),
-        (b"[]", 422),
-        (b'{"prompt": "\\ud800"}', 422),
-        (b'{"prompt": "dog", "compute": NaN}', 422),
-        (b"\xff\xfe", 400),
-    ],
+    "content", [b"{", b"[]", b'{"prompt": "\\ud800"}', b'{"prompt": "dog", "compute": NaN}', b"\xff\xfe"], ids=repr
 )
-def test_what_is_no_request_is_refused(running: Running, content: bytes, status: int) -> None:
+def test_what_is_no_request_is_refused(running: Running, content: bytes) -> None:
     reply = running.client.post("/images", content=content, headers={"Content-Type": "application/json"})
-    assert (reply.status_code, type(reply.json()["detail"])) == (status, str)
+    assert (reply.status_code, type(reply.json()["detail"])) == (422, str)
 
 
 def test_a_body_that_does_not_say_its_length_is_cut_off(running: Running) -> None:
