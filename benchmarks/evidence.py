@@ -217,7 +217,7 @@ def load_data(config: str, limit: int | None) -> tuple[RolloutDataModule, dict[s
 
 
 def main(
-    config: str = "configs/default.yaml",
+    training: str = "configs/default.yaml",
     train_limit: int | None = None,
     test_limit: int | None = None,
     noises: int = 3,
@@ -228,7 +228,7 @@ def main(
     """Prints a table and writes evidence.md and evidence.json.
 
     Args:
-        config: a configuration of ladder training.
+        training: file of a configuration of ladder training.
         train_limit: training captions; by default those of the configuration.
         test_limit: test captions; by default all.
         noises: noises per test caption.
@@ -236,7 +236,7 @@ def main(
         output: folder to write to.
         gate: folder to save the gate of six scalars to, for `evaluate.py --rivals`; then nothing else is compared.
     """
-    data, options = load_data(config, train_limit)
+    data, options = load_data(training, train_limit)
     if gate is not None:
         train = data.cases("train")
         data.reuse_costs = data.pipeline.reuse_costs(data.ladder.kinds, train[0].prompt)
@@ -262,7 +262,7 @@ def main(
     found = {variant.name: judge(variant, data, base, test) for variant in variants(options, data.ladder, len(train), draws)}
     plain = compare_fewer_steps(data, cases, test)
     title = (
-        f"{len(prompts)} test captions × {noises} noises, {len(train)} training images: bounded damage; advantage over the mixture "
+        f"{len(prompts)} test captions, noises of each: {noises}, {len(train)} training images: bounded damage; advantage over the mixture "
         "of static schedules, 95 %; share of the gap to the oracle that is closed"
     )
     report(title, found, plain, output)
