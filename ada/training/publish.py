@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from typing_extensions import override
+from lightning.pytorch import Callback
 
 from ada.policy import AdaPolicy, HubError
 from ada.policy.card import write_card
@@ -39,15 +38,13 @@ class PushPolicy(Callback):
     ) -> None:
         self.repo_id, self.base_model, self.revision, self.private = repo_id, base_model, revision, private
 
-    @override
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Makes the repository.
+    def prepare(self) -> None:
+        """Makes the repository. Lightning's own hooks come too late for that: the data module's rollouts come before them.
 
         Raises:
             HubError: the Hub cannot be reached, or refuses.
         """
-        if trainer.is_global_zero:
-            make_repository(self.repo_id, private=self.private)
+        make_repository(self.repo_id, private=self.private)
 
     def publish(self, folder: Path) -> None:
         """Publishes an exported policy.

@@ -59,6 +59,8 @@ class Run:
         """
         started = time.monotonic()
         self._check_identity()
+        for callback in self._publishers:
+            callback.prepare()
         # an epoch's end is where a resumed run continues exactly
         keep = ModelCheckpoint(self.folder / "checkpoints", save_last=True, save_on_train_epoch_end=True)
         self.trainer.callbacks.append(keep)  # type: ignore[attr-defined]
@@ -112,9 +114,14 @@ class Run:
 
     def _publish(self) -> None:
         """Publishes what was exported, where a callback says so."""
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, PushPolicy):
-                callback.publish(self.folder / "policy")
+        for callback in self._publishers:
+            callback.publish(self.folder / "policy")
+
+    @property
+    def _publishers(self) -> list[PushPolicy]:
+        """What publishes the policy, in the one process that does."""
+        callbacks = self.trainer.callbacks if self.trainer.is_global_zero else []  # type: ignore[attr-defined]
+        return [callback for callback in callbacks if isinstance(callback, PushPolicy)]
 
     def _picture(self, data: RolloutDataModule, outcome: Outcome, path: Path) -> None:
         """The exported policy at work, at 20 % saved or what comes nearest."""

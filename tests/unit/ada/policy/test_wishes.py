@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import scramble
 from ladders import ARGUMENTS, MORE_CASES, STEPS, build_frozen, build_ladder, build_policy, build_reward
-from peft import LoraConfig
+from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor
 
 from ada.policy import LadderPolicy, PerImage
@@ -96,7 +96,7 @@ def test_fine_tunes_and_loras_are_the_same_model(collector: Collector, policy: L
     torch.manual_seed(5)
     scramble(frozen.transformer)
     assert torch.equal(taken(frozen, policy, compute=0.74), first)
-    frozen.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_k"], init_lora_weights=False))
+    inject_adapter_in_model(LoraConfig(r=2, target_modules=["to_q", "to_k"], init_lora_weights=False), frozen.transformer)
     assert torch.equal(taken(frozen, policy, compute=0.74), first)
 
 
