@@ -19,6 +19,7 @@ from ada.rewards import Reward, WeightedReward
 from ada.rollouts import FrozenPipeline, SamplingLoop, roll_out
 from ada.schedules import Ladder, LadderError
 from ada.training import LadderTraining, RolloutDataModule
+from ada.training.outcome import choose_rungs
 from blockdance import Reuse, ReuseSchedule, ScheduleError, apply_blockdance, full_compute, register_layout
 
 RUNGS = ("000000", "000010", "000020", "000110")
@@ -87,8 +88,7 @@ def test_a_policy_is_trained_exported_and_runs_in_the_stock_pipeline(name: str, 
     assert_same(saving.images, rollout.images[:, 3])
     chosen = frozen.generate(prompts, seeds, policy.with_options(quality_weight=1.0))
     sights = module.data.validation_data.tensors[0]
-    damage_seen = policy.predict(sights, module.tree.nodes[:, 0].expand(len(sights), -1))
-    rungs = module.tree.walk(policy.logits(damage_seen, torch.full((len(sights), 1), 1.0)))
+    (rungs,) = choose_rungs(policy, module.tree.to("cpu"), sights, [1.0])
     assert chosen.report.actions[:, 1:].tolist() == LADDER.actions[rungs, 1:].tolist()
     assert frozen.num_inference_steps == STEPS
 
