@@ -70,7 +70,7 @@ class FrozenPipeline:
         max_images: int | None = 16,
         inputs: Inputs | None = None,
     ) -> None:
-        self.model = model if isinstance(model, str) else getattr(model, "name_or_path", type(model).__name__)
+        self.model: str = model if isinstance(model, str) else getattr(model, "name_or_path", None) or type(model).__name__
         self.pipeline: Any = load_pipeline(model, getattr(torch, dtype)) if isinstance(model, str) else model
         self.num_inference_steps = num_inference_steps
         self.arguments = dict(arguments or {})
