@@ -45,9 +45,9 @@ def client(home: Path, endpoint: str, token: str = "") -> Iterator[Client]:
         "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     }  # fmt: skip
     before = dict(os.environ)
-    os.environ.update(environment | {"PYTHONPATH": os.pathsep.join([str(write_entry_points(home)), *sys.path])})
+    os.environ.update(environment)
     try:
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), find_in, [str(write_entry_points(home))]) as pool:
             pool.submit(os.getpid).result(timeout=300)  # it begins, with this environment
             os.environ.clear()
             os.environ.update(before)
@@ -55,6 +55,11 @@ def client(home: Path, endpoint: str, token: str = "") -> Iterator[Client]:
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+def find_in(folder: str) -> None:
+    """Looks for packages in a folder too."""
+    sys.path.append(folder)
 
 
 def write_entry_points(home: Path) -> Path:
