@@ -62,23 +62,17 @@ class References:
         self._forms: dict[str, Any] = {}
 
     def of(self, cases: Sequence[Case]) -> list[Record]:
-        """The records of cases; those that are on no tape are made, in one call of the pipeline."""
-        kept = {case: self._tape.get(case) for case in cases}
-        records = {case: record for case, record in kept.items() if record is not None}
-        missing = [case for case in kept if case not in records]
-        if missing:
-            made: list[Record] = [{} for _ in missing]
-            generated = self._pipeline.generate(
-                [case.prompt for case in missing],
-                [case.seed for case in missing],
-                full_compute(len(missing), self._pipeline.num_inference_steps),
-                recording=self.steps(made),
-            )
-            for case, record, image in zip(missing, made, generated.images.cpu(), strict=True):
-                record[REFERENCE] = _own(image)
-                self._tape.put(case, record)
-                records[case] = record
-        return [records[case] for case in cases]
+        """The records of cases. One that is on no tape is made in a call of its own: batches round otherwise, and a record must not
+        depend on the company in which it was made, or a run that is resumed would not end as one that was not."""
+        return [self._tape.get(case) or self._make(case) for case in cases]
+
+    def _make(self, case: Case) -> Record:
+        record: Record = {}
+        plan = full_compute(1, self._pipeline.num_inference_steps)
+        generated = self._pipeline.generate([case.prompt], [case.seed], plan, recording=self.steps([record]))
+        record[REFERENCE] = _own(generated.images[0].cpu())
+        self._tape.put(case, record)
+        return record
 
     def steps(self, records: Sequence[Record]) -> TapedSteps:
         """A generation of images that have these records."""
