@@ -8,42 +8,16 @@ The same command run again resumes a killed run. The run's folder is `trainer.de
 """
 
 import sys
-from pathlib import Path
 
-from lightning.pytorch import LightningDataModule, LightningModule
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch import LightningModule
 
-from ada.rewards import RewardError
-from ada.schedules import LadderError
-from ada.training import NothingLearntError, Run, RunError
-from blockdance import BlockDanceError
-
-
-class TrainingCLI(LightningCLI):
-    """LightningCLI with the one option that is neither trainer's, model's nor data's."""
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument(
-            "--require_gain", type=bool, default=False, help="fail unless the policy beats the mixture of static schedules"
-        )
+from ada.training import EXPECTED_ERRORS, Run, TrainingCLI, quieten_libraries
 
 
 def main(arguments: list[str] | None = None) -> LightningModule:
     """Trains, or goes on training, and exports the policy; `arguments` are those of the command line."""
-    cli = TrainingCLI(
-        LightningModule,
-        LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        args=arguments,
-        run=False,
-        seed_everything_default=0,
-        save_config_callback=None,
-        parser_kwargs={
-            "default_config_files": [str(Path(__file__).parent / "configs" / "default.yaml")],
-            "allow_abbrev": False,
-        },
-    )
+    quieten_libraries()
+    cli = TrainingCLI(arguments)
     module: LightningModule = cli.model
     Run(cli.trainer, module, cli.datamodule, cli.config).train(require_gain=bool(cli.config["require_gain"]))
     return module
@@ -52,5 +26,5 @@ def main(arguments: list[str] | None = None) -> LightningModule:
 if __name__ == "__main__":
     try:
         main()
-    except (OSError, BlockDanceError, LadderError, RewardError, RunError, NothingLearntError) as error:
+    except EXPECTED_ERRORS as error:
         sys.exit(f"error: {error}")

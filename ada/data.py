@@ -1,11 +1,21 @@
 """Prompts, on Hugging Face `datasets`."""
 
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, load_dataset
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch.utils.data import DataLoader, DistributedSampler
+
+
+class PromptsError(ValueError):
+    """Prompts that cannot be used; says where they are, what is wrong, and what to do."""
+
+
+FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
 
 
 def load_prompts(source: str, split: str, column: str = "prompt", limit: int | None = None) -> Dataset:
@@ -19,29 +29,83 @@ def load_prompts(source: str, split: str, column: str = "prompt", limit: int | N
         limit: take only so many, spread evenly over the split.
 
     Raises:
-        FileNotFoundError: `source` looks like a path that is not there, or the folder lacks the split.
-        ValueError: the dataset lacks the column.
+        FileNotFoundError: there is nothing at `source`, here or on the Hub, or the folder lacks the split.
+        PromptsError: what is there cannot be read, is empty, or lacks the column.
     """
     path = Path(source)
-    formats = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
-    if path.is_dir() or path.suffix in formats or source.startswith((".", "/", "checkpoints/")):
+    if path.is_dir() or path.suffix in FORMATS or source.startswith((".", "/", "checkpoints/")):
         file = path / f"{split}.jsonl" if path.is_dir() or not path.suffix else path
-        if not file.is_file():
-            raise FileNotFoundError(
-                f"No prompts in {file}. Give a folder with train.jsonl, validation.jsonl and test.jsonl, a single file, or a Hub id."
-            )
-        dataset = load_dataset(formats[file.suffix], data_files={split: str(file)}, split=split)
+        dataset, origin = _read_file(file, split), str(file)
         column = "text" if file.suffix == ".txt" else column
     else:
-        dataset = load_dataset(source, split=split)
-    assert isinstance(dataset, Dataset)
+        dataset, origin = _read_hub(source, split), f"{source}, split {split}"
     if column not in dataset.column_names:
-        raise ValueError(f"{source} has no column `{column}`; it has {', '.join(dataset.column_names)}. Set `column`.")
+        raise PromptsError(f"{origin} has no column `{column}`; it has {', '.join(dataset.column_names)}. Set `column`.")
     prompts = list(dataset[column])
+    strange = [place for place, prompt in enumerate(prompts) if not isinstance(prompt, str | int)]
+    if not prompts or strange:
+        wrong = f"row {strange[0]} is {prompts[strange[0]]!r}" if strange else "there is no row"
+        raise PromptsError(f"The column `{column}` of {origin} must hold a text or a class label in every row; {wrong}.")
     chosen = list(range(len(prompts)))
     if limit is not None and limit < len(prompts):
         chosen = [position * len(prompts) // limit for position in range(limit)]
     return Dataset.from_dict({"prompt": [prompts[index] for index in chosen], "index": chosen})
+
+
+def _read_file(file: Path, split: str) -> Dataset:
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"No prompts in {file}. Give a folder with train.jsonl, validation.jsonl and test.jsonl, a single file, or a Hub id."
+        )
+    if file.suffix not in FORMATS:
+        raise PromptsError(f"{file} is no file of prompts by its name: it must end in {', '.join(FORMATS)}.")
+    if file.stat().st_size == 0:
+        raise PromptsError(f"{file} is empty. It must hold a prompt a line.")
+    try:
+        dataset = load_dataset(FORMATS[file.suffix], data_files={split: str(file)}, split=split)
+    except Exception as error:  # the readers of five formats raise what they like
+        raise PromptsError(
+            f"The prompts in {file} cannot be read as {FORMATS[file.suffix]}: {_root(error)}. The file must be UTF-8, one prompt a row."
+        ) from error
+    assert isinstance(dataset, Dataset)
+    return dataset
+
+
+def _read_hub(source: str, split: str) -> Dataset:
+    try:
+        dataset = load_dataset(source, split=split)
+    except Exception as error:  # no such name, no network, no access, no such split
+        raise FileNotFoundError(
+            f"No prompts at {source!r}: there is no such folder or file here, and the Hub gave no split {split!r} under this name "
+            f"({_root(error)}). Give a folder with train.jsonl and validation.jsonl, a file ending in {', '.join(FORMATS)}, or a Hub id "
+            "that this machine can reach."
+        ) from error
+    assert isinstance(dataset, Dataset)
+    return dataset
+
+
+def _root(error: BaseException) -> str:
+    """The first cause of an error, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0].rstrip('.')}"
+
+
+class ResumableSampler(DistributedSampler[Any]):
+    """Shuffles by seed and epoch alone, and can begin in the middle of an epoch.
+
+    Args:
+        data, processes, rank, seed: as `DistributedSampler` takes them.
+        skipped: cases of this rank to leave out, once.
+    """
+
+    def __init__(self, data: Any, processes: int, rank: int, seed: int, skipped: int = 0) -> None:
+        super().__init__(data, processes, rank, seed=seed)
+        self._skipped = skipped
+
+    def __iter__(self) -> Iterator[Any]:
+        skipped, self._skipped = self._skipped, 0
+        return islice(super().__iter__(), skipped, None)
 
 
 class PromptDataModule(LightningDataModule):
@@ -74,18 +138,28 @@ class PromptDataModule(LightningDataModule):
         self.train_limit, self.validation_limit = train_limit, validation_limit
         self.train_split, self.validation_split = train_split, validation_split
         self.seed = seed
+        self._skipped_batches = 0
+
+    def prompts(self, split: str) -> Dataset:
+        """The prompts of `train` or `validation`."""
+        names = {"train": self.train_split, "validation": self.validation_split}
+        limits = {"train": self.train_limit, "validation": self.validation_limit}
+        return load_prompts(self.source, names[split], self.column, limits[split])
 
     def setup(self, stage: str) -> None:
-        self.train_prompts = load_prompts(self.source, self.train_split, self.column, self.train_limit)
-        self.validation_prompts = load_prompts(self.source, self.validation_split, self.column, self.validation_limit)
+        self.train_prompts, self.validation_prompts = self.prompts("train"), self.prompts("validation")
+        processes = 1 if self.trainer is None else self.trainer.world_size
+        if len(self.validation_prompts) < processes:
+            raise PromptsError(
+                f"{processes} processes need a validation prompt each; there are {len(self.validation_prompts)}. Raise `validation_limit`."
+            )
 
     def train_dataloader(self) -> DataLoader[Any]:
         trainer = self.trainer
         assert trainer is not None
-        # its order depends on seed and epoch alone, so that a resumed run sees the same batches
-        sampler: DistributedSampler[Any] = DistributedSampler(
-            self.train_prompts, trainer.world_size, trainer.global_rank, seed=self.seed
-        )
+        skipped = self._skipped_batches * self.batch_size
+        sampler = ResumableSampler(self.train_prompts, trainer.world_size, trainer.global_rank, self.seed, skipped)
+        self._skipped_batches = 0
         return DataLoader(
             self.train_prompts,
             self.batch_size,
@@ -94,4 +168,18 @@ class PromptDataModule(LightningDataModule):
         )
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(self.validation_prompts, self.batch_size)
+        trainer = self.trainer
+        assert trainer is not None
+        # every prompt once: no rank is given another's to make their numbers equal
+        sampler = UnrepeatedDistributedSampler(self.validation_prompts, trainer.world_size, trainer.global_rank, shuffle=False)
+        return DataLoader(self.validation_prompts, self.batch_size, sampler=sampler)
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far the epoch is, for a run that goes on from its middle."""
+        trainer = self.trainer
+        assert trainer is not None
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        return {"batches": 0 if progress.is_last_batch else progress.current.ready}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._skipped_batches = int(state_dict["batches"])

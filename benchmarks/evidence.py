@@ -26,8 +26,8 @@ from ada.rollouts import Case, Table
 from ada.schedules import Ladder, Mixture, Tree
 from ada.training import HeldOut, LadderTraining, Outcome, RolloutDataModule, measure_outcome
 from ada.training.ladder import kept_by_folds
+from ada.training.lines import progress
 from ada.training.outcome import paired_interval
-from ada.training.rollout_data import progress
 from blockdance import full_compute
 
 LEVELS = (0.10, 0.15, 0.20, 0.30, 0.40, 0.50)

@@ -69,7 +69,8 @@ class Table:
     """
 
     def __init__(self, folder: Path | None, settings: Mapping[str, Any]) -> None:
-        self.folder = None if folder is None else folder / digest(settings)
+        self.identity = digest(settings)
+        self.folder = None if folder is None else folder / self.identity
         self._rows: dict[Case, Row] = {}
         self._known: set[Path] = set()
         if self.folder is None:

@@ -1,16 +1,14 @@
 """The data that a ladder's policy learns from: captions, the rollouts of every rung on them, and batches of both."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from random import Random
 from time import monotonic
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
@@ -19,6 +17,8 @@ from ada.rewards import WeightedReward
 from ada.rewards.damage import VISIBLE_DISTANCE
 from ada.rollouts import Case, Collector, FrozenPipeline
 from ada.schedules import Ladder
+from ada.training.errors import together
+from ada.training.lines import progress
 
 NOISE_OF_VALIDATION = 2**40
 """Added to a validation case's seed, so that no noise is shared with training."""
@@ -126,17 +126,27 @@ class RolloutDataModule(LightningDataModule):
         self.pipeline.to(device)
         self.collector.reward.to(device)
         train, validation = self.cases("train"), self.cases("validation")
-        share = slice(trainer.global_rank, None, trainer.world_size)
         self.reuse_costs = self.pipeline.reuse_costs(self.ladder.kinds, train[0].prompt)
         for title, cases in (("training", train), ("held-out", validation)):
-            todo = self.collector.missing(cases[share])
-            if todo:
-                with progress(f"Rolling out {len(self.ladder)} schedules on {title} captions", len(todo)) as advance:
-                    self.collector.fill(todo, advance)
+            self._roll_out(title, cases[trainer.global_rank :: trainer.world_size], trainer)
         trainer.strategy.barrier("rollouts")
         self.collector.table.reload()
         self.train_data = self.tensors(train)
         self.validation_data = self.tensors(validation) if validation else None
+
+    def _roll_out(self, title: str, cases: Sequence[Case], trainer: Trainer) -> None:
+        """Runs this process's share, in step with the others, so that all of them hear of a failure at once."""
+        todo, size = self.collector.missing(cases), self.collector.batch_size
+        longest = torch.tensor(len(todo), device=trainer.strategy.root_device)
+        rounds = -(-int(trainer.strategy.reduce(longest, reduce_op="max")) // size)
+        if not rounds:
+            return
+        started, done = monotonic(), len(todo) * len(self.ladder)
+        with progress(f"Rolling out {len(self.ladder)} schedules on {title} captions", len(todo)) as advance:
+            for start in range(0, rounds * size, size):
+                together(partial(self.collector.fill, todo[start : start + size], advance))
+        for logger in trainer.loggers:
+            logger.log_metrics({f"rollouts/images_per_second_{title}": done / (monotonic() - started)}, step=0)
 
     def tensors(self, cases: Sequence[Case]) -> TensorDataset:
         """Sights `(cases, nodes, width)`, damage `(cases, rungs)`, and the number of each case's caption `(cases,)`."""
@@ -156,33 +166,3 @@ class RolloutDataModule(LightningDataModule):
         # its order depends on seed and epoch alone, so that a resumed run sees the same batches
         sampler: DistributedSampler[Any] = DistributedSampler(places, trainer.world_size, trainer.global_rank, seed=self.seed)
         return DataLoader(places, self.batch_size, sampler=sampler)
-
-
-@contextmanager
-def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar with an estimate; where there is no terminal, a line now and then."""
-    console = Console()
-    if console.is_terminal:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=console) as bar:
-            task = bar.add_task(title, total=total)
-            yield lambda done: bar.advance(task, done)
-        return
-    started, finished, shown = monotonic(), 0, monotonic()
-
-    def advance(done: int) -> None:
-        nonlocal finished, shown
-        finished += done
-        now = monotonic()
-        if now - shown > 20 or finished >= total:
-            shown = now
-            left = (now - started) / finished * (total - finished)
-            print(f"{title}: {finished} of {total}, {now - started:.0f} s, about {left:.0f} s left", flush=True)
-
-    yield advance

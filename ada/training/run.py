@@ -1,16 +1,21 @@
 """A run from its beginning, or from where it was killed, to the exported policy and the closing table."""
 
-import json
+import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from ada.data import PromptDataModule
 from ada.policy import AdaPolicy, LadderPolicy
+from ada.training.checkpoints import CheckpointFiles, KeepBest, KeepLast, read_checkpoint, stop_at_sigterm
+from ada.training.errors import NothingLearntError, RunError
+from ada.training.health import FiniteGradients, check_precision
+from ada.training.identity import claim_folder, identify
 from ada.training.ladder import LadderTraining
+from ada.training.lines import ProgressLines
 from ada.training.outcome import Outcome
 from ada.training.pictures import draw_outcome, picture_decisions
 from ada.training.publish import PushPolicy, describe_training, write_figures
@@ -21,56 +26,92 @@ from ada.training.summary import print_files, print_history, print_outcome
 REQUIRED_LEVELS = (0.15, 0.20)
 """Shares of the compute saved at which `require_gain` demands that the policy wins."""
 
-
 NUM_PICTURED = 8
-
-
-class RunError(ValueError):
-    """A run's folder that belongs to another run."""
-
-
-class NothingLearntError(RuntimeError):
-    """A policy that does not beat the mixture of static schedules, where it was required to."""
+TERMINATED = 143
+"""Exit status of a process that SIGTERM ended."""
 
 
 class Run:
     """One training run in its folder.
 
     Args:
-        trainer: its `default_root_dir` is the run's folder.
+        trainer: its `default_root_dir` is the run's folder. It must have no checkpoint callback of its own.
         module: what learns.
         data: what it learns from.
         config: the settings as the command line gave them: the run's identity, but for the trainer's.
     """
 
     def __init__(self, trainer: Trainer, module: LightningModule, data: LightningDataModule, config: Any) -> None:
-        self.trainer, self.module, self.data = trainer, module, data
+        check_precision(str(trainer.precision))
+        self.trainer, self.module, self.data, self._config = trainer, module, data, config
         self.folder = Path(trainer.default_root_dir)
-        self._identity = json.loads(
-            json.dumps({name: _plain(config.get(name)) for name in ("seed_everything", "model", "data")})
-        )
+        self._last = self.folder / "checkpoints" / "last.ckpt"
+        self._best = self._add_callbacks()
+
+    def _add_callbacks(self) -> KeepBest | None:
+        trainer = self.trainer
+        files = CheckpointFiles()
+        trainer.strategy.checkpoint_io = files
+        # a ladder's training is judged once, at its end: whoever chose by that judgement would find it too good
+        best = KeepBest(self._last.parent, "validation/reward", "max") if isinstance(self.module, StepTraining) else None
+        callbacks = [FiniteGradients(), *([best] if best else [])]
+        callbacks.append(KeepLast(self._last, files, within_epochs=isinstance(self.data, PromptDataModule)))
+        bar = trainer.progress_bar_callback
+        if bar is not None and not sys.stderr.isatty():
+            trainer.callbacks.remove(bar)  # type: ignore[attr-defined]
+            callbacks.append(ProgressLines())
+        trainer.callbacks.extend(callbacks)  # type: ignore[attr-defined]
+        return best
 
     def train(self, require_gain: bool = False) -> None:
         """Trains to the end, exports the policy and says what came of it.
 
         Raises:
-            RunError: the folder holds a run of other settings.
+            RunError: the folder holds a run of other settings, or the run cannot go on.
             NothingLearntError: with `require_gain`, the policy does not beat the mixture of static schedules.
+            SystemExit: the run was told to stop by SIGTERM.
         """
         started = time.monotonic()
-        self._check_identity()
+        self._identity = identify(self.trainer, self.module, self.data, self._config)
+        claim_folder(self.folder, self._identity, self.trainer.is_global_zero)
         for callback in self._publishers:
             callback.prepare()
-        # an epoch's end is where a resumed run continues exactly
-        keep = ModelCheckpoint(self.folder / "checkpoints", save_last=True, save_on_train_epoch_end=True)
-        self.trainer.callbacks.append(keep)  # type: ignore[attr-defined]
-        last = self.folder / "checkpoints" / "last.ckpt"
-        if isinstance(self.module, StepTraining) and not last.is_file():
+        try:
+            with stop_at_sigterm(self.trainer):
+                self._fit()
+                if self.trainer.is_global_zero:
+                    self._finish((time.monotonic() - started) / 60, require_gain)
+        except SIGTERMException as error:
+            if self.trainer.is_global_zero:
+                print(
+                    f"Stopped by SIGTERM. What was rolled out and learnt is kept in {self.folder}; the same command goes on from there.",
+                    file=sys.stderr,
+                )
+            raise SystemExit(TERMINATED) from error
+
+    def _fit(self) -> None:
+        last = self._last if self._last.is_file() else None
+        if last is not None:
+            self._check_epochs(read_checkpoint(last))
+        elif isinstance(self.module, StepTraining):
             self.trainer.validate(self.module, self.data, verbose=False)  # where it starts from
-        self.trainer.fit(self.module, self.data, ckpt_path=str(last) if last.is_file() else None, weights_only=True)
-        if not self.trainer.is_global_zero:
-            return
-        minutes = (time.monotonic() - started) / 60
+        self.trainer.fit(self.module, self.data, ckpt_path=None if last is None else str(last), weights_only=True)
+
+    def _check_epochs(self, checkpoint: dict[str, Any]) -> None:
+        done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+        wanted = self.trainer.max_epochs
+        if wanted is not None and 0 <= wanted < done:
+            raise RunError(
+                f"{self.folder} has trained for {done} epochs, and `trainer.max_epochs` is {wanted}. Give `--trainer.max_epochs {done}` or "
+                "more, or another folder with `--trainer.default_root_dir`."
+            )
+        if self.trainer.is_global_zero:
+            print(f"Going on in {self.folder} after epoch {done} of {wanted}.", flush=True)
+
+    def _finish(self, minutes: float, require_gain: bool) -> None:
+        """Exports the best; where nothing was validated, the last."""
+        if self._best is not None and self._best.file.is_file():
+            self.module.load_state_dict(read_checkpoint(self._best.file)["state_dict"])
         if isinstance(self.module, LadderTraining) and isinstance(self.data, RolloutDataModule):
             self._finish_ladder(self.module, self.data, minutes, require_gain)
         elif isinstance(self.module, StepTraining):
@@ -79,19 +120,6 @@ class Run:
             print_history(self.module.validation_history, minutes)
             print_files(self.folder)
         self._publish()
-
-    def _check_identity(self) -> None:
-        file = self.folder / "run.json"
-        if file.is_file():
-            before = json.loads(file.read_text(encoding="utf-8"))
-            differences = _differences(before, self._identity)
-            if differences:
-                raise RunError(
-                    f"{self.folder} holds a run of other settings (there → now): {'; '.join(differences)}. Give another folder with "
-                    "`--trainer.default_root_dir`, or delete that one."
-                )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(self._identity, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def _finish_ladder(self, module: LadderTraining, data: RolloutDataModule, minutes: float, require_gain: bool) -> None:
         outcome = module.outcome()
@@ -109,7 +137,8 @@ class Run:
 
     def _describe(self, policy: AdaPolicy, model: str, minutes: float, outcome: Outcome | None = None) -> None:
         """Writes the exported policy's card, and what it is made of."""
-        training = describe_training(self._identity, minutes, self.module.device)
+        settings = {name: self._identity[name] for name in ("seed_everything", "model", "data")}
+        training = describe_training(settings, minutes, self.module.device)
         write_figures(self.folder / "policy", policy, model, training, outcome, self.folder / "pictures")
 
     def _publish(self) -> None:
@@ -149,22 +178,3 @@ def check_gain(outcome: Outcome) -> None:
     failed += [f"{saved:.0%}: worse" for saved, verdict in verdicts.items() if verdict == "worse"]
     if failed:
         raise NothingLearntError(f"The policy does not beat the mixture of static schedules at {', '.join(failed)} saved.")
-
-
-def _plain(value: Any) -> Any:
-    """A configuration as JSON."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, int | float | str | bool | None):
-        return value
-    return _plain(vars(value)) if type(value).__name__ == "Namespace" else str(value)
-
-
-def _differences(before: Any, now: Any, path: str = "") -> list[str]:
-    """What differs between two pieces of JSON, one line a place."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        names = sorted({*before, *now})
-        return [line for name in names for line in _differences(before.get(name), now.get(name), f"{path}.{name}".lstrip("."))]
-    return [] if before == now else [f"{path}: {before} → {now}"]

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import torch
@@ -21,8 +22,13 @@ from ada.rewards import WeightedReward
 from ada.rollouts import Case, FrozenPipeline, References, Tape, probe
 from ada.rollouts.fingerprints import parts_digest
 from ada.training import pictures
+from ada.training.errors import together
 from ada.training.sampling import SampledRollout, SampledSchedules
+from ada.training.signals import STATIC_PERIODS, group_signals, static_decisions, update_signals
 from blockdance import Reuse
+
+WEIGHT_NAMES = ("smallest", "middle", "largest")
+"""Of the λ that validation decides at."""
 
 
 class StepTraining(LightningModule):
@@ -114,6 +120,7 @@ class StepTraining(LightningModule):
         self.reward_mean: Tensor
         self.register_buffer("reward_mean", torch.zeros(()))  # running mean, the baseline of the `ema` advantage
         self.validation_history: list[dict[str, float]] = []
+        self._static_rewards: dict[str, float] = {}
         self._pictured: list[SampledRollout] = []
 
     # --- training ---
@@ -135,7 +142,10 @@ class StepTraining(LightningModule):
             drawn = torch.cat([reinforce.sample_actions(row[None], self.group_size, generator) for row, generator in pairs])
             return torch.cat([drawn, logits.argmax(-1)[:, None]], 1) if with_greedy else drawn
 
-        rollout = self._roll_out(prompts, [self._noise(index) for index in indices], weights, draw, group)
+        started = monotonic()
+        noise = [self._noise(index) for index in indices]
+        rollout = together(lambda: self._roll_out(prompts, noise, weights, draw, group))
+        self.log("train/images_per_second", len(prompts) * group / (monotonic() - started))
         state, decisions = _outside_inference(rollout.state), rollout.decisions[:, : self.group_size].clone()
         rewards = reinforce.reward(rollout.compute_saved, rollout.quality, weights)
         greedy = rewards[:, -1] if self.advantage == "self_critical" else None
@@ -144,14 +154,16 @@ class StepTraining(LightningModule):
         advantages = advantages * rollout.kept[:, : self.group_size]
         self._update_reward_mean(rewards)
         old_log_probs = reinforce.log_prob(rollout.logits.clone(), decisions)
-        norm = torch.zeros(())
+        signals = group_signals(decisions, rewards)
         for _ in range(self.updates_per_rollout):
-            norm = self._update(state, weights, decisions, advantages, old_log_probs)
+            signals |= self._update(state, weights, decisions, advantages, old_log_probs)
         self._advance_learning_rate()
-        self._log_training(rollout, rewards, advantages, norm)
+        self._log_training(rollout, rewards, advantages, signals)
 
-    def _update(self, state: Any, weights: Tensor, decisions: Tensor, advantages: Tensor, old_log_probs: Tensor) -> Tensor:
-        """One gradient step; returns the gradient's norm before clipping."""
+    def _update(
+        self, state: Any, weights: Tensor, decisions: Tensor, advantages: Tensor, old_log_probs: Tensor
+    ) -> dict[str, Tensor]:
+        """One gradient step; returns the gradient's norm before clipping, and how far the update is from the rollout's policy."""
         logits = self.policy(state, weights)
         log_probs = reinforce.log_prob(logits, decisions)
         if self.clip_range is None:
@@ -165,7 +177,7 @@ class StepTraining(LightningModule):
         self.manual_backward(loss)
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.gradient_clip)
         optimizer.step()
-        return norm
+        return {"gradient_norm": norm} | update_signals(log_probs, old_log_probs, self.clip_range)
 
     @torch.inference_mode()
     def _roll_out(
@@ -255,7 +267,7 @@ class StepTraining(LightningModule):
     def _advance_learning_rate(self) -> None:
         self.lr_schedulers().step()  # type: ignore[union-attr]
 
-    def _log_training(self, rollout: SampledRollout, rewards: Tensor, advantages: Tensor, norm: Tensor) -> None:
+    def _log_training(self, rollout: SampledRollout, rewards: Tensor, advantages: Tensor, signals: dict[str, Tensor]) -> None:
         self.log_dict(
             {
                 "train/reward": rewards.mean(),
@@ -263,7 +275,7 @@ class StepTraining(LightningModule):
                 "train/compute_saved": rollout.compute_saved.mean(),
                 "train/entropy": reinforce.entropy(rollout.logits).mean(),
                 "train/advantage_spread": advantages.std(),
-                "train/gradient_norm": norm,
+                **{f"train/{name}": value for name, value in signals.items()},
                 "train/dropped_images": (~rollout.kept).sum().float(),
                 **{f"train/quality/{name}": part.mean() for name, part in rollout.parts.items()},
             },
@@ -290,20 +302,45 @@ class StepTraining(LightningModule):
         seeds = [self._noise(index + 2**40) for index in batch["index"].tolist() for _ in weights]
         rollout = self._roll_out(prompts, seeds, weights.repeat(len(batch["prompt"])), _greedy, 1)
         rewards = reinforce.reward(rollout.compute_saved, rollout.quality, weights.repeat(len(batch["prompt"])))
+        at_weights = dict(zip(WEIGHT_NAMES, rewards.view(-1, len(weights)).mean(0), strict=True))
         self.log_dict(
             {
                 "validation/reward": rewards.mean(),
                 "validation/quality": rollout.quality.mean(),
                 "validation/compute_saved": rollout.compute_saved.mean(),
                 **{f"validation/quality/{name}": part.mean() for name, part in rollout.parts.items()},
+                **{f"validation/reward/{name}": value for name, value in at_weights.items()},
             },
             batch_size=len(batch["prompt"]),
             sync_dist=True,
         )
+        if not self._static_rewards:
+            self._log_static(list(batch["prompt"]), seeds[:: len(weights)], weights)
         if not self._pictured:
             self._pictured.append(rollout)
 
+    def _log_static(self, prompts: list[str], seeds: Sequence[int], weights: Tensor) -> None:
+        """Static schedules on the validation prompts; they stay the same, so they are run once."""
+        decisions = static_decisions(len(self.policy.decided_steps(self.pipeline.num_inference_steps))).to(self.device)
+        ones = torch.ones(len(prompts), device=self.device)
+        rollout = self._roll_out(prompts, seeds, ones, lambda logits: decisions.expand(len(logits), -1, -1), len(decisions))
+        for name, weight in zip(WEIGHT_NAMES, weights, strict=True):
+            means = reinforce.reward(rollout.compute_saved, rollout.quality, ones * weight).mean(0)
+            logged = {f"static/{name}/{period}": mean for period, mean in zip(STATIC_PERIODS, means, strict=True)}
+            self.log_dict(logged, batch_size=len(prompts), sync_dist=True)
+
+    def _regret(self) -> float:
+        """What the best static schedule earns more than the policy at the same λ; negative where the policy earns more."""
+        found = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        static = self._static_rewards or {
+            name: max(found[f"static/{name}/{period}"] for period in STATIC_PERIODS) for name in WEIGHT_NAMES
+        }
+        if not self.trainer.sanity_checking:  # which sees a few prompts only
+            self._static_rewards = static
+        return sum(best - found[f"validation/reward/{name}"] for name, best in static.items()) / len(static)
+
     def on_validation_epoch_end(self) -> None:
+        self.log("validation/regret_to_static", self._regret())
         metrics = {
             name.removeprefix("validation/"): float(value)
             for name, value in self.trainer.callback_metrics.items()

@@ -74,8 +74,12 @@ def print_history(history: Sequence[dict[str, float]], minutes: float) -> None:
         )
     console.print(table)
     if history:
-        gained = history[-1]["reward"] - history[0]["reward"]
-        console.print(f"Validation reward {'rose' if gained > 0 else 'fell'} by {abs(gained):.4f} in {minutes:.1f} minutes.")
+        best = max(history[1:] or history, key=lambda row: row["reward"])
+        gained = best["reward"] - history[0]["reward"]
+        console.print(
+            f"The best, after {best['rollouts']:.0f} rollouts, is exported: its validation reward is {abs(gained):.4f} "
+            f"{'above' if gained > 0 else 'below'} the start's. {minutes:.1f} minutes."
+        )
 
 
 def print_files(folder: Path) -> None:

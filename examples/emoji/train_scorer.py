@@ -30,7 +30,7 @@ def build_scorer(tokenizer: T5Tokenizer) -> CLIPModel:
               "image_size": 64, "patch_size": 8, "hidden_act": "gelu"}  # fmt: skip
     text = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 2, "num_attention_heads": 4,
             "vocab_size": len(tokenizer), "max_position_embeddings": 24, "hidden_act": "gelu",
-            "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}  # fmt: skip
+            "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}  # fmt: skip
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=128, logit_scale_init_value=2.3))
 
 

@@ -1,118 +1,33 @@
 """`train.py` on a small random PixArt pipeline: it trains, resumes, exports, and its policy runs in a stock pipeline."""
 
 import json
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from conftest import build_clip_folder, build_pixart_pipeline
 from diffusers import DiffusionPipeline
-from golden.builders import save_image_reward
-from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from training_runs import build_models, write_config, write_ladder_config, write_trainer
 
 import train
 from ada import AdaPolicy
 from ada.rewards import RewardError
-from ada.schedules import Ladder
 from ada.training import NothingLearntError, RunError
-from blockdance import Reuse, apply_blockdance
+from blockdance import apply_blockdance
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("models")
-    build_pixart_pipeline().save_pretrained(folder / "pipeline")
-    build_clip_folder(folder / "scorer")
-    (folder / "image_reward").mkdir()
-    save_image_reward(folder / "image_reward")
-    prompts = folder / "prompts"
-    prompts.mkdir()
-    for split, count in (("train", 6), ("validation", 3)):
-        lines = [json.dumps({"prompt": f"{'abcdef'[index]} {split}"}) for index in range(count)]
-        (prompts / f"{split}.jsonl").write_text("\n".join(lines))
-    return {name: str(folder / name) for name in ("pipeline", "scorer", "image_reward", "prompts")}
-
-
-def write_config(folder: Path, models: dict[str, str], **model: Any) -> Path:
-    """A configuration of the paper's algorithm over the default one, as a user would write it."""
-    clip = {"class_path": "ada.rewards.ClipScore", "init_args": {"model": models["scorer"], "scale": 0.1}}
-    reward = {
-        "rewards": {
-            "clip": {"class_path": "ada.rewards.Relative", "init_args": {"reward": clip}},
-            "ssim": {"class_path": "ada.rewards.SSIM"},
-        },
-        "weights": {"clip": 0.5, "ssim": 1.0},
-    }
-    settings = {
-        "pipeline": write_pipeline(models),
-        "reward": {"class_path": "ada.rewards.WeightedReward", "init_args": reward},
-        "kinds": [{"boundary": 3, "order": 1}, {"boundary": 2, "order": 0}],
-        "group_size": 3, "hidden_size": 16, "num_heads": 2,
-    }  # fmt: skip
-    data = {"source": models["prompts"], "train_split": "train", "batch_size": 2, "train_limit": None, "validation_limit": None}
-    config = {
-        "trainer": write_trainer(folder) | {"max_epochs": 4, "limit_train_batches": 2, "check_val_every_n_epoch": 1},
-        "model": {"class_path": "ada.training.StepTraining", "init_args": settings | model},
-        "data": {"class_path": "ada.data.PromptDataModule", "init_args": data},
-    }
-    path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return path
-
-
-def write_pipeline(models: dict[str, str]) -> dict[str, Any]:
-    arguments = {"max_sequence_length": 12, "use_resolution_binning": False}
-    settings = {"model": models["pipeline"], "num_inference_steps": 8, "arguments": arguments}
-    return {"class_path": "ada.rollouts.FrozenPipeline", "init_args": settings}
-
-
-def write_trainer(folder: Path) -> dict[str, Any]:
-    logger = {"save_dir": str(folder / "run"), "name": None, "version": ""}
-    return {
-        "accelerator": "cpu",
-        "enable_progress_bar": False,
-        "default_root_dir": str(folder / "run"),
-        "logger": {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": logger},
-    }
-
-
-def write_ladder_config(folder: Path, models: dict[str, str], **data: Any) -> Path:
-    """A configuration of ladder training over the default one."""
-    Ladder(
-        torch.tensor([[int(action) for action in rung] for rung in RUNGS]),
-        (Reuse(boundary=3), Reuse(boundary=2, order=1, weight=0.5)),
-        (2, 4),
-    ).save(folder / "ladder.json")
-    ssim = {"rewards": {"ssim": {"class_path": "ada.rewards.SSIM"}}, "weights": {"ssim": 1.0}}
-    settings = {
-        "pipeline": write_pipeline(models),
-        "reward": {"class_path": "ada.rewards.WeightedReward", "init_args": ssim},
-        "ladder": str(folder / "ladder.json"),
-        "source": models["prompts"], "train_split": "train", "train_limit": None, "validation_limit": None,
-        "table": str(folder / "tables"), "rollout_batch_size": 2,
-    }  # fmt: skip
-    config = {
-        "trainer": write_trainer(folder) | {"max_epochs": 20},
-        "data": {"class_path": "ada.training.RolloutDataModule", "init_args": settings | data},
-    }
-    path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return path
-
-
-RUNGS = ("00000000", "00000010", "00000110", "00020010", "00011010")
+    return build_models(tmp_path_factory.mktemp("models"))
 
 
 def test_a_ladder_policy_trains_exports_and_serves_a_stock_pipeline(
     models: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    module = train.main(["--config", str(write_ladder_config(tmp_path, models))])
+    config = str(write_ladder_config(tmp_path, models))
+    module = train.main(["--config", config])
     printed, run = capsys.readouterr().out, tmp_path / "run"
     assert "mixture of static" in printed
     assert "Rolling out 5 schedules on training captions: 6 of 6" in printed
@@ -123,6 +38,10 @@ def test_a_ladder_policy_trains_exports_and_serves_a_stock_pipeline(
     assert outcome["num_cases"] == 6, "all captions, by cross-fitting"
     if outcome["levels"]:
         assert (run / "pictures" / "decisions.png").stat().st_size > 1000
+    scalars = set(EventAccumulator(str(run)).Reload().Tags()["scalars"])
+    assert {"validation/advantage", "train/gradient_norm"} <= scalars
+    assert {"rollouts/images_per_second_training", "rollouts/images_per_second_held-out"} <= scalars
+    assert [file.name for file in (run / "checkpoints").iterdir()] == ["last.ckpt"]
     policy = AdaPolicy.from_pretrained(run / "policy")
     for name, tensor in module.policy.state_dict().items():
         assert torch.equal(policy.state_dict()[name], tensor)
@@ -185,10 +104,18 @@ def test_trains_logs_exports_and_serves_a_stock_pipeline(
         "entropy",
         "advantage_spread",
         "gradient_norm",
+        "ratio_mean",
+        "approximate_kl",
+        "clip_fraction",
+        "zero_spread",
+        "distinct_schedules",
+        "images_per_second",
         "quality/clip",
         "quality/ssim",
     )
     assert {f"train/{name}" for name in wanted} <= scalars
+    assert "validation/regret_to_static" in scalars
+    assert [event.value for event in logged.Scalars("train/ratio_mean")] == pytest.approx([1.0] * 8, abs=1e-4)
     assert {"validation/reuse_probability", "validation/reference_and_reuse"} <= images
 
     policy = AdaPolicy.from_pretrained(run / "policy")
@@ -201,80 +128,10 @@ def test_trains_logs_exports_and_serves_a_stock_pipeline(
     assert (handle.report().actions > 0).sum(1).min() >= 1
 
 
-def test_a_resumed_run_ends_where_an_uninterrupted_one_does(models: dict[str, str], tmp_path: Path) -> None:
-    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
-    straight.mkdir()
-    stopped.mkdir()
-    expected = train.main(["--config", str(write_config(straight, models))])
-    command = ["--config", str(write_config(stopped, models))]
-    train.main([*command, "--trainer.max_epochs", "2"])
-    resumed = train.main(command)
-    assert [row["rollouts"] for row in resumed.validation_history] == [0, 2, 4, 6, 8]
-    for name, tensor in weights(expected).items():
-        torch.testing.assert_close(weights(resumed)[name], tensor, atol=5e-5, rtol=0)
-    assert not torch.equal(weights(resumed)["head.3.weight"], torch.zeros_like(weights(resumed)["head.3.weight"]))
-
-
 def test_checkpoints_hold_nothing_frozen(models: dict[str, str], tmp_path: Path) -> None:
     train.main(["--config", str(write_config(tmp_path, models)), "--trainer.max_epochs", "1"])
     checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert {name.split(".")[0] for name in checkpoint["state_dict"]} == {"policy", "reward_mean"}
-
-
-def run_command(*arguments: str) -> None:
-    finished = subprocess.run(
-        [sys.executable, "train.py", *arguments], capture_output=True, text=True, timeout=300, check=False
-    )
-    assert finished.returncode == 0, finished.stderr[-2000:]
-
-
-@pytest.mark.slow  # starts three Python processes
-def test_two_processes_train_as_one_with_the_same_global_batch(models: dict[str, str], tmp_path: Path) -> None:
-    policies = {}
-    for processes, batch_size in ((1, 4), (2, 2)):
-        folder = tmp_path / str(processes)
-        folder.mkdir()
-        command = [
-            "--config",
-            str(write_config(folder, models)),
-            "--trainer.max_epochs",
-            "1",
-            "--trainer.limit_train_batches",
-            "1",
-        ]
-        strategy = "ddp" if processes > 1 else "auto"
-        command += [
-            "--trainer.devices",
-            str(processes),
-            "--trainer.strategy",
-            strategy,
-            "--data.init_args.batch_size",
-            str(batch_size),
-        ]
-        run_command(*command)
-        policies[processes] = load_file(folder / "run" / "policy" / "model.safetensors")
-    for name, tensor in policies[1].items():
-        torch.testing.assert_close(policies[2][name], tensor, atol=2e-5, rtol=0)
-    assert policies[1]["head.3.weight"].abs().max() > 1e-5
-
-
-@pytest.mark.slow  # starts two Python processes
-def test_a_killed_run_resumes_with_the_same_command(models: dict[str, str], tmp_path: Path) -> None:
-    command = ["--config", str(write_config(tmp_path, models)), "--trainer.max_epochs", "6"]
-    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    process = subprocess.Popen([sys.executable, "train.py", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 240
-    while not last.is_file() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
-    reached = torch.load(last, weights_only=True)["epoch"]
-    run_command(*command)
-    resumed = torch.load(last, weights_only=True)
-    assert resumed["epoch"] == 5
-    history = [row["rollouts"] for row in json.loads(resumed["validation_history"])]
-    assert history == sorted(set(history)), "no epoch was trained twice"
-    assert reached < 5
 
 
 @pytest.mark.parametrize("advantage", ["none", "self_critical", "group", "ema"])

@@ -24,7 +24,7 @@ CONFIG: dict[str, Any] = {
 def build_run(folder: Path, config: dict[str, Any]) -> Run:
     trainer = Trainer(
         default_root_dir=folder, max_epochs=1, limit_train_batches=1, limit_val_batches=0, logger=False, accelerator="cpu",
-        enable_progress_bar=False, enable_model_summary=False,
+        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
     )  # fmt: skip
     return Run(trainer, BoringModel(), BoringDataModule(), config)
 

@@ -1,0 +1,67 @@
+"""The command line of training: LightningCLI, with the errors of settings in one line."""
+
+from pathlib import Path
+
+from jsonargparse import Namespace
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from ada.training.errors import RunError
+
+DEFAULT_CONFIG = Path(__file__).parents[2] / "configs" / "default.yaml"
+
+
+class TrainingCLI(LightningCLI):
+    """LightningCLI with the one option that is neither trainer's, model's nor data's.
+
+    Raises:
+        RunError: settings that are refused: by the class that they are meant for, or because the machine has no such device.
+    """
+
+    def __init__(self, arguments: list[str] | None = None) -> None:
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            args=arguments,
+            run=False,
+            seed_everything_default=0,
+            save_config_callback=None,
+            # the run keeps checkpoints of its own
+            trainer_defaults={"enable_checkpointing": False},
+            parser_kwargs={"default_config_files": [str(DEFAULT_CONFIG)], "allow_abbrev": False},
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--require_gain", type=bool, default=False, help="fail unless the policy beats the mixture of static schedules"
+        )
+
+    def before_instantiate_classes(self) -> None:
+        """Looks for the device before any model is loaded."""
+        assert isinstance(self.config, Namespace)
+        wanted = str(self.config["trainer"]["accelerator"])
+        found = CUDAAccelerator.is_available() or (wanted == "gpu" and MPSAccelerator.is_available())
+        if wanted in ("gpu", "cuda") and not found:
+            raise RunError(
+                f"`trainer.accelerator` is {wanted}, and this machine has no GPU that torch can use. Run it on one that has, or give "
+                "`--trainer.accelerator cpu --trainer.devices 1 --trainer.strategy auto`, which suits small models only."
+            )
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            cause = _refusal(error)
+            if isinstance(cause, OSError | ValueError):
+                raise RunError(str(cause)) from error
+            raise
+
+
+def _refusal(error: BaseException) -> BaseException:
+    """What a class itself said: jsonargparse wraps it once for every union of types that it tried."""
+    while str(error).startswith("Does not validate against any of the Union subtypes") and error.__cause__ is not None:
+        error = error.__cause__
+    return error

@@ -1,0 +1,116 @@
+"""Kills training runs by SIGKILL at random moments: each must end, resumed, with the weights of a run that nobody killed.
+
+    python benchmarks/kill.py                                  the embedded model on four captions, 20 kills
+    python benchmarks/kill.py --kills 5 --config my.yaml       another run: further options are those of train.py
+
+Every run has a folder and, with a ladder, a table of its own. A run is a child forked from this process, so that its moments fall
+into the work and not into Python's imports. Prints a line a kill; fails unless all weights are equal, to the bit unless told otherwise.
+"""
+
+import argparse
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+import train
+
+SMALL = [
+    "--data.init_args.train_limit", "4", "--model.init_args.folds", "2", "--data.init_args.rollout_batch_size", "1",
+    "--trainer.max_epochs", "40",
+]  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--no_table", action="store_true", help="the run keeps no table: the paper's algorithm")
+    parser.add_argument(
+        "--tolerance", type=float, default=0.0, help="largest difference of a weight: other batches round otherwise"
+    )
+    options, given = parser.parse_known_args()
+    moments, table = random.Random(options.seed), not options.no_table
+    with tempfile.TemporaryDirectory() as place:
+        settings = given or SMALL
+        whole = Path(place) / "whole"
+        started = time.monotonic()
+        if run(whole, settings, table) != 0:
+            sys.exit("The run fails by itself.")
+        duration = time.monotonic() - started
+        expected = learnt(whole)
+        print(f"Uninterrupted: {duration:.1f} s, {len(expected)} tensors")
+        different = 0
+        for number in range(options.kills):
+            folder, after = Path(place) / str(number), moments.uniform(0, duration)
+            status = run(folder, settings, table, after)
+            reached = state_of(folder)
+            if status == 0 or run(folder, settings, table) == 0:
+                distance = difference(learnt(folder), expected)
+                different += distance > options.tolerance
+                verdict = "equal" if distance <= options.tolerance else "DIFFERENT"
+                print(f"killed after {after:5.1f} s ({reached}): {verdict}, largest difference {distance:.1e}", flush=True)
+            else:
+                different += 1
+                print(f"killed after {after:5.1f} s ({reached}): DID NOT RESUME", flush=True)
+    sys.exit(f"{different} of {options.kills} runs ended otherwise." if different else 0)
+
+
+def run(folder: Path, settings: list[str], has_table: bool, kill_after: float | None = None) -> int:
+    """Trains in a child; returns its exit status, 0 also where it was faster than the kill, or the negative signal."""
+    child = os.fork()
+    if child == 0:
+        with (folder.parent / f"{folder.name}.log").open("a") as log:
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
+        status = 1
+        try:
+            train.main([*settings, *folders(folder, has_table)])
+            status = 0
+        finally:
+            os._exit(status)
+    if kill_after is not None:
+        time.sleep(kill_after)
+        os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def folders(folder: Path, has_table: bool) -> list[str]:
+    """The options that give a run places of its own."""
+    chosen = ["--trainer.default_root_dir", str(folder), "--trainer.logger.init_args.save_dir", str(folder)]
+    return [*chosen, "--data.init_args.table", str(folder / "tables")] if has_table else chosen
+
+
+def learnt(folder: Path) -> dict[str, Tensor]:
+    """The exported weights and those of the last state."""
+    last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    return load_file(folder / "policy" / "model.safetensors") | {f"last.{name}": value for name, value in last.items()}
+
+
+def difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """The largest of any weight."""
+    if found.keys() != expected.keys():
+        return float("inf")
+    return max(float((found[name] - value).abs().max()) for name, value in expected.items())
+
+
+def state_of(folder: Path) -> str:
+    """What a killed run had reached."""
+    last = folder / "checkpoints" / "last.ckpt"
+    if (folder / "policy").is_dir():
+        return "at the export"
+    if last.is_file():
+        return f"after epoch {torch.load(last, weights_only=True)['epoch'] + 1}"
+    rows = len(list((folder / "tables").glob("*/*.safetensors")))
+    return f"{rows} batches of rollouts" if rows else "before anything was kept"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""What cannot be trained is refused in one line that says what to do, before anything is run."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from ada.data import PromptsError, load_prompts
+from ada.training import RunError, quieten_libraries
+from ada.training.errors import together
+from ada.training.quiet import LIGHTNING_CHATTER
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data.init_args.pipeline.init_args.model", "./nothing"], "^No diffusers pipeline in nothing"),
+        (["--data.init_args.batch_size", "0"], "^`batch_size` must be 1 or more; got 0"),
+        (["--data.init_args.ladder", "nothing.json"], "^No ladder in nothing.json"),
+        (["--trainer.precision", "16-mixed"], "^`trainer.precision` must be 32-true or bf16-mixed; got 16-mixed"),
+    ],
+)
+def test_settings_are_refused_by_whom_they_are_meant_for(tmp_path: Path, arguments: list[str], message: str) -> None:
+    with pytest.raises(RunError, match=message):
+        train.main(["--trainer.default_root_dir", str(tmp_path), "--trainer.logger", "false", *arguments])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the machine has a GPU")
+def test_a_configuration_for_gpus_says_so_before_a_model_is_loaded() -> None:
+    with pytest.raises(RunError, match=r"no GPU that torch can use.*--trainer\.accelerator cpu"):
+        train.main(["--config", "configs/pixart_alpha.yaml"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b"", "is empty"),
+        ("b.jsonl", b'{"text": "a cat"}\n', "has no column `prompt`; it has text. Set `column`"),
+        ("c.jsonl", b'{"prompt": "a cat"}\n{"prompt": null}\n', "row 1 is None"),
+        ("d.jsonl", b'{"prompt": "a cat"\n', "cannot be read as json"),
+        ("e.csv", b"prompt\ncaf\xe9\n", "cannot be read as csv: .*The file must be UTF-8"),
+        ("f.csv", b"prompt\n", "there is no row"),
+    ],
+)
+def test_prompts_that_cannot_be_used(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    file = tmp_path / name
+    file.write_bytes(content)
+    with pytest.raises(PromptsError, match=message) as error:
+        load_prompts(str(file), "train")
+    assert str(file) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_good_prompts_are_spread_over_the_split(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("\n".join(json.dumps({"prompt": str(number)}) for number in range(6)))
+    assert load_prompts(str(file), "train", limit=3)["prompt"][:] == ["0", "2", "4"]
+
+
+def test_chatter_is_dropped_and_news_is_not() -> None:
+    quieten_libraries()
+    keep = logging.getLogger("lightning.pytorch.utilities.rank_zero").filter
+    record = logging.LogRecord("lightning", logging.INFO, "", 0, "💡 Tip: For seamless cloud uploads, install it", None, None)
+    assert not keep(record)
+    record.msg = "GPU available: True (cuda), used: False"
+    assert keep(record)
+    assert LIGHTNING_CHATTER.match("Signal received") is None
+
+
+def test_alone_a_process_raises_its_own_error() -> None:
+    def fail() -> None:
+        raise OSError("no room")
+
+    assert together(lambda: 3) == 3
+    with pytest.raises(OSError, match="no room"):
+        together(fail)
