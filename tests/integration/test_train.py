@@ -40,7 +40,7 @@ def test_a_ladder_policy_trains_exports_and_serves_a_stock_pipeline(
         assert (run / "pictures" / "decisions.png").stat().st_size > 1000
     scalars = set(EventAccumulator(str(run)).Reload().Tags()["scalars"])
     assert {"validation/advantage", "train/gradient_norm"} <= scalars
-    assert {"rollouts/images_per_second_training", "rollouts/images_per_second_held-out"} <= scalars
+    assert "rollouts/images_per_second_training" in scalars
     assert [file.name for file in (run / "checkpoints").iterdir()] == ["last.ckpt"]
     policy = AdaPolicy.from_pretrained(run / "policy")
     for name, tensor in module.policy.state_dict().items():
