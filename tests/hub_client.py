@@ -58,12 +58,12 @@ def client(home: Path, endpoint: str, token: str = "") -> Iterator[Client]:
 
 
 def find_in(folder: str) -> None:
-    """Looks for packages in a folder too."""
-    sys.path.append(folder)
+    """Looks for packages in a folder first."""
+    sys.path.insert(0, folder)
 
 
 def write_entry_points(home: Path) -> Path:
-    """What an installation tells of the package's entry points, for a checkout that is not installed; returns the folder."""
+    """What an installation tells of the entry points, for a checkout that is not installed, or was once; returns the folder."""
     settings = ConfigParser()
     settings.read(Path(__file__).parents[1] / "setup.cfg")
     folder = home / "site" / "blockdance_ada-0.dist-info"
