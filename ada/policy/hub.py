@@ -67,7 +67,10 @@ def find_folder(source: str | Path, revision: str | None = None, beside: Sequenc
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=[CONFIG, WEIGHTS, *beside]))
     except HFValidationError as error:
-        raise PolicyNotFoundError(f"{source!r} is neither a folder nor a Hub id of the form `user/name`: {error}") from error
+        raise PolicyNotFoundError(
+            f"No policy in {source}: it is neither a folder nor a Hub id of the form `user/name`. Train one with `python train.py`, or "
+            "give the folder or Hub id of a trained one."
+        ) from error
     except RevisionNotFoundError as error:
         raise PolicyNotFoundError(
             f"The repository {name} has no revision {revision!r}. Its branches, tags and commits are listed on its page on the Hub."

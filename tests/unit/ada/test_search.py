@@ -73,12 +73,14 @@ def test_a_ladder_saves_more_and_more_and_offers_ways_back() -> None:
     assert float(saved.max()) > 0.25
 
 
-def test_commands_show_what_a_policy_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_show_what_a_policy_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = Path(__file__).parents[3]
     assert main(["show", "--policy", str(root / "checkpoints" / "ada-emoji")]) == 0
-    assert "LadderPolicy for PixArtTransformer2DModel" in capsys.readouterr().out
-    assert main(["show", "--policy", "runs/nothing-here"]) == 1
-    assert "error: No policy in runs/nothing-here" in capsys.readouterr().err
+    shown = capsys.readouterr().out
+    assert shown.startswith("LadderPolicy, ")
+    assert "for PixArtTransformer2DModel with 16 blocks" in shown
+    assert main(["show", "--policy", str(tmp_path / "nothing-here")]) == 1
+    assert f"error: No policy in {tmp_path / 'nothing-here'}" in capsys.readouterr().err
 
 
 def test_pull_of_a_folder_writes_the_same_policy(tmp_path: Path) -> None:
