@@ -95,6 +95,8 @@ class Run:
             self._check_epochs(read_checkpoint(last))
         elif isinstance(self.module, StepTraining):
             self.trainer.validate(self.module, self.data, verbose=False)  # where it starts from
+            if self.trainer.received_sigterm:  # Lightning took it up, and would forget it
+                raise SIGTERMException
         self.trainer.fit(self.module, self.data, ckpt_path=None if last is None else str(last), weights_only=True)
 
     def _check_epochs(self, checkpoint: dict[str, Any]) -> None:
