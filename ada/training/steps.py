@@ -311,7 +311,7 @@ class StepTraining(LightningModule):
                 **{f"validation/quality/{name}": part.mean() for name, part in rollout.parts.items()},
                 **{f"validation/reward/{name}": value for name, value in at_weights.items()},
             },
-            batch_size=len(batch["prompt"]),
+            batch_size=self._weight_of(batch["prompt"]),
             sync_dist=True,
         )
         if not self._static_rewards:
@@ -327,7 +327,12 @@ class StepTraining(LightningModule):
         for name, weight in zip(WEIGHT_NAMES, weights, strict=True):
             means = reinforce.reward(rollout.compute_saved, rollout.quality, ones * weight).mean(0)
             logged = {f"static/{name}/{period}": mean for period, mean in zip(STATIC_PERIODS, means, strict=True)}
-            self.log_dict(logged, batch_size=len(prompts), sync_dist=True)
+            self.log_dict(logged, batch_size=self._weight_of(prompts), sync_dist=True)
+
+    def _weight_of(self, prompts: Sequence[str]) -> int:
+        """How much a batch counts in a mean over all processes. Lightning divides the sum of these by the number of processes in whole
+        numbers, so that unequal shares of prompts would give another mean."""
+        return len(prompts) * self.trainer.world_size
 
     def _regret(self) -> float:
         """What the best static schedule earns more than the policy at the same λ; negative where the policy earns more."""

@@ -131,14 +131,15 @@ def launch(config: Path, processes: int, *more: str) -> "subprocess.CompletedPro
 
 @pytest.mark.slow  # starts five Python processes
 @pytest.mark.parametrize("algorithm", ["ladder", "steps"])
-@pytest.mark.xfail(strict=False, reason="open: two processes end up to 0.0007 from one")
 def test_two_processes_train_as_one_with_the_same_global_batch(models: dict[str, str], tmp_path: Path, algorithm: str) -> None:
-    for processes in (1, 2):
+    for processes in (2, 1):
         folder = tmp_path / str(processes)
         folder.mkdir()
         config = write_ladder_config(folder, models) if algorithm == "ladder" else write_config(folder, models)
         more = ["--data.init_args.batch_size", str(4 // processes), "--trainer.max_epochs", "2"]
         more += ["--trainer.check_val_every_n_epoch", "1"]
+        # one table: rollouts in other batches round otherwise, and main components of six cases make much of it
+        more += ["--data.init_args.table", str(tmp_path / "tables")] if algorithm == "ladder" else []
         finished = launch(config, processes, *more)
         assert finished.returncode == 0, finished.stderr[-3000:]
     one, two = (last_state(tmp_path / str(processes)) for processes in (1, 2))
