@@ -80,8 +80,8 @@ def cost_of(transformer: nn.Module, layout: BlockLayout, shape: CallShape) -> Fo
 def costs_of(transformer: nn.Module, layout: BlockLayout, shape: CallShape, num_images: int) -> list[ForwardCost]:
     """MACs of each image's part of a forward call, guidance branches together.
 
-    The call's MACs in equal parts; but where they depend on the images' captions or sizes and these differ, each image's are those
-    of a call of its own, without the padding to another's length. (Where rows cannot run apart, in equal parts all the same.)
+    The call's MACs in equal parts; but where images of other captions or sizes cost differently, each image's are those of a call of
+    its own, without the padding to another's length. (Where rows cannot run apart, in equal parts all the same.)
 
     Args:
         transformer, layout, shape: as `cost_of` takes them.
@@ -91,8 +91,9 @@ def costs_of(transformer: nn.Module, layout: BlockLayout, shape: CallShape, num_
     reads_values = _KNOWN[transformer].by_shape[shape.key] is None
     if num_images > 1 and (reads_values or shape.is_ragged(layout)):
         alone = [shape.of_image(image, num_images, layout) for image in range(num_images)]
-        if None not in alone:
-            return [cost_of(transformer, layout, one) for one in alone if one is not None]
+        costs = [cost_of(transformer, layout, one) for one in alone if one is not None]
+        if len(set(costs)) > 1:
+            return costs
     part = ForwardCost(whole.total / num_images, tuple(block / num_images for block in whole.blocks))
     return [part] * num_images
 

@@ -9,6 +9,7 @@ import torch
 from conftest import build_pixart, scramble
 from families import FAMILIES
 from torch import Tensor, nn
+from torch.library import custom_op
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -68,12 +69,12 @@ def test_a_model_that_has_moved_is_counted(expected: Tensor) -> None:
     assert torch.equal(handle.report().macs_computed, expected)
 
 
-@torch.library.custom_op("blockdance_test::packed_linear", mutates_args=())
+@custom_op("blockdance_test::packed_linear", mutates_args=())
 def packed_linear(features: Tensor, weight: Tensor) -> Tensor:
     return features @ weight.T
 
 
-@torch.library.custom_op("blockdance_test::mystery", mutates_args=())
+@custom_op("blockdance_test::mystery", mutates_args=())
 def mystery(features: Tensor) -> Tensor:
     return features.clone()
 

@@ -40,7 +40,6 @@ def open_sora_inputs(model: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
     return z, y, (torch.arange(5) < torch.tensor([[2], [5], [3]])).long()
 
 
-@pytest.mark.xfail(strict=False, reason="open: a layout that another test registers stays for the whole process")
 def test_an_open_sora_model_in_one_line() -> None:
     model = scramble(STDiT())
     with pytest.raises(UnsupportedModelError, match=r"its module lists: blocks.*register_layout\(STDiT"):
