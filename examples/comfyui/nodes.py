@@ -111,13 +111,20 @@ def patched(model: Any, make_plan: PlanMaker) -> Any:
     return clone
 
 
-class BlockDanceNode:
-    """BlockDance-N: of every N steps in a range, the first computes and the others start after a boundary block."""
+class ModelNode:
+    """Model in, model out: what ComfyUI reads of a node's class. The subclass's docstring is what users see."""
 
     CATEGORY = "advanced/model"
-    DESCRIPTION = __doc__
     RETURN_TYPES = ("MODEL",)
     FUNCTION = "patch"
+    DESCRIPTION: str | None
+
+    def __init_subclass__(cls) -> None:
+        cls.DESCRIPTION = cls.__doc__
+
+
+class BlockDanceNode(ModelNode):
+    """BlockDance-N: of every N steps in a range, the first computes and the others start after a boundary block."""
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802  # ComfyUI's name
@@ -140,13 +147,8 @@ class BlockDanceNode:
         return (patched(model, lambda num_steps, num_blocks: config),)
 
 
-class PolicyScheduleNode:
+class PolicyScheduleNode(ModelNode):
     """One level of a policy's ladder, the same schedule for every image: the policy itself decides in diffusers pipelines only."""
-
-    CATEGORY = "advanced/model"
-    DESCRIPTION = __doc__
-    RETURN_TYPES = ("MODEL",)
-    FUNCTION = "patch"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802  # ComfyUI's name

@@ -347,7 +347,8 @@ def test_a_hub_that_fails(commits: list[str], hub: LoopbackHub, author: Client, 
 
 
 def test_no_network(commits: list[str], folder: Path, tmp_path: Path) -> None:
-    """A closed port."""
+    """A closed port: both ways are named, and the folder that was to be published stays as it was."""
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         nowhere = f"http://127.0.0.1:{closed.getsockname()[1]}"
@@ -356,3 +357,4 @@ def test_no_network(commits: list[str], folder: Path, tmp_path: Path) -> None:
         expect(answer, "HubError", "not in the local cache, and the Hub cannot be reached", "Check the network")
         answer = process(hub_client.failure, hub_client.push, folder, "someone/policy", {})
         expect(answer, "HubError", "someone/policy could not be published")
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
