@@ -53,11 +53,12 @@ def find_folder(source: str | Path, revision: str | None = None, beside: Sequenc
         PolicyNotFoundError: there is none; it says why and what to do.
         HubError: the Hub cannot be reached, or the download broke off.
     """
-    if isinstance(source, Path) or Path(source).exists():
+    if isinstance(source, Path) or Path(source).exists() or source.startswith("checkpoints/"):
         if not (Path(source) / CONFIG).is_file():
             raise PolicyNotFoundError(
                 f"No policy in {source} (it has no {CONFIG}). Train one with `python train.py`, or give the folder or Hub id of a "
-                "trained one."
+                "trained one; the embedded model's is checkpoints/ada-emoji in a clone of the repository, and paths are relative to the "
+                "folder you run in."
             )
         return Path(source)
     name, _, named_revision = source.partition("@")

@@ -85,7 +85,8 @@ def check_local(model: str) -> None:
     """
     if not Path(model).exists() and model.startswith((".", "/", "checkpoints/")):
         raise FileNotFoundError(
-            f"No scorer in {model}. Paths are relative to the folder you run in; the embedded scorer is checkpoints/emoji-scorer."
+            f"No scorer in {model}. Paths are relative to the folder you run in; the embedded scorer is "
+            "checkpoints/emoji-scorer in a clone of the repository."
         )
 
 

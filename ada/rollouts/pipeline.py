@@ -191,7 +191,7 @@ def load_pipeline(model: str, dtype: torch.dtype) -> Any:
     if not (folder / "model_index.json").is_file() and (folder.exists() or model.startswith((".", "/", "checkpoints/"))):
         raise FileNotFoundError(
             f"No diffusers pipeline in {folder} (it has no model_index.json). Give the folder of a saved pipeline or a Hub id; the "
-            "embedded model is checkpoints/emoji-dit, and paths are relative to the folder you run in."
+            "embedded model is checkpoints/emoji-dit in a clone of the repository, and paths are relative to the folder you run in."
         )
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()

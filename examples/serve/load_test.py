@@ -119,7 +119,7 @@ def _table(
     seconds: Mapping[str, list[float]], processor: Mapping[str, list[float]], answers: Mapping[str, Answers], requests: int
 ) -> str:
     rows = [
-        "| service | images a second | against the first | median latency | 95 % of them under | mean batch | compute saved |"
+        "| service | images a second | processor time an image | median latency | 95 % of them under | mean batch | compute saved |"
     ]
     rows.append("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for name, made in answers.items():

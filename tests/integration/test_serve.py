@@ -1,10 +1,15 @@
 """The service on the embedded model, over real sockets: one process of the service, one of the model."""
 
 import base64
+import html
 import io
+import json
 import os
+import re
+import shutil
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +22,7 @@ import httpx
 import numpy as np
 import pytest
 import uvicorn
+from fastapi.responses import FileResponse
 from PIL import Image
 
 from examples.serve.app import Limits, Service, create_app
@@ -35,7 +41,9 @@ class Running:
     """The service in a thread of its own."""
 
     def __init__(self) -> None:
-        app = create_app(MODEL, Limits(max_batch=4, max_waiting=6, linger=1.0, timeout=1500, max_prompt=60, max_body=2000))
+        app = self.app = create_app(
+            MODEL, Limits(max_batch=4, max_waiting=6, linger=1.0, timeout=1500, max_prompt=60, max_body=2000)
+        )
         self.service: Service = app.state.service
         listener = socket.create_server(("127.0.0.1", 0))
         self.server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
@@ -177,6 +185,35 @@ def test_the_page_and_what_it_asks_for(running: Running) -> None:
     assert settings["steps"] == STEPS
     for end in settings["mean_compute"]:
         running.service.policy.with_options(mean_compute=end)  # type: ignore[union-attr]
+
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on this machine to look at the page with")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_in_a_browser(running: Running, width: int, tmp_path: Path) -> None:
+    """A page in a frame of this width: moves the slider, makes an image, is refused one."""
+    running.app.add_api_route("/driver", lambda: FileResponse(ROOT / "tests/integration/page_driver.html"))
+    # time in the page stands still while it waits for an answer
+    command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}"]
+    command += ["--virtual-time-budget=100000", "--dump-dom", f"{running.client.base_url}/driver?width={width}"]
+    page = subprocess.run(command, capture_output=True, text=True, timeout=1500, check=True).stdout
+    written = re.search(r'<pre id="seen">(.*?)</pre>', page, re.DOTALL)
+    assert written is not None, page
+    seen = json.loads(html.unescape(written[1]))
+    assert "broken" not in seen, seen["broken"]
+    answer = running.make("cat face", 3, mean_compute=0.7).result().json()
+    reused = sum(action > 0 for action in answer["actions"])
+    assert reused > 0
+    assert seen["share"] == "70 %"
+    assert seen["waits"] == [True, "Making it …"]
+    assert seen["image"] == [64, "cat face"]
+    assert seen["steps"] == ["reused" if action else "" for action in answer["actions"]]
+    assert seen["summary"].startswith(f"{reused} of {STEPS} steps reused, ")
+    assert "Seed 3; made alone in " in seen["summary"]
+    assert seen["error"] == "`prompt` has 70 characters; at most 60 are taken."
+    assert seen["beyond"] == 0, "nothing sticks out to the right"
 
 
 def test_a_killed_model_begins_anew_and_no_request_is_lost(running: Running) -> None:
