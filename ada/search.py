@@ -48,6 +48,7 @@ class ScheduleSearch:
         batch_size: int = 4,
         report: Callable[[str], None] = print,
     ) -> None:
+        reward.check_repeatable()
         self.pipeline, self.reward, self.cases, self.kinds = pipeline, reward, list(cases), tuple(kinds)
         self.visible, self.batch_size, self._report = visible, batch_size, report
         self.num_steps = pipeline.num_inference_steps

@@ -128,6 +128,19 @@ class WeightedReward:
             parts = {name: _fill(values, kept, prompts) for name, values in parts.items()}
         return RewardResult(total, parts, kept)
 
+    def check_repeatable(self) -> None:
+        """For results that are kept: the value of an image must not depend on those that were scored before it, or with it.
+
+        Raises:
+            ValueError: there is `normalisation`, or `on_broken` is `drop`.
+        """
+        if self.normalisation or self.on_broken == "drop":
+            raise ValueError(
+                "What a schedule does to an image is scored once and kept, so the reward can neither learn a `normalisation` on the way "
+                "nor `drop` broken images, which would leave gaps. Leave both out and balance the parts by `weights`; only the paper's "
+                "algorithm (configs/paper_ada.yaml) takes them."
+            )
+
     def is_relative(self, name: str) -> bool:
         """Whether a part is the difference to the reference's score."""
         return self.relative and not self.rewards[name].compares_with_reference

@@ -26,6 +26,9 @@ class Collector:
         folder: where tables are kept; None for memory alone.
         batch_size: prompts whose rungs run in one call of the pipeline.
         describe_reward: tells one reward from another in the table's settings.
+
+    Raises:
+        ValueError: the reward of an image depends on other images.
     """
 
     def __init__(
@@ -37,6 +40,7 @@ class Collector:
         batch_size: int = 4,
         describe_reward: Any = None,
     ) -> None:
+        reward.check_repeatable()
         self.pipeline, self.reward, self.ladder, self.batch_size = pipeline, reward, ladder, batch_size
         self.tree = Tree.of(ladder.actions, ladder.decision_steps)
         self.table = Table(

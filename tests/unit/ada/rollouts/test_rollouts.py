@@ -2,14 +2,16 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from ladders import CASES, KINDS, RUNGS, STEPS, build_frozen, build_ladder, build_reward
 from torch import Tensor
 
-from ada.rewards import RewardError
+from ada.rewards import PSNR, RewardError, WeightedReward
 from ada.rollouts import Case, Collector, FrozenPipeline, Table, roll_out
+from ada.search import ScheduleSearch
 from blockdance import ReuseSchedule
 
 
@@ -154,6 +156,16 @@ def test_damage_is_what_the_reward_says_of_the_images() -> None:
     assert (damage[:, 1:] > 1).all()
     assert sights.shape[:2] == (len(CASES), 4)
     assert not torch.allclose(sights[:, 1], sights[:, 3])
+
+
+@pytest.mark.parametrize("settings", [{"normalisation": {"psnr": "running"}}, {"on_broken": "drop"}], ids=str)
+def test_rewards_that_depend_on_other_images_are_refused(settings: dict[str, Any]) -> None:
+    """Their values would be kept as if they were the image's own."""
+    reward = WeightedReward({"psnr": PSNR()}, {"psnr": 1.0}, **settings)
+    with pytest.raises(ValueError, match="scored once and kept"):
+        Collector(build_frozen(), reward, build_ladder(), None)
+    with pytest.raises(ValueError, match="scored once and kept"):
+        ScheduleSearch(build_frozen(), reward, CASES, KINDS)
 
 
 def test_images_that_are_no_numbers_are_named() -> None:
