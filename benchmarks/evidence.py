@@ -6,7 +6,7 @@ that was chosen on the training cases. Nothing is chosen on the test captions.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,17 @@ from rich.table import Table as RichTable
 from torch import Tensor
 
 from ada.data import load_prompts
-from ada.policy import BaseModel
+from ada.policy import AdaPolicy, BaseModel
 from ada.policy.sight import NUM_SIGNS
 from ada.rewards.damage import bounded_damage, visibly_changed
-from ada.rollouts import Case, Table
+from ada.rollouts import Case, FrozenPipeline, Table
+from ada.rollouts.table import stack
 from ada.schedules import Ladder, Mixture, Tree
 from ada.training import HeldOut, LadderTraining, Outcome, RolloutDataModule, measure_outcome
 from ada.training.ladder import kept_by_folds
 from ada.training.lines import progress
 from ada.training.outcome import paired_interval
-from blockdance import full_compute
+from blockdance import Plan, full_compute
 
 LEVELS = (0.10, 0.15, 0.20, 0.30, 0.40, 0.50)
 NOISE_OF_TEST = 2**41
@@ -129,7 +130,9 @@ def fit(
     return training
 
 
-def judge(variant: Variant, data: RolloutDataModule, base: BaseModel, test: Sequence[Tensor]) -> Outcome:
+def judge(
+    variant: Variant, data: RolloutDataModule, base: BaseModel, test: Sequence[Tensor], levels: Sequence[float] = LEVELS
+) -> Outcome:
     """Trains a variant and measures it on the test cases."""
     sights, damage, _ = data.train_data.tensors
     ladder, nodes = at_looks(data.ladder, variant.looks or data.ladder.decision_steps)
@@ -144,47 +147,118 @@ def judge(variant: Variant, data: RolloutDataModule, base: BaseModel, test: Sequ
     if variant.shuffled:
         seen = seen[torch.randperm(len(seen), generator=torch.Generator().manual_seed(1))]
     part = HeldOut(training.policy, seen, test[1], damage, test[2])
-    return measure_outcome([part], training.tree, data.visible_damage, LEVELS)
+    return measure_outcome([part], training.tree, data.visible_damage, levels)
 
 
-def fewer_steps(data: RolloutDataModule, cases: Sequence[Case], counts: Sequence[int], batch_size: int = 16) -> Tensor:
-    """Damage of the plain pipeline with fewer steps, `(cases, counts)`; kept in a table of its own."""
+@dataclass(frozen=True)
+class Attempt:
+    """Another way to make the images: the pipeline, and what reuses."""
+
+    pipeline: FrozenPipeline
+    plan: Plan
+
+
+def try_out(
+    data: RolloutDataModule, cases: Sequence[Case], name: str, attempts: Mapping[str, Attempt], batch_size: int = 16
+) -> tuple[Tensor, Tensor]:
+    """Damage, and share of the MACs saved, of every attempt on every case: `(cases, attempts)` each; kept in a table of its own.
+
+    Args:
+        data: its pipeline makes the references.
+        cases: the cases.
+        name: for the progress.
+        attempts: by what tells them apart in the table's settings.
+        batch_size: cases per call.
+    """
     pipeline, reward = data.pipeline, data.collector.reward
-    settings = {"base": pipeline.fingerprint(), "fewer_steps": list(counts), "reward": reward.describe()}
+    settings = {"base": pipeline.fingerprint(), "attempts": list(attempts), "reward": reward.describe()}
     folder = data.collector.table.folder
     table = Table(None if folder is None else folder.parent, settings)
     todo = [case for case in cases if case not in table]
-    with progress("Running fewer steps on test captions", len(todo)) as advance:
+    reference = Attempt(pipeline, full_compute(1, pipeline.num_inference_steps))
+    with progress(f"Running {name} on test captions", len(todo)) as advance:
         for start in range(0, len(todo), batch_size):
             batch = todo[start : start + batch_size]
             prompts, seeds = [case.prompt for case in batch], [case.seed for case in batch]
-            images = [
-                pipeline.with_steps(count).generate(prompts, seeds, full_compute(1, count)).images
-                for count in (pipeline.num_inference_steps, *counts)
-            ]
+            made = [one.pipeline.generate(prompts, seeds, one.plan) for one in (reference, *attempts.values())]
             with torch.inference_mode():
-                losses = [-reward(some, prompts, images[0]).total for some in images]
+                losses = [-reward(some.images, prompts, made[0].images).total for some in made]
             damage = torch.stack([(loss - losses[0]).clamp(min=0) for loss in losses[1:]], 1)
-            table.add(batch, {"damage": damage}, torch.zeros(len(batch), 1, 1))
+            saved = torch.stack([some.report.compute_saved for some in made[1:]], 1)
+            table.add(batch, {"damage": damage, "saved": saved}, torch.zeros(len(batch), 1, 1))
             advance(len(batch))
-    return torch.stack([table[case].values["damage"] for case in cases])
+    return stack(table, cases, "damage"), stack(table, cases, "saved")
 
 
 def compare_fewer_steps(data: RolloutDataModule, cases: Sequence[Case], test: Sequence[Tensor]) -> list[list[str]]:
-    """Rows of the table: fewer steps at every level, and how much better the best static schedules are."""
-    num_steps = data.pipeline.num_inference_steps
+    """Rows of the table: fewer steps at every level, and how much better the best static schedules are: mixed, and the single one."""
+    num_steps, visible = data.pipeline.num_inference_steps, data.visible_damage
     counts = [round(num_steps * (1 - level)) for level in LEVELS]
-    damage = fewer_steps(data, cases, counts)
-    cost, changed = bounded_damage(damage, data.visible_damage), visibly_changed(damage, data.visible_damage)
+    attempts = {f"{count} steps": Attempt(data.pipeline.with_steps(count), full_compute(1, count)) for count in counts}
+    damage, _ = try_out(data, cases, "fewer steps", attempts)
+    cost, changed = bounded_damage(damage, visible), visibly_changed(damage, visible)
     saved = data.ladder.saved(data.reuse_costs)
-    mixture = Mixture.of(bounded_damage(data.train_data.tensors[1], data.visible_damage), saved)
-    static = bounded_damage(test[1], data.visible_damage)
-    plain, better = ["as many steps fewer"], ["advantage of static schedules over fewer steps"]
+    train_cost, static = bounded_damage(data.train_data.tensors[1], visible), bounded_damage(test[1], visible)
+    mixture = Mixture.of(train_cost, saved)
+    plain, mixed = ["as many steps fewer"], ["advantage of the mixture over fewer steps"]
+    single = ["advantage of the best single schedule that saves as much over fewer steps"]
     for place, level in enumerate(LEVELS):
         plain.append(f"{cost[:, place].mean():.4f}, visibly changed {changed[:, place].float().mean():.1%}")
-        mean, low, high = paired_interval(cost[:, place] - mixture.errors(static, level), test[2])
-        better.append(f"{mean:+.4f} ({low:+.4f} … {high:+.4f})")
-    return [plain, better]
+        mixed.append(advantage(cost[:, place] - mixture.errors(static, level), test[2]))
+        # a step of reuse costs a thousandth of a computed one, which fewer steps do not pay
+        enough = (saved >= level - 0.01).nonzero().flatten()
+        best = int(enough[train_cost[:, enough].mean(0).argmin()])
+        single.append(advantage(cost[:, place] - static[:, best], test[2]))
+    return [plain, mixed, single]
+
+
+def compare_policy(
+    folder: Path, data: RolloutDataModule, cases: Sequence[Case], test: Sequence[Tensor], ours: Callable[[float], Outcome]
+) -> str:
+    """What another policy saves and damages, with the mixture and the ladder's policy at the same mean compute, in words."""
+    policy = AdaPolicy.from_pretrained(folder)
+    attempt = Attempt(data.pipeline, policy)
+    damage, saved = try_out(data, cases, f"the policy of {folder}", {f"policy {policy.digest()} {policy.config}": attempt})
+    level, cost = float(saved.mean()), bounded_damage(damage[:, 0], data.visible_damage)
+    mixture = Mixture.of(bounded_damage(data.train_data.tensors[1], data.visible_damage), data.ladder.saved(data.reuse_costs))
+    static = mixture.errors(bounded_damage(test[1], data.visible_damage), level)
+    found = ours(level).levels
+    ladder = f"the policy's {found[0].policy:.4f}" if found else "the policy does not save so little"
+    return (
+        f"The policy of {folder} saves {level:.1%} on average ({float(saved.min()):.1%} to {float(saved.max()):.1%}) at a damage of "
+        f"{cost.mean():.4f}; at as much, the mixture's is {static.mean():.4f} (its advantage: {advantage(cost - static, test[2])}), and "
+        f"{ladder}."
+    )
+
+
+def equal_damage(outcome: Outcome) -> str:
+    """How much more than the mixture the policy saves at the same mean damage, in words."""
+    curve = outcome.curve
+    found = []
+    for level in outcome.levels:
+        reached = [saved for saved, damage in zip(curve.saved, curve.damage, strict=True) if damage <= level.mixture]
+        if reached:
+            found.append(f"{max(reached):.1%} rather than {level.saved:.0%}")
+    return f"At the damage of the mixture the policy saves {', '.join(found)}."
+
+
+def cost_of_training(data: RolloutDataModule, num_cases: int) -> str:
+    """What training computes, and after how many images it has paid, in words."""
+    forwards = len(
+        {tuple(rung[: step + 1]) for rung in data.ladder.actions.tolist() for step, action in enumerate(rung) if not action}
+    )
+    paid = num_cases * forwards / (0.2 * data.pipeline.num_inference_steps)
+    return (
+        f"An image's rungs compute {forwards} steps, as they share their beginnings ({len(data.ladder)} rungs of "
+        f"{data.pipeline.num_inference_steps}); with {num_cases} training images and 20 % "
+        f"saved, training has paid after {paid:,.0f} images."
+    )
+
+
+def advantage(differences: Tensor, captions: Tensor) -> str:
+    """The mean with its 95 % interval, captions resampled."""
+    mean, low, high = paired_interval(differences, captions)
+    return f"{mean:+.4f} ({low:+.4f} … {high:+.4f})"
 
 
 def save_gate(data: RolloutDataModule, base: BaseModel, options: Mapping[str, Any], folder: Path) -> None:
@@ -223,6 +297,7 @@ def main(
     noises: int = 3,
     draws: int = 3,
     output: Path = Path("docs/evidence"),
+    others: Sequence[Path] = (),
     gate: Path | None = None,
 ) -> None:
     """Prints a table and writes evidence.md and evidence.json.
@@ -234,6 +309,7 @@ def main(
         noises: noises per test caption.
         draws: how often the training cases are drawn, the first time all of them.
         output: folder to write to.
+        others: folders of policies of other kinds, such as the one that configs/paper_ada.yaml trains.
         gate: folder to save the gate of six scalars to, for `evaluate.py --rivals`; then nothing else is compared.
     """
     data, options = load_data(training, train_limit)
@@ -259,16 +335,20 @@ def main(
     data.train_data = data.tensors(train)
     test = data.tensors(cases).tensors
     base = BaseModel.of(data.pipeline.transformer)
-    found = {variant.name: judge(variant, data, base, test) for variant in variants(options, data.ladder, len(train), draws)}
+    tried = variants(options, data.ladder, len(train), draws)
+    found = {variant.name: judge(variant, data, base, test) for variant in tried}
     plain = compare_fewer_steps(data, cases, test)
+    words = [equal_damage(found["policy"]), cost_of_training(data, len(train))]
+    for folder in others:
+        words.append(compare_policy(folder, data, cases, test, lambda level: judge(tried[0], data, base, test, [level])))
     title = (
         f"{len(prompts)} test captions, noises of each: {noises}, {len(train)} training images: bounded damage; advantage over the mixture "
         "of static schedules, 95 %; share of the gap to the oracle that is closed"
     )
-    report(title, found, plain, output)
+    report(title, found, plain, words, output)
 
 
-def report(title: str, found: Mapping[str, Outcome], plain: list[list[str]], output: Path) -> None:
+def report(title: str, found: Mapping[str, Outcome], plain: list[list[str]], words: Sequence[str], output: Path) -> None:
     """Prints and writes the comparison."""
     first = next(iter(found.values()))
     heads = ["", *(f"{level:.0%} saved" for level in LEVELS)]
@@ -286,19 +366,27 @@ def report(title: str, found: Mapping[str, Outcome], plain: list[list[str]], out
         [name, *(show(reached[level]) if level in reached else "not reached" for level in LEVELS)]
         for name, show in figures.items()
     ]
+    write_table(title, heads, facts[:2] + plain + rows + facts[2:], words, output / "evidence.md")
+    content = {name: outcome.to_dict() for name, outcome in found.items()}
+    (output / "evidence.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def write_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[str], file: Path) -> None:
+    """Prints a table with sentences below it, and writes both as Markdown."""
     table = RichTable(title=title, title_justify="left")
     for head in heads:
         table.add_column(head)
-    body = facts[:2] + plain + rows + facts[2:]
-    for row in body:
+    for row in rows:
         table.add_row(*row)
-    Console(width=240).print(table)
-    output.mkdir(parents=True, exist_ok=True)
-    lines = [title + ".", "", "| " + " | ".join(heads) + " |", "| --- |" + " ---: |" * len(LEVELS)]
-    lines += ["| " + " | ".join(row) + " |" for row in body]
-    (output / "evidence.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    content = {name: outcome.to_dict() for name, outcome in found.items()}
-    (output / "evidence.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    console = Console(width=240)
+    console.print(table)
+    for sentence in words:
+        console.print(sentence)
+    lines = [title + ".", "", "| " + " | ".join(heads) + " |", "| --- |" + " ---: |" * (len(heads) - 1)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    lines += [line for sentence in words for line in ("", sentence)]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def cell(outcome: Outcome, level: float) -> str:
