@@ -76,6 +76,7 @@ def variants(options: Mapping[str, Any], ladder: Ladder, num_cases: int, draws: 
         Variant("gate of six scalars", options, inputs="six"),
         Variant("signs alone", options, inputs="signs"),
         Variant("features and prompt alone", options, inputs="pooled"),
+        Variant("all directions of damage", {**options, "num_directions": None}),
         Variant("exact policy gradient alone", {**options, "critic_weight": 0.0, "policy_gradient_weight": 1.0}),
         Variant("critic and policy gradient", {**options, "policy_gradient_weight": 1.0}),
     ]

@@ -33,6 +33,8 @@ class LadderTraining(LightningModule):
 
     Args:
         num_components: main components that it keeps of what it sees beside the signs.
+        num_directions: main directions of the damages of all rungs that the critic learns; what else differs from image to image is left
+            out (reduced-rank regression). None for all.
         prior_cases: how strongly the critic's coefficients are held at zero: as if so many more cases had said so of every input.
         critic_weight: weight of the critic's loss.
         policy_gradient_weight: weight of the policy gradient.
@@ -47,6 +49,7 @@ class LadderTraining(LightningModule):
     def __init__(
         self,
         num_components: int = 24,
+        num_directions: int | None = 3,
         prior_cases: float = 24.0,
         critic_weight: float = 1.0,
         policy_gradient_weight: float = 0.0,
@@ -64,9 +67,12 @@ class LadderTraining(LightningModule):
             )
         if prior_cases < 0:
             raise ValueError(f"`prior_cases` must be 0 or more; got {prior_cases}.")
+        if num_directions is not None and num_directions < 1:
+            raise ValueError(f"`num_directions` must be 1 or more, or null; got {num_directions}.")
         if folds < 2:
             raise ValueError(f"`folds` must be 2 or more; got {folds}.")
-        self.num_components, self.prior_cases, self.folds = num_components, prior_cases, folds
+        self.num_components, self.num_directions = num_components, num_directions
+        self.prior_cases, self.folds = prior_cases, folds
         self.quality_weight_range = check_quality_weights(quality_weight_range)
         self.critic_weight, self.policy_gradient_weight = critic_weight, policy_gradient_weight
         self.learning_rate, self.entropy_weight, self.seed = learning_rate, entropy_weight, seed
@@ -128,10 +134,11 @@ class LadderTraining(LightningModule):
         grid = torch.linspace(math.log(low), math.log(high), GRID).exp().to(sights.device)
         self._gain = gain_of_choosing(cost, self._saved, grid)
         stages = self.tree.nodes[:, 0]
-        self._inputs = []
+        self._inputs, self._targets = [], []
         for policy, chosen in zip(self.policies, self.kept, strict=True):
             policy.calibrate(sights[chosen], stages, cost[chosen])
             self._inputs.append(policy.inputs(sights, stages))
+            self._targets.append(critic_targets(cost, chosen, self.num_directions))
 
     # --- learning ---
 
@@ -158,7 +165,7 @@ class LadderTraining(LightningModule):
         case_weights = kept[places] / kept.mean()
         log_odds, cost = policy.log_odds(self._inputs[number][places], self.tree.nodes[:, 0]), self.cost[places]
         prior = self.prior_cases / kept.sum() * policy.coefficients.square().sum(1).mean()
-        parts = {"critic_loss": (critic_loss(log_odds, cost) * case_weights).mean()}
+        parts = {"critic_loss": (critic_loss(log_odds, self._targets[number][places]) * case_weights).mean()}
         loss = self.critic_weight * (parts["critic_loss"] + prior)
         if self.policy_gradient_weight:
             value, spread = balanced_reward(policy, log_odds.sigmoid(), cost, self.tree, place_of_weight, self._gain)
@@ -228,18 +235,36 @@ def kept_by_folds(captions: Tensor, folds: int) -> list[Tensor]:
     return [order % folds != fold for fold in range(folds)]
 
 
-def critic_loss(log_odds: Tensor, cost: Tensor) -> Tensor:
+def critic_targets(cost: Tensor, chosen: Tensor, num_directions: int | None = None) -> Tensor:
+    """What the critic is to learn: the log-odds of damage, or of them what lies along their main directions about the mean,
+    `(cases, rungs)`.
+
+    Args:
+        cost: bounded damage `(cases, rungs)`.
+        chosen: bool `(cases,)`, those that mean and directions are taken from.
+        num_directions: None for all.
+    """
+    log_odds = torch.logit(cost, DAMAGE_FLOOR)
+    if num_directions is None:
+        return log_odds
+    mean = log_odds[chosen].mean(0)
+    _, _, directions = torch.linalg.svd(log_odds[chosen] - mean, full_matrices=False)
+    kept = directions[:num_directions]
+    return mean + (log_odds - mean) @ kept.T @ kept
+
+
+def critic_loss(log_odds: Tensor, target: Tensor) -> Tensor:
     """Mean squared error of the log-odds of damage, of all rungs at all nodes: also of those that are closed there, because what is seen
     of an image on the way to one rung tells of the others too.
 
     Args:
         log_odds: `(cases, nodes, rungs)`.
-        cost: bounded damage `(cases, rungs)`.
+        target: what they ought to be, `(cases, rungs)`.
 
     Returns:
         `(cases,)`.
     """
-    return (log_odds - torch.logit(cost, DAMAGE_FLOOR)[:, None]).square().mean((1, 2))
+    return (log_odds - target[:, None]).square().mean((1, 2))
 
 
 def balanced_reward(

@@ -13,7 +13,7 @@ from ada.policy.sight import NUM_SIGNS
 from ada.rewards.damage import bounded_damage, visibly_changed
 from ada.schedules import Tree
 from ada.training import LevelOutcome, NothingLearntError, Outcome, measure_outcome
-from ada.training.ladder import GRID, balanced_reward, critic_loss, gain_of_choosing, kept_by_folds
+from ada.training.ladder import GRID, balanced_reward, critic_loss, critic_targets, gain_of_choosing, kept_by_folds
 from ada.training.outcome import HeldOut, paired_interval, rung_chances
 from ada.training.run import check_gain
 
@@ -59,7 +59,7 @@ def fit(sights: Tensor, damage: Tensor, policy_gradient: bool, steps: int = 150)
             loss = -value.mean() - 0.003 * spread.mean()
         else:
             log_odds = policy.log_odds(policy.inputs(sights, tree.nodes[:, 0]), tree.nodes[:, 0])
-            loss = critic_loss(log_odds, cost).mean()
+            loss = critic_loss(log_odds, critic_targets(cost, torch.ones(len(cost), dtype=torch.bool))).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -180,8 +180,18 @@ def test_gain_of_choosing_by_hand() -> None:
 def test_critic_loss_by_hand() -> None:
     """Damage ½ has log-odds 0, and none at all counts as a thousandth: log(1/999)."""
     log_odds = torch.tensor([[[1.0, 0.0], [0.0, 0.0]]])
-    loss = critic_loss(log_odds, torch.tensor([[0.5, 0.0]]))
+    loss = critic_loss(log_odds, critic_targets(torch.tensor([[0.5, 0.0]]), torch.tensor([True])))
     assert loss.tolist() == pytest.approx([(1 + 2 * math.log(999) ** 2) / 4])
+
+
+def test_critic_targets_by_hand() -> None:
+    """Two rungs that move together but for a small difference: one direction keeps what is common, about the mean of those chosen."""
+    log_odds = torch.tensor([[1.0, 1.0], [-1.0, -1.0], [0.1, -0.1], [-0.1, 0.1], [3.0, 1.0]])
+    chosen = torch.tensor([True, True, True, True, False])
+    target = critic_targets(log_odds.sigmoid(), chosen, 1)
+    assert torch.allclose(target, torch.tensor([[1.0, 1.0], [-1.0, -1.0], [0.0, 0.0], [0.0, 0.0], [2.0, 2.0]]), atol=1e-5)
+    assert torch.allclose(critic_targets(log_odds.sigmoid(), chosen, 2), log_odds, atol=1e-5)
+    assert torch.allclose(critic_targets(log_odds.sigmoid(), chosen), log_odds, atol=1e-5)
 
 
 def test_folds_keep_a_captions_cases_together() -> None:
