@@ -296,6 +296,7 @@ def main(
     train_limit: int | None = None,
     test_limit: int | None = None,
     noises: int = 3,
+    noises_of_others: int = 1,
     draws: int = 3,
     output: Path = Path("docs/evidence"),
     others: Sequence[Path] = (),
@@ -308,6 +309,7 @@ def main(
         train_limit: training captions; by default those of the configuration.
         test_limit: test captions; by default all.
         noises: noises per test caption.
+        noises_of_others: of them, those that fewer steps and other policies run on as well.
         draws: how often the training cases are drawn, the first time all of them.
         output: folder to write to.
         others: folders of policies of other kinds, such as the one that configs/paper_ada.yaml trains.
@@ -338,13 +340,15 @@ def main(
     base = BaseModel.of(data.pipeline.transformer)
     tried = variants(options, data.ladder, len(train), draws)
     found = {variant.name: judge(variant, data, base, test) for variant in tried}
-    plain = compare_fewer_steps(data, cases, test)
+    count = len(prompts) * noises_of_others
+    some, part = cases[:count], [tensor[:count] for tensor in test]
+    plain = compare_fewer_steps(data, some, part)
     words = [equal_damage(found["policy"]), cost_of_training(data, len(train))]
     for folder in others:
-        words.append(compare_policy(folder, data, cases, test, lambda level: judge(tried[0], data, base, test, [level])))
+        words.append(compare_policy(folder, data, some, part, lambda level: judge(tried[0], data, base, part, [level])))
     title = (
-        f"{len(prompts)} test captions, noises of each: {noises}, {len(train)} training images: bounded damage; advantage over the mixture "
-        "of static schedules, 95 %; share of the gap to the oracle that is closed"
+        f"{len(prompts)} test captions, noises of each: {noises} ({noises_of_others} for fewer steps), {len(train)} training images: bounded "
+        "damage; advantage over the mixture of static schedules, 95 %; share of the gap to the oracle that is closed"
     )
     report(title, found, plain, words, output)
 

@@ -49,7 +49,7 @@ class LadderTraining(LightningModule):
     def __init__(
         self,
         num_components: int = 24,
-        num_directions: int | None = 3,
+        num_directions: int | None = 4,
         prior_cases: float = 24.0,
         critic_weight: float = 1.0,
         policy_gradient_weight: float = 0.0,
