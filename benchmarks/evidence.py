@@ -347,8 +347,8 @@ def main(
     for folder in others:
         words.append(compare_policy(folder, data, some, part, lambda level: judge(tried[0], data, base, part, [level])))
     title = (
-        f"{len(prompts)} test captions, noises of each: {noises} ({noises_of_others} for fewer steps), {len(train)} training images: bounded "
-        "damage; advantage over the mixture of static schedules, 95 %; share of the gap to the oracle that is closed"
+        f"{len(prompts)} test captions, noises of each: {noises} ({noises_of_others} for fewer steps), {len(train)} training images: "
+        "bounded damage; advantage over the mixture of static schedules, 95 %; share of the gap to the oracle that is closed"
     )
     report(title, found, plain, words, output)
 
