@@ -249,8 +249,8 @@ def critic_targets(cost: Tensor, chosen: Tensor, num_directions: int | None = No
         return log_odds
     mean = log_odds[chosen].mean(0)
     _, _, directions = torch.linalg.svd(log_odds[chosen] - mean, full_matrices=False)
-    kept = directions[:num_directions]
-    return mean + (log_odds - mean) @ kept.T @ kept
+    along = (log_odds - mean) @ directions[:num_directions].T
+    return mean + torch.mm(along, directions[:num_directions])
 
 
 def critic_loss(log_odds: Tensor, target: Tensor) -> Tensor:
