@@ -46,7 +46,7 @@ class Variant:
         name: for the table.
         options: of `LadderTraining`.
         cases: how many training cases; None for all.
-        inputs: which part of what is seen is kept: all, signs, pooled, x0, six.
+        inputs: which part of what is seen is kept: all, signs, features, prompt, x0, six.
         shuffled: whether each test image is decided by another's state.
         looks: the steps after which it decides; None for all of the ladder's.
         draw: which draw of training cases, with replacement; None for all of them once.
@@ -75,22 +75,26 @@ def variants(options: Mapping[str, Any], ladder: Ladder, num_cases: int, draws: 
         Variant("threshold rule: x̂₀ change alone", options, inputs="x0"),
         Variant("gate of six scalars", options, inputs="six"),
         Variant("signs alone", options, inputs="signs"),
-        Variant("features and prompt alone", options, inputs="pooled"),
+        Variant("features alone", options, inputs="features"),
+        Variant("prompt alone", options, inputs="prompt"),
         Variant("all directions of damage", {**options, "num_directions": None}),
         Variant("exact policy gradient alone", {**options, "critic_weight": 0.0, "policy_gradient_weight": 1.0}),
         Variant("critic and policy gradient", {**options, "policy_gradient_weight": 1.0}),
     ]
 
 
-def keep_inputs(sights: Tensor, inputs: str) -> Tensor:
-    """What is seen, with the rest at its mean (0 after standardising: constant)."""
+def keep_inputs(sights: Tensor, inputs: str, prompt_width: int) -> Tensor:
+    """What is seen, with the rest at its mean (0 after standardising: constant). The prompt is the last part of it."""
+    start_of_prompt = sights.shape[-1] - prompt_width
     kept = torch.zeros(sights.shape[-1], dtype=torch.bool)
     if inputs == "all":
         kept[:] = True
     elif inputs == "signs":
         kept[:NUM_SIGNS] = True
-    elif inputs == "pooled":
-        kept[NUM_SIGNS:] = True
+    elif inputs == "features":
+        kept[NUM_SIGNS:start_of_prompt] = True
+    elif inputs == "prompt":
+        kept[start_of_prompt:] = True
     elif inputs == "x0":
         kept[X0_CHANGE] = True
     else:
@@ -141,10 +145,10 @@ def judge(
     chosen = torch.randperm(len(sights), generator=generator)[: variant.cases]
     if variant.draw is not None:
         chosen = torch.randint(len(sights), (len(sights),), generator=generator)
-    seen = keep_inputs(sights[chosen][:, nodes], variant.inputs)
+    seen = keep_inputs(sights[chosen][:, nodes], variant.inputs, base.prompt_width)
     cost = bounded_damage(damage[chosen], data.visible_damage)
     training = fit(variant, ladder, data.reuse_costs, base, seen, cost)
-    seen = keep_inputs(test[0][:, nodes], variant.inputs)
+    seen = keep_inputs(test[0][:, nodes], variant.inputs, base.prompt_width)
     if variant.shuffled:
         seen = seen[torch.randperm(len(seen), generator=torch.Generator().manual_seed(1))]
     part = HeldOut(training.policy, seen, test[1], damage, test[2])
@@ -268,7 +272,7 @@ def save_gate(data: RolloutDataModule, base: BaseModel, options: Mapping[str, An
     What it does not see has the weight 0, so it is a policy like any other.
     """
     sights, damage, captions = data.train_data.tensors
-    seen = keep_inputs(sights, "six")
+    seen = keep_inputs(sights, "six", base.prompt_width)
     kept = kept_by_folds(captions, LadderTraining(**options).folds)
     training = fit(
         Variant("gate", options), data.ladder, data.reuse_costs, base, seen, bounded_damage(damage, data.visible_damage), kept
