@@ -6,7 +6,7 @@ that was chosen on the training cases. Nothing is chosen on the test captions.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,13 @@ from ada.schedules import Ladder, Mixture, Tree
 from ada.training import HeldOut, LadderTraining, Outcome, RolloutDataModule, measure_outcome
 from ada.training.ladder import kept_by_folds
 from ada.training.lines import progress
-from ada.training.outcome import paired_interval
+from ada.training.outcome import paired_interval, rung_chances, rungs_over_weights
 from blockdance import Plan, full_compute
 
 LEVELS = (0.10, 0.15, 0.20, 0.30, 0.40, 0.50)
 NOISE_OF_TEST = 2**41
 NUM_STEPS = 300
+THRESHOLD_RULE, GATE = "threshold rule: x̂₀ change alone", "gate of six scalars"
 X0_CHANGE = 0
 """Place among the signs of the root mean square of the newest change of the predicted clean latents."""
 
@@ -72,8 +73,8 @@ def variants(options: Mapping[str, Any], ladder: Ladder, num_cases: int, draws: 
         *(Variant(f"{size} training images", options, cases=size) for size in sizes),
         Variant(f"one look, after step {first}", options, looks=(first,)),
         Variant(f"two looks, after steps {first} and {middle}", options, looks=(first, middle)),
-        Variant("threshold rule: x̂₀ change alone", options, inputs="x0"),
-        Variant("gate of six scalars", options, inputs="six"),
+        Variant(THRESHOLD_RULE, options, inputs="x0"),
+        Variant(GATE, options, inputs="six"),
         Variant("signs alone", options, inputs="signs"),
         Variant("features alone", options, inputs="features"),
         Variant("prompt alone", options, inputs="prompt"),
@@ -135,10 +136,29 @@ def fit(
     return training
 
 
-def judge(
-    variant: Variant, data: RolloutDataModule, base: BaseModel, test: Sequence[Tensor], levels: Sequence[float] = LEVELS
-) -> Outcome:
-    """Trains a variant and measures it on the test cases."""
+@dataclass(frozen=True)
+class Judged:
+    """A variant that was trained, and the test cases as it sees them."""
+
+    part: HeldOut
+    tree: Tree
+
+    def outcome(self, visible: float, levels: Sequence[float] = LEVELS) -> Outcome:
+        """Beside the mixture and the oracle."""
+        return measure_outcome([self.part], self.tree, visible, levels)
+
+    def chances(self, level: float) -> Tensor | None:
+        """How often each case takes each rung when `level` is saved on average, `(cases, rungs)`; None where it cannot be."""
+        policy = self.part.policy
+        saved = policy.ladder.saved(policy.reuse_costs)
+        _, rungs = rungs_over_weights([self.part], self.tree)
+        spent = saved[rungs]
+        means = spent.mean(1)
+        return rung_chances(rungs, spent, level, len(saved)) if float(means.min()) <= level <= float(means.max()) else None
+
+
+def judge(variant: Variant, data: RolloutDataModule, base: BaseModel, test: Sequence[Tensor]) -> Judged:
+    """Trains a variant; it is judged on the test cases."""
     sights, damage, _ = data.train_data.tensors
     ladder, nodes = at_looks(data.ladder, variant.looks or data.ladder.decision_steps)
     generator = torch.Generator().manual_seed(variant.draw or 0)
@@ -151,8 +171,47 @@ def judge(
     seen = keep_inputs(test[0][:, nodes], variant.inputs, base.prompt_width)
     if variant.shuffled:
         seen = seen[torch.randperm(len(seen), generator=torch.Generator().manual_seed(1))]
-    part = HeldOut(training.policy, seen, test[1], damage, test[2])
-    return measure_outcome([part], training.tree, data.visible_damage, levels)
+    return Judged(HeldOut(training.policy, seen, test[1], damage, test[2]), training.tree)
+
+
+def compare_rivals(
+    ours: Judged, rivals: Mapping[str, Judged], data: RolloutDataModule, test: Sequence[Tensor]
+) -> list[list[str]]:
+    """Rows of the table: the policy's advantage over each rival and over the best single schedule that saves as much, paired; and the
+    raw distances of policy and mixture."""
+    visible, saved = data.visible_damage, data.ladder.saved(data.reuse_costs)
+    cost, train_cost = bounded_damage(test[1], visible).double(), bounded_damage(data.train_data.tensors[1], visible)
+    mixture = Mixture.of(train_cost, saved)
+    rows = [[f"policy's advantage over the {name}"] for name in ("best single schedule", *rivals)]
+    raw = [[f"distance, {name}: mean, median, 90 % quantile"] for name in ("policy", "mixture")]
+    for level in LEVELS:
+        chances = ours.chances(level)
+        if chances is None:
+            for row in (*rows, *raw):
+                row.append("not reached")
+            continue
+        error = (chances * cost).sum(1)
+        rows[0].append(advantage(cost[:, best_single(train_cost, saved, level)] - error, test[2]))
+        for row, rival in zip(rows[1:], rivals.values(), strict=True):
+            theirs = rival.chances(level)
+            row.append("not reached" if theirs is None else advantage((theirs * cost).sum(1) - error, test[2]))
+        for row, shares in zip(raw, (chances, mixture.shares(level, len(saved)).expand_as(chances)), strict=True):
+            row.append(spread(test[1], shares))
+    return rows + raw
+
+
+def best_single(cost: Tensor, saved: Tensor, level: float) -> int:
+    """The schedule of least mean damage among those that save as much, but for the hundredth part of a step that reuse costs."""
+    enough = (saved >= level - 0.01).nonzero().flatten()
+    return int(enough[cost[:, enough].mean(0).argmin()])
+
+
+def spread(damage: Tensor, chances: Tensor) -> str:
+    """Mean, median and 90 % quantile of damages `(cases, rungs)` that are taken with these chances."""
+    order = damage.flatten().argsort()
+    values, mass = damage.flatten()[order], (chances.flatten()[order] / len(damage)).cumsum(0)
+    quantiles = [float(values[int((mass < share).sum())]) for share in (0.5, 0.9)]
+    return f"{float((chances * damage).sum(1).mean()):.4f}, {quantiles[0]:.4f}, {quantiles[1]:.4f}"
 
 
 @dataclass(frozen=True)
@@ -210,30 +269,36 @@ def compare_fewer_steps(data: RolloutDataModule, cases: Sequence[Case], test: Se
     for place, level in enumerate(LEVELS):
         plain.append(f"{cost[:, place].mean():.4f}, visibly changed {changed[:, place].float().mean():.1%}")
         mixed.append(advantage(cost[:, place] - mixture.errors(static, level), test[2]))
-        # a step of reuse costs a thousandth of a computed one, which fewer steps do not pay
-        enough = (saved >= level - 0.01).nonzero().flatten()
-        best = int(enough[train_cost[:, enough].mean(0).argmin()])
-        single.append(advantage(cost[:, place] - static[:, best], test[2]))
+        single.append(advantage(cost[:, place] - static[:, best_single(train_cost, saved, level)], test[2]))
     return [plain, mixed, single]
 
 
-def compare_policy(
-    folder: Path, data: RolloutDataModule, cases: Sequence[Case], test: Sequence[Tensor], ours: Callable[[float], Outcome]
-) -> str:
-    """What another policy saves and damages, with the mixture and the ladder's policy at the same mean compute, in words."""
+def compare_policy(folder: Path, data: RolloutDataModule, cases: Sequence[Case], test: Sequence[Tensor], ours: Judged) -> str:
+    """What another policy saves and damages, with the mixture and the ladder's policy at the same mean compute, in words.
+
+    Args:
+        folder: the policy's.
+        data: of the training.
+        cases: the first of the test cases.
+        test: what is known of them.
+        ours: the ladder's policy.
+    """
     policy = AdaPolicy.from_pretrained(folder)
     attempt = Attempt(data.pipeline, policy)
     damage, saved = try_out(data, cases, f"the policy of {folder}", {f"policy {policy.digest()} {policy.config}": attempt})
     level, cost = float(saved.mean()), bounded_damage(damage[:, 0], data.visible_damage)
-    mixture = Mixture.of(bounded_damage(data.train_data.tensors[1], data.visible_damage), data.ladder.saved(data.reuse_costs))
-    static = mixture.errors(bounded_damage(test[1], data.visible_damage), level)
-    found = ours(level).levels
-    ladder = f"the policy's {found[0].policy:.4f}" if found else "the policy does not save so little"
-    return (
+    told = (
         f"The policy of {folder} saves {level:.1%} on average ({float(saved.min()):.1%} to {float(saved.max()):.1%}) at a damage of "
-        f"{cost.mean():.4f}; at as much, the mixture's is {static.mean():.4f} (its advantage: {advantage(cost - static, test[2])}), and "
-        f"{ladder}."
+        f"{cost.mean():.4f}"
     )
+    costs, kept = data.ladder.saved(data.reuse_costs), bounded_damage(test[1], data.visible_damage).double()
+    if level > float(costs.max()):
+        return f"{told}, more than any rung."
+    mixture = Mixture.of(bounded_damage(data.train_data.tensors[1], data.visible_damage), costs)
+    static = mixture.errors(kept, level)
+    chances = ours.chances(level)
+    beside = "" if chances is None else f", and the policy's {(chances[: len(cases)] * kept).sum(1).mean():.4f}"
+    return f"{told}; at as much, the mixture's is {static.mean():.4f} (its advantage: {advantage(cost - static, test[2])}){beside}."
 
 
 def equal_damage(outcome: Outcome) -> str:
@@ -343,21 +408,32 @@ def main(
     test = data.tensors(cases).tensors
     base = BaseModel.of(data.pipeline.transformer)
     tried = variants(options, data.ladder, len(train), draws)
-    found = {variant.name: judge(variant, data, base, test) for variant in tried}
+    judged = {variant.name: judge(variant, data, base, test) for variant in tried}
+    ours = judged["policy"]
+    rivals = {name: judged[name] for name in (THRESHOLD_RULE, GATE)}
+    compared = compare_rivals(ours, rivals, data, test)
+    found = {name: one.outcome(data.visible_damage) for name, one in judged.items()}
     count = len(prompts) * noises_of_others
     some, part = cases[:count], [tensor[:count] for tensor in test]
     plain = compare_fewer_steps(data, some, part)
     words = [equal_damage(found["policy"]), cost_of_training(data, len(train))]
     for folder in others:
-        words.append(compare_policy(folder, data, some, part, lambda level: judge(tried[0], data, base, part, [level])))
+        words.append(compare_policy(folder, data, some, part, ours))
     title = (
         f"{len(prompts)} test captions, noises of each: {noises} ({noises_of_others} for fewer steps), {len(train)} training images: "
         "bounded damage; advantage over the mixture of static schedules, 95 %; share of the gap to the oracle that is closed"
     )
-    report(title, found, plain, words, output)
+    report(title, found, plain, compared, words, output)
 
 
-def report(title: str, found: Mapping[str, Outcome], plain: list[list[str]], words: Sequence[str], output: Path) -> None:
+def report(
+    title: str,
+    found: Mapping[str, Outcome],
+    plain: list[list[str]],
+    compared: list[list[str]],
+    words: Sequence[str],
+    output: Path,
+) -> None:
     """Prints and writes the comparison."""
     first = next(iter(found.values()))
     heads = ["", *(f"{level:.0%} saved" for level in LEVELS)]
@@ -375,7 +451,7 @@ def report(title: str, found: Mapping[str, Outcome], plain: list[list[str]], wor
         [name, *(show(reached[level]) if level in reached else "not reached" for level in LEVELS)]
         for name, show in figures.items()
     ]
-    write_table(title, heads, facts[:2] + plain + rows + facts[2:], words, output / "evidence.md")
+    write_table(title, heads, facts[:2] + plain + rows + compared + facts[2:], words, output / "evidence.md")
     content = {name: outcome.to_dict() for name, outcome in found.items()}
     (output / "evidence.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 

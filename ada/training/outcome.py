@@ -119,6 +119,14 @@ def choose_rungs(policy: LadderPolicy, tree: Tree, sights: Tensor, quality_weigh
     )
 
 
+@torch.no_grad()
+def rungs_over_weights(parts: Sequence[HeldOut], tree: Tree) -> tuple[list[float], Tensor]:
+    """λ from well below the trained range to well above it, and the rungs that each part's policy takes: int64 `(weights, cases)`."""
+    low, high = parts[0].policy.quality_weight_range
+    weights = torch.logspace(math.log10(low / 4), math.log10(high * 8), NUM_WEIGHTS, dtype=torch.float64).tolist()
+    return weights, torch.cat([choose_rungs(part.policy, tree, part.sights, weights) for part in parts], 1)
+
+
 def measure_outcome(parts: Sequence[HeldOut], tree: Tree, visible: float, levels: Sequence[float] = LEVELS) -> Outcome:
     """Measures a policy on held-out cases, or several that differ in the cases they were trained on (cross-fitting), each on its own.
 
@@ -132,13 +140,11 @@ def measure_outcome(parts: Sequence[HeldOut], tree: Tree, visible: float, levels
     cost, changed = bounded_damage(damage, visible).double(), visibly_changed(damage, visible).double()
     policy = parts[0].policy
     saved = policy.ladder.saved(policy.reuse_costs).to(damage.device)
-    low, high = policy.quality_weight_range
-    weights = torch.logspace(math.log10(low / 4), math.log10(high * 8), NUM_WEIGHTS, dtype=torch.float64)
-    rungs = torch.cat([choose_rungs(part.policy, tree, part.sights, weights.tolist()) for part in parts], 1)
+    weights, rungs = rungs_over_weights(parts, tree)
     spent = saved[rungs]
     mixtures = [Mixture.of(bounded_damage(part.static_damage, visible).double(), saved) for part in parts]
     curve = Curve(
-        weights.tolist(),
+        weights,
         spent.mean(1).tolist(),
         cost.gather(1, rungs.T).mean(0).tolist(),
         changed.gather(1, rungs.T).mean(0).tolist(),

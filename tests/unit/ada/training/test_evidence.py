@@ -1,0 +1,38 @@
+"""What `benchmarks/evidence.py` computes of a table of rollouts."""
+
+import torch
+from ladders import build_ladder
+
+from ada.policy.sight import NUM_SIGNS
+from ada.schedules import Tree
+from benchmarks.evidence import at_looks, best_single, keep_inputs, spread
+
+
+def test_spread_by_hand() -> None:
+    """Two images, two rungs: the first image takes its rungs in turn, the second always its second one."""
+    damage = torch.tensor([[0.0, 4.0], [1.0, 2.0]])
+    chances = torch.tensor([[0.5, 0.5], [0.0, 1.0]], dtype=torch.float64)
+    assert spread(damage, chances) == "2.0000, 2.0000, 4.0000"
+
+
+def test_the_best_single_schedule_saves_enough() -> None:
+    cost = torch.tensor([[0.0, 0.3, 0.2, 0.6], [0.0, 0.3, 0.2, 0.6]])
+    saved = torch.tensor([0.0, 0.1, 0.199, 0.3])
+    assert [best_single(cost, saved, level) for level in (0.0, 0.1, 0.2, 0.3)] == [0, 2, 2, 3]
+
+
+def test_parts_of_what_is_seen_are_apart() -> None:
+    """Signs, features and prompt make up everything, and no number is in two of them."""
+    sights, prompt_width = torch.ones(2, 3, NUM_SIGNS + 12), 4
+    parts = [keep_inputs(sights, inputs, prompt_width) for inputs in ("signs", "features", "prompt")]
+    assert [int(part[0, 0].sum()) for part in parts] == [NUM_SIGNS, 8, 4]
+    assert torch.equal(sum(parts), keep_inputs(sights, "all", prompt_width))
+
+
+def test_fewer_looks_are_nodes_of_the_ladder() -> None:
+    """The ladder that looks less often sees its own nodes among all, in its own order."""
+    ladder = build_ladder()
+    fewer, nodes = at_looks(ladder, ladder.decision_steps[:1])
+    tree = Tree.of(ladder.actions, ladder.decision_steps)
+    assert fewer.decision_steps == ladder.decision_steps[:1]
+    assert tree.nodes[nodes].tolist() == Tree.of(fewer.actions, fewer.decision_steps).nodes.tolist()
