@@ -75,8 +75,7 @@ class Attachment:
         vars(self._transformer).pop(_ATTRIBUTE, None)
 
     def _call(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        owners = [session.owner for session in self.sessions]
-        driver: Driver = find_driver(self._transformer, [owner for owner in owners if owner is not None])
+        driver: Driver = find_driver(self._transformer, [session.owner for session in self.sessions])
         with self.lock:
             session = self.steering(driver.pipeline)
             if session is None:

@@ -42,7 +42,9 @@ class RowCache:
             if self._history == 2:
                 self._newest, self._previous = self._previous, self._newest
             self._newest = _overwrite(self._newest, output)
-            self._levels = [(sigma, *levels[: self._history - 1]) for levels in self._levels]
+            self._levels = (
+                [(sigma,)] * self.num_rows if self._history == 1 else [(sigma, *levels[:1]) for levels in self._levels]
+            )
             self.depth = min(self.depth + 1, self._history)
             return
         targets = placement.targets
@@ -54,9 +56,9 @@ class RowCache:
             self._levels[row] = (sigma, *self._levels[row][: self._history - 1])
         self.depth = min(map(len, self._levels))
 
-    def serves(self, kind: Kind, row: int) -> bool:
-        """Whether `row` has computed often enough for this kind of reuse."""
-        return len(self._levels[row]) > kind.order
+    def serves(self, order: int, row: int) -> bool:
+        """Whether `row` has computed often enough for reuse of this order."""
+        return len(self._levels[row]) > order
 
     def read(self, kind: Kind, sigma: float, rows: RowSet) -> Any:
         """What a reuse step at noise level `sigma` injects for `rows`: o₁ + s·(o₁ − o₀), or the newest output o₁ as it is.

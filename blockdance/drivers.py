@@ -2,8 +2,7 @@
 
 import sys
 from collections.abc import Collection
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from diffusers import DiffusionPipeline
 from torch import nn
@@ -11,10 +10,10 @@ from torch._dynamo import OptimizedModule
 
 from blockdance.overrides import ForwardOverride
 
-_PASSING_ON = frozenset(
+_PASSING_ON = tuple(
     method.__code__ for method in (nn.Module._call_impl, nn.Module._wrapped_call_impl, ForwardOverride.__call__)
 )
-"""What only hands a call on. Local variables of a frame are costly to look at."""
+"""What only hands a call on. Local variables of a frame are costly to look at, and so is the hash of its code."""
 _KEY = "__blockdance_call__"
 
 
@@ -26,8 +25,7 @@ class PipelineCall:
     """
 
 
-@dataclass(frozen=True)
-class Driver:
+class Driver(NamedTuple):
     """Who makes a call of a transformer.
 
     Args:
@@ -50,13 +48,13 @@ def find_driver(transformer: nn.Module, owners: Collection[Any]) -> Driver:
 
     Args:
         transformer: the model.
-        owners: the pipelines that BlockDance was applied to.
+        owners: the pipelines that BlockDance was applied to; None for those that are gone.
     """
     frame = sys._getframe(2)  # the caller is BlockDance's own
     pipeline: Any = None
     while frame is not None:
         code = frame.f_code
-        if code.co_argcount and code.co_varnames[0] == "self" and code not in _PASSING_ON:
+        if code not in _PASSING_ON and code.co_argcount and code.co_varnames[0] == "self":
             subject = frame.f_locals.get("self")
             if pipeline is None and _drives(subject, transformer, owners):
                 pipeline = subject
@@ -70,7 +68,7 @@ def find_driver(transformer: nn.Module, owners: Collection[Any]) -> Driver:
 
 def _drives(subject: Any, transformer: nn.Module, owners: Collection[Any]) -> bool:
     for owner in owners:
-        if subject is owner:
+        if owner is not None and subject is owner:
             return True
     return isinstance(subject, DiffusionPipeline) and any(unwrapped(part) is transformer for part in vars(subject).values())
 

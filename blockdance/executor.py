@@ -1,6 +1,7 @@
 """Carries out one forward call: groups the rows by action, skips, captures, injects, and puts the rows together again."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -52,43 +53,42 @@ class ReuseExecutor:
                     f"Block {kind.skipped_blocks[-1]} does not exist: the model has {self.num_blocks} blocks, 0 to "
                     f"{self.num_blocks - 1}."
                 )
-        self.kinds = tuple(kinds)
         self.max_rows = max_rows
-        self._reads = [kind.keeps(stack) for kind in kinds]
-        self._histories: dict[Keep, Literal[1, 2]] = {keep: 1 for reads in self._reads for keep in reads}
-        for kind, reads in zip(kinds, self._reads, strict=True):
-            self._histories |= dict.fromkeys(reads if kind.order else (), 2)
+        self._histories: dict[Keep, Literal[1, 2]] = {keep: 1 for kind in kinds for keep in kind.keeps(stack)}
+        for kind in kinds:
+            self._histories |= dict.fromkeys(kind.keeps(stack) if kind.order else (), 2)
         self._histories |= {Keep(boundary, Capture): 2 for boundary in observed}
         self._layout = layout
         self._parameters = parameter_names(transformer)
         forms = [form_of(kind, stack) for kind in kinds]
-        self._views = views_of(transformer, layout, tuple(self._histories), forms)
-        self._lists = [self._views.lists[form] for form in (self._views.computing, *forms)]
-        # where no block runs, a model without a head would hand out the cache's own memory
-        self._gives_cache = [False, *(len(kind.skipped_blocks) == self.num_blocks for kind in kinds)]
+        views = self._views = views_of(transformer, layout, tuple(self._histories), forms)
+        self._actions = [_Action(views.lists[views.computing], views.writes(views.computing))]
+        for kind, form in zip(kinds, forms, strict=True):
+            gives_cache = len(kind.skipped_blocks) == self.num_blocks
+            self._actions.append(_Action(views.lists[form], views.writes(form), kind, kind.keeps(stack), gives_cache))
 
     def new_state(self, num_images: int, num_branches: int) -> ReuseState:
         """An empty state for a new generation."""
         return ReuseState.empty(num_images, num_branches, self._histories)
 
-    def possible(self, state: ReuseState, actions: Sequence[int]) -> list[int]:
+    def possible(self, state: ReuseState, actions: tuple[int, ...]) -> tuple[int, ...]:
         """The actions, one per image; those that need more computed steps than a branch of the image has become compute."""
         scarce = {
-            action
-            for action in set(actions)
-            if action != COMPUTE
-            and any(state.caches[keep].depth <= self.kinds[action - 1].order for keep in self._reads[action - 1])
+            number
+            for number in set(actions)
+            for keep in self._actions[number].reads
+            if state.caches[keep].depth <= self._actions[number].order
         }
         if not scarce:
-            return list(actions)
-        return [
-            COMPUTE if action in scarce and not self._serves(state, action, image) else action
+            return actions
+        return tuple(
+            COMPUTE if action in scarce and not self._serves(state, self._actions[action], image) else action
             for image, action in enumerate(actions)
-        ]
+        )
 
-    def _serves(self, state: ReuseState, action: int, image: int) -> bool:
-        kind, rows = self.kinds[action - 1], range(image, state.num_rows, state.num_images)
-        return all(state.caches[keep].serves(kind, row) for keep in self._reads[action - 1] for row in rows)
+    def _serves(self, state: ReuseState, action: "_Action", image: int) -> bool:
+        rows = range(image, state.num_rows, state.num_images)
+        return all(state.caches[keep].serves(action.order, row) for keep in action.reads for row in rows)
 
     def run(
         self,
@@ -134,25 +134,24 @@ class ReuseExecutor:
         group: RowGroup,
         sigma: float,
     ) -> Any:
-        views, action = self._views, group.action
-        if action != COMPUTE:
-            kind = self.kinds[action - 1]
-            # held by the views alone, which let go as soon as it has been read
-            views.inject({keep: self._read(state, keep, kind, sigma, group) for keep in self._reads[action - 1]})
-        views.receive(
-            {keep: partial(cache.store, sigma=sigma, placement=group.placement) for keep, cache in state.caches.items()}
-        )
-        views.install(self._lists[action])
+        views, action = self._views, self._actions[group.action]
+        for keep in action.reads:
+            # held by the view alone, which lets go as soon as it has been read
+            views.read[keep].value = self._read(state, keep, action, sigma, group)
+        for keep in action.writes:
+            views.written[keep].receive = partial(state.caches[keep].store, sigma=sigma, placement=group.placement)
+        views.install(action.lists)
         try:
             output = forward(*args, **kwargs)
         finally:
             views.restore()
         views.deliver()
-        return _apart(output, state) if self._gives_cache[action] else output
+        return _apart(output, state) if action.gives_cache else output
 
-    def _read(self, state: ReuseState, keep: Keep, kind: Kind, sigma: float, group: RowGroup) -> Any:
+    def _read(self, state: ReuseState, keep: Keep, action: "_Action", sigma: float, group: RowGroup) -> Any:
         """What a kind of reuse gives to the group's rows in place of what it skips."""
-        read = state.caches[keep].read(kind, sigma, group.rows)
+        assert action.kind is not None, "steps that compute read nothing"
+        read = state.caches[keep].read(action.kind, sigma, group.rows)
         return map_tensors(_at_start, read) if is_compiled() else read
 
     def _select(
@@ -168,6 +167,29 @@ class ReuseExecutor:
             tuple(select(name, value) for name, value in zip(self._parameters, args, strict=False)),
             {name: select(name, value) for name, value in kwargs.items()},
         )
+
+
+@dataclass(frozen=True)
+class _Action:
+    """What a call of one action takes.
+
+    Args:
+        lists: the views, by the paths of the model's lists.
+        writes: what its blocks leave for later steps.
+        kind: the kind of reuse; None computes.
+        reads: what it needs of earlier steps.
+        gives_cache: whether no block runs: a model without a head would hand out the cache's own memory.
+    """
+
+    lists: dict[str, nn.ModuleList]
+    writes: tuple[Keep, ...]
+    kind: Kind | None = None
+    reads: tuple[Keep, ...] = ()
+    gives_cache: bool = False
+
+    @property
+    def order(self) -> int:
+        return 0 if self.kind is None else self.kind.order
 
 
 def _at_start(leaf: Tensor) -> Tensor:

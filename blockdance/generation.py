@@ -16,7 +16,7 @@ class Call:
     """One forward call as the report needs it."""
 
     shape: CallShape
-    actions: list[int]
+    actions: tuple[int, ...]
 
 
 @dataclass
@@ -59,7 +59,6 @@ class Generation:
         observed: what a decider will see at its next decision.
         observer: collects what a decider sees.
         predicted_damage: what the decider expects, `(images,)`; None where it expects nothing.
-        peak_cache_bytes: most bytes that the caches held.
         is_over: whether the caches are freed for good.
         is_unsplit: whether images computed because their actions differed and the model cannot run rows apart.
     """
@@ -73,32 +72,32 @@ class Generation:
     observed: dict[str, Any] | None = None
     observer: Observer = field(default_factory=Observer)
     predicted_damage: Tensor | None = None
-    peak_cache_bytes: int = 0
     is_over: bool = False
     is_unsplit: bool = False
-    _taken: dict[int, list[int]] = field(default_factory=dict)
-    _planned: tuple[ReuseSchedule | None, list[list[int]]] = (None, [])
+    _freed_bytes: int = 0
+    _taken: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    _planned: tuple[ReuseSchedule | None, list[tuple[int, ...]]] = (None, [])
 
-    def planned(self, step: int) -> list[int]:
+    def planned(self, step: int) -> tuple[int, ...]:
         """The schedule's actions at a step, one per image; all compute as long as nothing is decided."""
         if self.schedule is None:
-            return [COMPUTE] * self.num_images
+            return (COMPUTE,) * self.num_images
         if self._planned[0] is not self.schedule:
             # read once, and not a column of a tensor at every call
-            self._planned = self.schedule, self.schedule.actions.T.tolist()
-        actions = self._planned[1][step]
-        return actions if len(actions) == self.num_images else actions * self.num_images
+            repeats = self.num_images // self.schedule.batch_size
+            self._planned = self.schedule, [tuple(actions) * repeats for actions in self.schedule.actions.T.tolist()]
+        return self._planned[1][step]
 
-    def take(self, step: int, actions: list[int]) -> None:
+    def take(self, step: int, actions: tuple[int, ...]) -> None:
         """Notes what a call does. Where a step has several calls, one that reuses makes it a step that reuses."""
         before = self._taken.setdefault(step, actions)
         if before != actions:
-            self._taken[step] = [max(pair) for pair in zip(before, actions, strict=True)]
+            self._taken[step] = tuple(max(pair) for pair in zip(before, actions, strict=True))
 
     @property
     def taken(self) -> list[list[int]]:
         """For each image and step, the action taken; −1 for steps that have not run."""
-        not_run = [-1] * self.num_images
+        not_run = (-1,) * self.num_images
         columns = [self._taken.get(step, not_run) for step in range(self.num_steps)]
         return [list(actions) for actions in zip(*columns, strict=True)]
 
@@ -107,13 +106,23 @@ class Generation:
         return sum(branch.state.num_bytes for branch in self.branches.values() if branch.state is not None)
 
     @property
+    def peak_cache_bytes(self) -> int:
+        """Most bytes that the caches held: they grow until they are freed."""
+        return max(self._freed_bytes, self.cache_bytes)
+
+    @property
     def has_reused(self) -> bool:
         return any(action > 0 for actions in self._taken.values() for action in actions)
 
     def free(self) -> None:
         """Frees the caches; what is computed next is kept again."""
         for branch in self.branches.values():
-            branch.state = None
+            self.keep(branch, None)
+
+    def keep(self, branch: Branch, state: ReuseState | None) -> None:
+        """Gives a branch other caches, or none."""
+        self._freed_bytes = self.peak_cache_bytes
+        branch.state = state
 
     def end(self) -> None:
         """Frees everything but what the report needs."""

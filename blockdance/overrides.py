@@ -55,6 +55,8 @@ class ForwardOverride(Override):
         if self.handler is None or _PASSING.count:
             return self.plain(*args, **kwargs)
         callback = set_eval_frame(None)
+        if callback is None:  # nothing is compiled
+            return self.handler(self.plain, args, kwargs)
         outer, _CALL.is_compiled = _CALL.is_compiled, callable(callback)
         try:
             return self.handler(partial(self._resume, callback), args, kwargs)

@@ -28,6 +28,7 @@ from blockdance.schedule import COMPUTE, BlockDanceConfig, ReuseSchedule
 from blockdance.state import ReuseState
 from blockdance.steps import Location, StepTracker
 
+_ENOUGH: AbstractContextManager[None] = nullcontext()
 FUSED_GUIDANCE = "cond_uncond"
 """The `cache_context` in which diffusers' pipelines call the model for both guidance branches at once."""
 
@@ -79,7 +80,7 @@ class Controller:
         self._has_compiled_blocks = False
         self._groups = None if groups is None else Groups(groups)
         self._generation: Generation | None = None
-        self._pipeline_call: Callable[[], PipelineCall | None] = _no_call
+        self._pipeline_call: Callable[[], PipelineCall | None] = lambda: None
         self.context: Any = None
 
     def call(
@@ -100,6 +101,8 @@ class Controller:
         """
         self.context = context
         try:
+            if not torch.is_grad_enabled():
+                return self._call(forward, args, kwargs, driver)
             return inference_only(self._transformer, args, kwargs, partial(self._call, forward, args, kwargs, driver))
         except BaseException:
             self.reset()
@@ -140,12 +143,10 @@ class Controller:
     @property
     def is_done(self) -> bool:
         """Whether the last call was one of the loop's last step."""
-        return self._generation is not None and self.step == self._steps.num_steps - 1
+        return self._generation is not None and self._generation.last_step == self._steps.num_steps - 1
 
     def _room_for_graphs(self) -> AbstractContextManager[Any]:
         """Compiled code needs up to four graphs for each action (one row, two, any number, all), and torch stops at eight."""
-        if not is_compiled() and not self._has_compiled_blocks:
-            return nullcontext()
         needed = 4 * (1 + len(self.kinds))
         limit: AbstractContextManager[Any] = torch._dynamo.config.patch(
             recompile_limit=max(torch._dynamo.config.recompile_limit, needed)
@@ -178,14 +179,13 @@ class Controller:
         output = None if self._recording is None else self._recording.replay(place.step, place.branch)
         if output is None:
             twins = None if self._groups is None else self._groups.twins(generation, place.step)
-            with self._room_for_graphs():
+            with self._room_for_graphs() if is_compiled() or self._has_compiled_blocks else _ENOUGH:
                 output = self._executor.run(forward, args, kwargs, state, actions, self._steps.sigmas[place.step], twins)
             if self._recording is not None:
                 self._recording.record(place.step, place.branch, output)
         if self._consultation is not None:
             self._consultation.observe(generation, state, place, inputs)
         generation.calls.append(Call(shape, actions))
-        generation.peak_cache_bytes = max(generation.peak_cache_bytes, generation.cache_bytes)
         branch.last_step = place.step
         generation.last_step = max(generation.last_step, place.step)
         if place.step == self._steps.num_steps - 1:
@@ -249,16 +249,18 @@ class Controller:
             state = self._executor.new_state(generation.num_images, num_branches)
         elif state.num_branches != num_branches:
             state = state.with_branches(num_branches, self._layout.cond_last)
-        branch.state, branch.size = state, size
+        if state is not branch.state:
+            generation.keep(branch, state)
+            branch.size = size
         return state
 
-    def _actions(self, generation: Generation, state: ReuseState, step: int, splits_rows: bool) -> list[int]:
+    def _actions(self, generation: Generation, state: ReuseState, step: int, splits_rows: bool) -> tuple[int, ...]:
         """This step's action per image; computes where the cache cannot serve yet, as after a late start (img2img), and where
         actions differ in a batch that cannot be split."""
         planned = self._executor.possible(state, generation.planned(step))
         if not splits_rows and len(set(planned)) > 1:
             generation.is_unsplit = True
-            planned = [COMPUTE] * generation.num_images
+            planned = (COMPUTE,) * generation.num_images
         generation.take(step, planned)
         return planned
 
@@ -266,7 +268,7 @@ class Controller:
         """Frees the caches of branches that have no step left to run."""
         for name, branch in generation.branches.items():
             if name == place.branch or branch.last_step < place.step - 1:
-                branch.state = None
+                generation.keep(branch, None)
         self._executor.clear()
 
     def report(self) -> BlockDanceReport:
@@ -294,10 +296,6 @@ class Controller:
         return self._generation
 
 
-def _no_call() -> None:
-    return None
-
-
 def _size(latents: Any, num_images: int) -> Any:
     """Shape of the latents without batch and guidance branches."""
-    return tuple(latents.shape[1:]) if isinstance(latents, Tensor) else [image.shape for image in latents[:num_images]]
+    return latents.shape[1:] if isinstance(latents, Tensor) else [image.shape for image in latents[:num_images]]

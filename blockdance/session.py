@@ -85,6 +85,7 @@ class Session:
 
     def __init__(self, transformers: Mapping[str, nn.Module], plan: Plan, options: Options, owner: Any) -> None:
         self.transformers = dict(transformers)
+        self._names = {id(transformer): name for name, transformer in reversed(self.transformers.items())}
         self._options = options
         self._has_owner = owner is not None
         self._owner = ref(owner) if isinstance(owner, DiffusionPipeline) else lambda: owner
@@ -133,16 +134,18 @@ class Session:
 
     def name_of(self, transformer: nn.Module) -> str:
         """The component name of one of its transformers."""
-        return next(name for name, own in self.transformers.items() if own is transformer)
+        return self._names[id(transformer)]
 
     def loop_of(self, pipeline: Any) -> Loop:
         """The generations of a driver. Pipelines that share the transformer without a plan of their own follow this one, each with its
         own steps and caches; so does, for a transformer alone, each thread."""
+        if pipeline is not None and pipeline is self.owner:
+            return self._own
         if pipeline is None and self.is_general:
             if self._threads.loop is None:
                 self._threads.loop = Loop(self.transformers, self._plan, self._options, None)
             return self._threads.loop
-        if pipeline is None or pipeline is self.owner:
+        if pipeline is None:
             return self._own
         with self._guard:
             if pipeline not in self._followers:

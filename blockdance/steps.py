@@ -2,8 +2,7 @@
 
 import math
 import warnings
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,8 +13,7 @@ MAX_CALLS = 8
 """Most calls of one name at one step: with more, it is not guidance that repeats the timestep."""
 
 
-@dataclass(frozen=True)
-class Location:
+class Location(NamedTuple):
     """Where a forward call stands in the denoising loop.
 
     Args:
@@ -46,7 +44,10 @@ class StepTracker:
         self._timestep_rises = timestep_rises
         self._timesteps: Tensor | None = None
         self._values: list[float] = []
-        self._sigmas: list[float] = []
+        self.num_steps = 0
+        """Steps of the loop."""
+        self.sigmas: list[float] = []
+        """Noise level of every step: the scheduler's sigmas, else from its alphas, else the timestep."""
         self._last_step: dict[str, int] = {}
         self._last_timestep: dict[str, float] = {}
         self._repeats: dict[str, int] = {}
@@ -54,15 +55,6 @@ class StepTracker:
         self._guess: float | None = None
         self._restarts = 0
         self._rises: bool | None = None
-
-    @property
-    def num_steps(self) -> int:
-        return len(self._values)
-
-    @property
-    def sigmas(self) -> list[float]:
-        """Noise level of every step: the scheduler's sigmas, else from its alphas, else the timestep."""
-        return self._sigmas
 
     def locate(self, timestep: Tensor | float | None, context: Any, latents: Any = None) -> Location:
         """Finds the place of a call.
@@ -91,7 +83,7 @@ class StepTracker:
         is_restart = self._last_step.get(name) == step and self._is_restart(name, context, latents)
         if is_restart and self._pipeline is None:
             step = 0
-            self._sigmas[0] = self._values[0] = float("nan") if timestep is None else float(torch.as_tensor(timestep).max())
+            self.sigmas[0] = self._values[0] = float("nan") if timestep is None else float(torch.as_tensor(timestep).max())
         is_new_generation = changed or is_restart or not self._last_step or step < self._last_step.get(name, -1)
         if is_new_generation:
             self._last_step.clear()
@@ -142,7 +134,7 @@ class StepTracker:
                     "to the pipeline, or pass `num_inference_steps`."
                 )
             if len(self._values) != count:
-                self._values, self._sigmas = [float("nan")] * count, [float("nan")] * count
+                self.num_steps, self._values, self.sigmas = count, [float("nan")] * count, [float("nan")] * count
                 return True
             return False
         # `set_timesteps` makes a new tensor, so identity tells two generations apart even with equal values
@@ -150,15 +142,15 @@ class StepTracker:
             return False
         self._timesteps = timesteps
         self._values = torch.as_tensor(timesteps).float().tolist()
-        self._sigmas = noise_levels(scheduler, self._values)
+        self.num_steps, self.sigmas = len(self._values), noise_levels(scheduler, self._values)
         return True
 
     def _note_level(self, step: int, sigma: float | None, timestep: Tensor | float | None) -> None:
         """Without a scheduler: the noise level that the context tells, else the timestep."""
         if sigma is not None:
-            self._sigmas[step] = float(sigma)
-        elif timestep is not None and math.isnan(self._sigmas[step]):
-            self._sigmas[step] = float(torch.as_tensor(timestep).max())
+            self.sigmas[step] = float(sigma)
+        elif timestep is not None and math.isnan(self.sigmas[step]):
+            self.sigmas[step] = float(torch.as_tensor(timestep).max())
 
     def _find(self, name: str, timestep: Tensor | float | None, context: Any) -> int:
         if context is not None and context.step_index is not None:
@@ -214,7 +206,7 @@ class StepTracker:
         if value is not None:
             self._last_timestep[name] = value
             if step < self.num_steps:
-                self._sigmas[step] = self._values[step] = value
+                self.sigmas[step] = self._values[step] = value
         return step
 
 

@@ -4,7 +4,7 @@ A model's forward iterates its own lists, so a view put in a list's place for th
 without touching the model's code, its parameters or its `state_dict`.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
@@ -38,13 +38,19 @@ class BlockViews:
         self._layout = layout
         self._stack = BlockStack.of(transformer, layout)
         self.written = {keep: Slot() for keep in keeps}
+        """Where blocks leave what is kept."""
         self.read = {keep: Slot() for keep in keeps}
+        """Where views find what they give."""
         self._without = Slot()
-        computing: Form = (None,) * len(self._stack)
-        self.lists = {form: self._build(form) for form in (computing, *forms)}
+        self.computing: Form = (None,) * len(self._stack)
+        self.lists = {form: self._build(form) for form in (self.computing, *forms)}
         """The lists of views of every form, by the paths of the model's own."""
-        self.computing = computing
+        self._slots = (*self.written.values(), *self.read.values())
         self._originals: list[tuple[nn.Module, str, nn.Module | None]] = []
+
+    def writes(self, form: Form) -> tuple[Keep, ...]:
+        """What the blocks that run at a step of this form leave for later steps."""
+        return tuple(keep for keep in self.written if form[keep.position] is None and self._captures(keep, form))
 
     def _build(self, form: Form) -> dict[str, nn.ModuleList]:
         positions = {place: position for position, place in enumerate(self._stack.places)}
@@ -63,11 +69,13 @@ class BlockViews:
             view = stand_in.view(block, slot, self._layout)
             view.is_last_reader = stand_in.keep is not None and stand_in.keep.position == position
             return view
-        computes = not any(form)
         for keep, slot in self.written.items():
-            if keep.position == position and (computes or keep.capture.refreshes):
+            if keep.position == position and self._captures(keep, form):
                 block = keep.capture(block, slot, self._layout)
         return block
+
+    def _captures(self, keep: Keep, form: Form) -> bool:
+        return keep.capture.refreshes or not any(form)
 
     @property
     def _model(self) -> nn.Module:
@@ -80,7 +88,7 @@ class BlockViews:
         self._originals = []
         model = self._model
         for path, blocks in lists.items():
-            parent, name = holder(model, path)
+            parent, name = (model, path) if path in model._modules else holder(model, path)
             self._originals.append((parent, name, parent._modules[name]))
             parent._modules[name] = blocks
 
@@ -89,16 +97,6 @@ class BlockViews:
         for parent, name, blocks in self._originals:
             parent._modules[name] = blocks
         self._originals = []
-
-    def inject(self, values: dict[Keep, Any]) -> None:
-        """Before a reuse step: what its views give."""
-        for keep, value in values.items():
-            self.read[keep].value = value
-
-    def receive(self, receivers: dict[Keep, Callable[[Any], None]]) -> None:
-        """Before a call: who takes what its blocks leave."""
-        for keep, receiver in receivers.items():
-            self.written[keep].receive = receiver
 
     def deliver(self) -> None:
         """After a call: hands over what compiled code could not, and lets go of everything."""
@@ -109,7 +107,7 @@ class BlockViews:
 
     def clear(self) -> None:
         """Lets go of every tensor."""
-        for slot in (*self.written.values(), *self.read.values()):
+        for slot in self._slots:
             slot.clear()
 
 

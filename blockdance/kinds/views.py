@@ -13,6 +13,8 @@ from blockdance.trees import fit_tokens, map_tensors
 class Slot:
     """Where a view writes what its block gave, or reads what it is to give."""
 
+    __slots__ = ("receive", "value")
+
     def __init__(self) -> None:
         self.value: Any = None
         self.receive: Callable[[Any], None] | None = None
@@ -44,6 +46,11 @@ class View(nn.Module):
         slot: what the view writes to or reads from.
         layout: how the block's inputs and outputs look.
     """
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        # a call costs half as much without the machinery for hooks, which views have none of
+        cls.__call__ = cls.forward  # type: ignore[method-assign]
 
     refreshes: ClassVar[bool] = False
     """Of a view that writes: whether it also does at reuse steps at which its block runs."""
@@ -129,7 +136,7 @@ class Replay(View):
     """Returns the slot's value instead of running the block."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        value = self.read()
+        value = self.read() if self.is_last_reader else self.slot.value
         return value if self.is_plain else self.turn(self.own(value))
 
 

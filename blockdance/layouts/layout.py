@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from blockdance.errors import UnsupportedModelError
 
@@ -111,7 +111,10 @@ class BlockLayout:
 
     def num_rows(self, inputs: Inputs) -> int:
         """Rows of a forward call: images times fused guidance branches."""
-        return 1 if self.one_image else len(inputs[self.latents])
+        if self.one_image:
+            return 1
+        latents = inputs[self.latents]
+        return latents.shape[0] if isinstance(latents, Tensor) else len(latents)
 
 
 def holder(transformer: nn.Module, path: str) -> tuple[nn.Module, str]:

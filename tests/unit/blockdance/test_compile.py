@@ -157,6 +157,36 @@ def test_groups_of_images_take_three_graphs_an_action_at_most() -> None:
     assert counts[8:] == [counts[8]] * 3
 
 
+@pytest.mark.parametrize("name", ["PixArtTransformer2DModel", "FluxTransformer2DModel", "WanTransformer3DModel"])
+def test_groups_of_images_take_three_graphs_of_a_compiled_block_at_most(name: str) -> None:
+    """One row, the whole batch, and any other size: what a block does is the same under every action."""
+    family = _FAMILIES[name]
+    model, inputs = family.build(), family.make_inputs(4)
+    plans = [ReuseSchedule(torch.tensor(rows), (Reuse(boundary=1),)) for rows in MIXED]
+
+    def run() -> list[Tensor]:
+        outputs = []
+        for plan in plans:
+            with apply_blockdance(model, plan, num_inference_steps=len(TIMESTEPS), guidance_branches=1):
+                outputs += generate(model, family, inputs, rows=4)
+        return outputs
+
+    eager = run()
+    plain, counter = torch._dynamo.testing.CompileCounter(), torch._dynamo.testing.CompileCounter()
+    other = family.build()
+    compile_blocks(other, plain)
+    generate(other, family, inputs, rows=4)
+    torch._dynamo.reset()
+    compile_blocks(model, counter)
+    counts = []
+    for _ in range(3):
+        for one, two in zip(run(), eager, strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+        counts.append(counter.frame_count)
+    assert plain.frame_count < counts[0] <= 3 * plain.frame_count
+    assert counts[1:] == counts[:1] * 2
+
+
 def test_turning_on_again_makes_no_new_graph() -> None:
     family = _small("PixArtTransformer2DModel", num_layers=2)
     model, inputs = family.build(), family.make_inputs(ROWS)
