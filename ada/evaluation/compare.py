@@ -1,23 +1,25 @@
 """The whole evaluation: choose the methods, measure and time every one of them, write the reports."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
+from itertools import count
 from typing import Any
 
 import torch
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
+from ada.evaluation.cases import Cases
 from ada.evaluation.measure import (
-    VIDEO_COLUMNS,
-    Bar,
+    Advance,
     MethodResult,
     Plan,
     Results,
     Store,
-    all_columns,
     collect_results,
-    default_console,
+    columns,
     describe_environment,
     measure,
     public_name,
@@ -31,25 +33,23 @@ from ada.evaluation.methods import (
     ada_methods,
     blockdance,
     calibrated_methods,
+    control_methods,
     deep_cache,
     fewer_steps,
     full_method,
     ladder_methods,
-    num_blocks_of,
     peer_methods,
-    random_method,
     rival_methods,
-    shuffled_method,
     threshold_methods,
 )
-from ada.evaluation.report import Pictures, terminal_table, write_reports
+from ada.evaluation.report import terminal_table, write_reports
 from ada.evaluation.request import Request
-from ada.evaluation.subject import Cases, Subject
 from ada.policy import AdaPolicy
 from ada.rollouts import FrozenPipeline
 from ada.rollouts.fingerprints import weights_digest
 
 GRID_PROMPTS = 8
+LOG_WIDTH = 180
 
 
 class EvaluationError(ValueError):
@@ -72,7 +72,7 @@ def evaluate(frozen: FrozenPipeline, policy: AdaPolicy, request: Request, consol
 
     Raises:
         IncompatiblePolicyError: the policy was trained on another architecture.
-        EvaluationError: no prompts, a number of steps of which the policy decides none, or an unknown row to compare with.
+        EvaluationError: a number of steps of which the policy decides none, or an unknown row to compare with.
     """
     for given in (policy, *request.rivals.values()):
         given.check(frozen.transformer)
@@ -80,51 +80,57 @@ def evaluate(frozen: FrozenPipeline, policy: AdaPolicy, request: Request, consol
     if steps < 3 or policy.decision_steps(steps)[0] >= steps - 1:
         raise EvaluationError(f"With {steps} steps this policy decides none: it computes the first ones. Take more steps.")
     weights = list(request.quality_weights or default_quality_weights(policy))
-    subject = Subject.of(frozen)
-
-    def methods(store: Store, cases: Cases, bar: Bar) -> list[Method]:
-        return _with_policy(subject, policy.to(frozen.device).eval(), weights, request, store, cases)
-
-    settings = {
+    recorded = _recorded(frozen, request) | {
         "quality_weights": weights, "budgets": list(request.budgets), "mean_budgets": list(request.mean_budgets),
         "policy_weights": policy.digest(),
         "rivals": {name: weights_digest(rival) for name, rival in request.rivals.items()},
     }  # fmt: skip
-    return evaluate_methods(subject, methods, request, console, settings)
+    store, cases = _store(request, recorded), _cases(request)
+    methods = _with_policy(frozen, policy.to(frozen.device).eval(), weights, request, store, cases)
+    return _evaluate(frozen, methods, request, store, recorded, console or _default_console())
 
 
 def evaluate_methods(
-    subject: Subject,
-    methods: Callable[[Store, Cases, Bar], Sequence[Method]],
-    request: Request,
-    console: Console | None = None,
-    settings: Mapping[str, Any] | None = None,
+    frozen: FrozenPipeline, methods: Sequence[Method], request: Request, console: Console | None = None
 ) -> Results:
     """Measures the given methods on any pipeline, images or videos; `evaluate` without a policy.
 
     Args:
-        subject: the pipeline.
-        methods: makes them, the reference first; it is called once, with the store, the cases and a progress bar.
+        frozen: the pipeline, as in `evaluate`.
+        methods: the reference first.
         request: as in `evaluate`.
         console: as in `evaluate`.
-        settings: what the measurements depend on besides the request.
     """
-    if not request.prompts:
-        raise EvaluationError("There are no prompts to evaluate on.")
-    console = console or default_console()
-    cases = Cases.of(request.prompts, request.indices, request.batch_size, request.seed, request.seeds)
-    recorded = _settings(subject, request, settings or {})
-    store = Store(request.output, recorded | {"prompts": list(request.prompts), "indices": list(request.indices)})
-    with Bar.shown(console) as bar:
-        chosen = _chosen(methods(store, cases, bar), request)
-        kept = range(len(cases.prompts)) if request.keep_images else grid_places(len(request.prompts))
-        plan = Plan(subject, chosen, cases, request.metrics, request.embed, store, frozenset(kept), request.most_images)
-        measured = _measure(plan, request, bar)
+    recorded = _recorded(frozen, request)
+    return _evaluate(frozen, methods, request, _store(request, recorded), recorded, console or _default_console())
+
+
+def _evaluate(
+    frozen: FrozenPipeline,
+    methods: Sequence[Method],
+    request: Request,
+    store: Store,
+    recorded: dict[str, Any],
+    console: Console,
+) -> Results:
+    names = [method.name for method in methods]
+    if request.compare_with not in names:
+        raise EvaluationError(f"No row is named {request.compare_with!r}. There are: {', '.join(names)}.")
+    cases, shown = _cases(request), grid_places(len(request.prompts))
+    plan = Plan(
+        frozen, [method for method in methods if request.wants(method)], cases, request.metrics, request.embed, store,
+        frozenset(range(len(cases.prompts))) if request.keep_images else shown, request.most_images,
+    )  # fmt: skip
+    measured = _measure(plan, request, console)
     results = _results(plan, request, recorded, measured)
-    pictures = Pictures(
-        store, {method.name: method for method in chosen}, sorted(grid_places(len(request.prompts))), store.read("frames")
-    )
-    write_reports(results, pictures, request.output)
+    frames = store.read("frames")
+    images = {
+        method.name: {place: store.image(method, place, frames) for place in sorted(shown)}
+        for method, found in zip(plan.methods, measured, strict=True)
+        if found.reason is None
+    }
+    references = {place: store.image(plan.methods[0], place, frames) for place in range(len(request.prompts))}
+    write_reports(results, images, references, request.output)
     console.print(terminal_table(results))
     for line in results.warnings:
         console.print(f"Warning: {line}")
@@ -134,53 +140,50 @@ def evaluate_methods(
     return results
 
 
-def _chosen(methods: Sequence[Method], request: Request) -> list[Method]:
-    """The methods that run."""
-    names = [method.name for method in methods]
-    if request.compare_with not in names:
-        raise EvaluationError(f"No row is named {request.compare_with!r}. There are: {', '.join(names)}.")
-    return [method for method in methods if request.wants(method)]
-
-
-def _measure(plan: Plan, request: Request, bar: Bar) -> list[MethodResult]:
+def _measure(plan: Plan, request: Request, console: Console) -> list[MethodResult]:
     """Everything that is measured, then everything that is timed."""
-    advance = bar.task("Measuring", len(plan.methods) * len(plan.cases.batches()))
-    reasons = measure(plan, advance)
-    advance("")
-    timed = [method for method in plan.methods if method.main and method.timed and reasons[method.name] is None]
-    timing = request.timing(len(plan.cases.prompts))
-    advance = bar.task("Timing", len(timed) * len(timing.batch_sizes) * (timing.rounds + 1))
-    timings = time_methods(plan, timed, timing, advance)
-    advance("")
+    with Progress(
+        TextColumn("{task.description:<36}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+        console=console,
+    ) as progress:  # fmt: skip
+        with _task(progress, "Measuring", len(plan.methods) * len(plan.cases.batches())) as advance:
+            reasons = measure(plan, advance)
+        timed = [method for method in plan.methods if method.main and method.timed and reasons[method.name] is None]
+        timing = request.timing(len(plan.cases.prompts))
+        with _task(progress, "Timing", len(timed) * len(timing.batch_sizes) * (timing.rounds + 1)) as advance:
+            timings = time_methods(plan, timed, timing, advance)
     return collect_results(plan.store, plan.methods, reasons, timings, plan.cases)
 
 
-def _results(plan: Plan, request: Request, recorded: Mapping[str, Any], measured: list[MethodResult]) -> Results:
+@contextmanager
+def _task(progress: Progress, title: str, total: int) -> Iterator[Advance]:
+    """A line of the bar; what it gives is called with what comes next before each of the `total` parts."""
+    task, started = progress.add_task(title, total=total), count()
+    yield lambda name: progress.update(task, description=name, completed=next(started))
+    progress.update(task, description=title, completed=next(started))
+
+
+def _results(plan: Plan, request: Request, recorded: dict[str, Any], measured: list[MethodResult]) -> Results:
     """What `results.json` holds."""
-    columns = {name: metric.column for name, metric in request.metrics.items()}
-    columns |= VIDEO_COLUMNS if plan.store.read("frames") else {}
-    warnings = [too_few_images(len(plan.cases.prompts), plan.store.features(plan.methods[0], 0).shape[1])]
-    if request.is_quick_look:
-        warnings.insert(
-            0, f"A quick look: {len(request.prompts)} prompts are too few to publish, whose tables take 128 or more."
-        )  # fmt: skip
+    shown = {name: metric.column for name, metric in request.metrics.items()}
+    shown |= columns.VIDEO_COLUMNS if plan.store.read("frames") else {}
+    quick = f"A quick look: {len(request.prompts)} prompts are too few to publish, whose tables take 128 or more."
+    few = too_few_images(len(plan.cases.prompts), plan.store.features(plan.methods[0], 0).shape[1])
     return Results(
-        settings=dict(recorded),
-        environment=describe_environment(plan.subject.device),
-        columns=all_columns(columns),
+        settings=recorded,
+        environment=describe_environment(plan.frozen.device),
+        columns=columns.all_columns(shown),
         prompts=list(request.prompts),
         methods=measured,
         complexity=read_complexity(plan.store, plan.methods[0], plan.cases, measured),
-        warnings=[warning for warning in warnings if warning],
+        warnings=[*([quick] if request.is_quick_look else []), *([few] if few else [])],
     ).compared_with(request.compare_with)
 
 
-def default_quality_weights(policy: AdaPolicy, count: int = 3) -> list[float]:
-    """`count` values of λ, log-spaced over the policy's range; one where the range is a single value."""
+def default_quality_weights(policy: AdaPolicy) -> list[float]:
+    """Three values of λ, log-spaced over the policy's range; one where the range is a single value."""
     low, high = policy.config["quality_weight_range"]
-    if low == high:
-        return [low]
-    return [low * (high / low) ** (place / (count - 1)) for place in range(count)]
+    return [low] if low == high else [low, (low * high) ** 0.5, high]
 
 
 def grid_places(num_prompts: int) -> frozenset[int]:
@@ -189,17 +192,16 @@ def grid_places(num_prompts: int) -> frozenset[int]:
 
 
 def _with_policy(
-    subject: Subject, policy: AdaPolicy, weights: Sequence[float], request: Request, store: Store, cases: Cases
+    frozen: FrozenPipeline, policy: AdaPolicy, weights: Sequence[float], request: Request, store: Store, cases: Cases
 ) -> list[Method]:
     """Every method of the default matrix."""
-    steps, num_blocks = subject.num_inference_steps, num_blocks_of(subject)
+    steps, num_blocks = frozen.num_inference_steps, frozen.num_blocks
     boundary = max(kind.boundary for kind in policy.kinds)
     ours = ada_methods(policy, weights, request.budgets, request.mean_budgets, steps)
-    middle = ours[len(weights) // 2]
-    rivals = [
-        row
-        for name, rival in request.rivals.items()
-        for row in rival_methods(name, rival.to(subject.device).eval(), request.mean_budgets, steps)
+    weighted = ours[: len(weights)]
+    controls = [
+        control_methods(row, policy, _actions_of(store, row, cases), request.seed, main=row is ours[len(weights) // 2])
+        for row in weighted
     ]
     methods = [
         full_method(steps),
@@ -207,17 +209,17 @@ def _with_policy(
         *blockdance(num_blocks, steps, boundary),
         *(ladder_methods(request.ladder, steps) if request.ladder is not None else []),
         *ours,
-        *(random_method(like, _actions_of(store, like, cases), policy, request.seed, main=like is middle) for like in ours[: len(weights)]),
-        *(shuffled_method(like, policy, main=like is middle) for like in ours[: len(weights)]),
-        *rivals,
-        *deep_cache(num_blocks, steps),
-    ]  # fmt: skip
+        *(control for kind in zip(*controls, strict=True) for control in kind),
+    ]
+    for name, rival in request.rivals.items():
+        methods += rival_methods(name, rival.to(frozen.device).eval(), request.mean_budgets, steps)
+    methods += deep_cache(num_blocks, steps)
     if request.search_prompts:
         some = slice(0, request.batch_size)
-        seeds = Cases.of(request.search_prompts, request.search_indices, 1, request.seed).seeds[some]
-        methods += calibrated_methods(subject, request.search_prompts[some], seeds)
-        methods += threshold_methods(subject, request.search_prompts[some], seeds, boundary)
-        methods += peer_methods(subject, request.search_prompts[some], seeds) if request.peers else []
+        others = Cases.of(request.search_prompts[some], request.search_indices[some], 1, request.seed)
+        methods += calibrated_methods(frozen, others.prompts, others.seeds)
+        methods += threshold_methods(frozen, others.prompts, others.seeds, boundary)
+        methods += peer_methods(frozen, others.prompts, others.seeds) if request.peers else []
     return [*methods, *request.extra_methods]
 
 
@@ -239,22 +241,35 @@ def _actions_of(store: Store, method: Method, cases: Cases) -> Callable[[slice],
     return actions_of
 
 
-def _settings(subject: Subject, request: Request, others: Mapping[str, Any]) -> dict[str, Any]:
+def _cases(request: Request) -> Cases:
+    return Cases.of(request.prompts, request.indices, request.batch_size, request.seed, request.seeds)
+
+
+def _store(request: Request, recorded: Mapping[str, Any]) -> Store:
+    return Store(request.output, {**recorded, "prompts": list(request.prompts), "indices": list(request.indices)})
+
+
+def _recorded(frozen: FrozenPipeline, request: Request) -> dict[str, Any]:
     """What is recorded, and what stored measurements must agree with."""
-    sources = request.sources or {"base_model": subject.model}
+    sources = request.sources or {"base_model": frozen.model}
     return {
         **{name: public_name(source) for name, source in sources.items()},
         **request.settings,
-        **others,
-        "base_weights": weights_digest(subject.pipeline.transformer),
+        "base_weights": weights_digest(frozen.transformer),
         "num_prompts": len(request.prompts),
-        "num_inference_steps": subject.num_inference_steps,
-        "arguments": dict(subject.arguments),
-        "scheduler": type(subject.pipeline.scheduler).__name__,
-        "dtype": str(subject.pipeline.transformer.dtype).removeprefix("torch."),
+        "num_inference_steps": frozen.num_inference_steps,
+        "arguments": dict(frozen.arguments),
+        "scheduler": type(frozen.pipeline.scheduler).__name__,
+        "dtype": str(frozen.transformer.dtype).removeprefix("torch."),
         "batch_size": request.batch_size,
         "seed": request.seed,
         "seeds": request.seeds,
         "search_prompts": list(request.search_prompts),
         "ladder": None if request.ladder is None else request.ladder.to_dict(),
     }
+
+
+def _default_console() -> Console:
+    """The terminal; where there is none, as in a log file, lines are long enough for the table."""
+    console = Console()
+    return console if console.is_terminal else Console(width=LOG_WIDTH)

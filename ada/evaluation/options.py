@@ -1,47 +1,42 @@
 """The options of `python evaluate.py`, and the prompt sets that they name."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
 
 from ada.data import load_prompts
 from ada.evaluation.compare import evaluate
-from ada.evaluation.measure import MOST_IMAGES, Column, Embedding, Metric, Results, default_metrics
-from ada.evaluation.measure.results import PUBLISHED
-from ada.evaluation.methods import FULL_COMPUTE
-from ada.evaluation.request import DEFAULT_BUDGETS, DEFAULT_MEAN_BUDGETS, QUICK_SEARCH_PROMPTS, SEARCH_PROMPTS, Request
+from ada.evaluation.measure import PUBLISHED, Column, Embedding, Metric, Results, default_metrics
+from ada.evaluation.request import Request, Settings
 from ada.policy import AdaPolicy
 from ada.rewards import Reward
 from ada.rollouts import FrozenPipeline
 from ada.rollouts.pipeline import Dtype
 from ada.schedules import Ladder
 
+SEARCH_PROMPTS, QUICK_SEARCH_PROMPTS = 12, 4
 
-@dataclass(frozen=True)
-class PromptSet:
-    """A known set.
 
-    Args:
-        source: Hub id, or folder.
-        split: its split.
-        column: the column that holds the prompt.
-        about: what it is.
-    """
+class PromptSet(NamedTuple):
+    """Hub id or folder of a known set, its split, and the column that holds the prompt."""
 
     source: str
     split: str
     column: str
-    about: str
 
 
 PROMPT_SETS = {
-    "emoji": PromptSet("checkpoints/emoji-prompts", "test", "prompt", "128 held-out captions of the embedded model"),
-    "parti": PromptSet("nateraw/parti-prompts", "train", "Prompt", "PartiPrompts, 1632 prompts (Yu et al., 2022)"),
-    "drawbench": PromptSet("sayakpaul/drawbench", "train", "Prompts", "DrawBench, 200 prompts (Saharia et al., 2022)"),
-    "coco": PromptSet("sayakpaul/coco-30-val-2014", "train", "caption", "30 000 captions of COCO 2014's validation images"),
+    # 128 held-out captions of the embedded model
+    "emoji": PromptSet("checkpoints/emoji-prompts", "test", "prompt"),
+    # PartiPrompts, 1632 prompts (Yu et al., 2022)
+    "parti": PromptSet("nateraw/parti-prompts", "train", "Prompt"),
+    # DrawBench, 200 prompts (Saharia et al., 2022)
+    "drawbench": PromptSet("sayakpaul/drawbench", "train", "Prompts"),
+    # 30 000 captions of COCO 2014's validation images
+    "coco": PromptSet("sayakpaul/coco-30-val-2014", "train", "caption"),
 }
 COLUMNS = ("prompt", "Prompt", "Prompts", "prompts", "caption", "text")
 """Tried in this order for a set that has no name here."""
@@ -74,7 +69,7 @@ def find_prompts(source: str, split: str | None = None, column: str | None = Non
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationOptions:
+class EvaluationOptions(Settings):
     """Compares a trained policy with everything that one might pick instead.
 
     Prints a table over held-out prompts and writes results.json, table.md, Pareto plots, schedules, an image grid, TensorBoard
@@ -105,8 +100,6 @@ class EvaluationOptions:
     """Number of them; by default 12, in a quick look 4."""
     ladder: str | None = "configs/ladders/emoji.json"
     """File of searched static schedules, each of which is a row; none leaves them out."""
-    peers: bool = True
-    """Whether to compare other people's caches."""
     num_inference_steps: int = 20
     """Denoising steps of full compute."""
     arguments: dict[str, Any] = field(
@@ -117,34 +110,8 @@ class EvaluationOptions:
     """Further arguments of the pipeline's call, as in the training configuration."""
     dtype: Dtype = "float32"
     """Precision of the pipeline."""
-    batch_size: int = 8
-    """Images per call of the pipeline."""
-    seed: int = 0
-    """First seed of the noise, and seed of the random schedules."""
-    seeds: int = 1
-    """Noise seeds per prompt: the first and those that follow it."""
-    sweeps: bool = False
-    """Whether to run the settings around the main ones as well: about twice as many rows."""
-    rounds: int | None = None
-    """Most rounds of timing; by default 10, in a quick look 3, and then at batch 1 alone."""
-    timing_minutes: float | None = None
-    """No round of timing begins later, but for the first two at each batch size; by default 3, in a quick look 0.4."""
-    most_images: int = MOST_IMAGES
-    """Most images of one call of the pipeline that methods share; less takes less memory and more time."""
-    quality_weights: list[float] | None = None
-    """λ at which the policy runs; by default three, log-spaced over its range."""
-    budgets: list[float] = field(default_factory=lambda: list(DEFAULT_BUDGETS))
-    """Shares of the compute that the policy spends on every image."""
-    mean_budgets: list[float] = field(default_factory=lambda: list(DEFAULT_MEAN_BUDGETS))
-    """Shares that it spends on average, each image as it needs."""
     rivals: dict[str, str] = field(default_factory=dict)
     """Other policies to compare with: names, each with a folder or Hub id."""
-    compare_with: str = FULL_COMPUTE
-    """The row that paired differences are taken to."""
-    keep_images: bool = False
-    """Keep every generated image as PNG."""
-    output: Path = Path("outputs/evaluation")
-    """Folder to write to."""
     device: str = "auto"
     """Such as cpu or cuda; auto takes the accelerator where there is one."""
 
@@ -164,34 +131,21 @@ def run_options(options: EvaluationOptions) -> Results:
     others = (
         find_prompts(options.search_prompts, options.search_split, None, options.search_limit or few)
         if options.search_prompts
-        else None
+        else {"prompt": (), "index": ()}
     )
     frozen = FrozenPipeline(options.base_model, options.num_inference_steps, options.arguments, dtype=options.dtype).to(device)
     metrics = default_metrics(options.scorer, device)
     for name, reward in (options.rewards or {}).items():
         metrics[name] = Metric(reward.to(device), Column(name.replace("_", " ").capitalize()))
     request = Request(
+        **{known.name: getattr(options, known.name) for known in fields(Settings)},
         prompts=list(prompts["prompt"]),
         indices=list(prompts["index"]),
         metrics=metrics,
         embed=Embedding(options.scorer),
-        output=options.output,
-        batch_size=options.batch_size,
-        seed=options.seed,
-        seeds=options.seeds,
-        sweeps=options.sweeps,
-        rounds=options.rounds,
-        timing_minutes=options.timing_minutes,
-        most_images=options.most_images,
-        compare_with=options.compare_with,
-        keep_images=options.keep_images,
-        search_prompts=list(others["prompt"]) if others is not None else (),
-        search_indices=list(others["index"]) if others is not None else (),
+        search_prompts=list(others["prompt"]),
+        search_indices=list(others["index"]),
         ladder=Ladder.load(options.ladder) if options.ladder else None,
-        peers=options.peers,
-        quality_weights=options.quality_weights,
-        budgets=options.budgets,
-        mean_budgets=options.mean_budgets,
         rivals={name: AdaPolicy.from_pretrained(source) for name, source in options.rivals.items()},
         sources={name: getattr(options, name) for name in ("policy", "base_model", "scorer", "prompts")},
         settings={"split": options.split},

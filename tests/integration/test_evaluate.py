@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import build_clip_folder, build_pixart_pipeline
+from ladders import COSTS, KINDS, build_ladder
 from PIL import Image
 from policies import build_step_policy
 from rich.console import Console
@@ -22,15 +24,16 @@ from ada.evaluation import (
     Method,
     Request,
     Results,
-    Subject,
     default_metrics,
     evaluate,
     evaluate_methods,
     full_method,
     unchanged,
 )
-from ada.policy import AdaPolicy, StepPolicy
-from ada.rollouts import FrozenPipeline
+from ada.policy import AdaPolicy, BaseModel, LadderPolicy, StepPolicy
+from ada.policy.curve import Curve
+from ada.policy.sight import describe
+from ada.rollouts import FrozenPipeline, probe
 from ada.schedules import Ladder
 from blockdance import Reuse
 
@@ -143,9 +146,9 @@ def test_nothing_to_decide(folder: Path) -> None:
 
 
 def test_an_unknown_row_to_compare_with_lists_the_rows(folder: Path) -> None:
-    subject = Subject.of(pipeline_of(folder, 2))
+    subject = pipeline_of(folder, 2)
     with pytest.raises(EvaluationError, match=r"No row is named 'Nothing'. There are: Full compute"):
-        evaluate_methods(subject, lambda *_: [full_method(2)], request(folder, compare_with="Nothing"))
+        evaluate_methods(subject, [full_method(2)], request(folder, compare_with="Nothing"))
 
 
 def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -170,10 +173,25 @@ def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*words, *arguments], capture_output=True, text=True, cwd=folder)
 
 
+def save_gate(folder: Path) -> None:
+    """A ladder policy with a measured curve, as `benchmarks/evidence.py --gate` saves one."""
+    frozen = pipeline_of(folder, 6)
+    width = describe(probe(frozen, KINDS[0].boundary)).shape[1]
+    curve = Curve([0.5, 2.0, 8.0], [0.4, 0.2, 0.1], [0.3, 0.1, 0.0], [0.5, 0.2, 0.0])
+    LadderPolicy(
+        base_model=asdict(BaseModel.of(frozen.transformer)), ladder=build_ladder().to_dict(), reuse_costs=COSTS, sight_width=width,
+        num_components=3, quality_weight_range=(0.5, 8.0), curve=curve.to_dict(),
+    ).save_pretrained(folder / "gate")  # fmt: skip
+
+
 def test_command(folder: Path) -> None:
-    """With a further reward, named as in a training configuration."""
+    """With a further reward, named as in a training configuration, and another policy to compare with."""
     reward = {"agreement": {"class_path": "ada.rewards.ClipScore", "init_args": {"model": str(folder / "scorer")}}}
-    done = command(folder, "--rewards", json.dumps(reward), "--budgets", "[0.9]")
+    save_gate(folder)
+    rival = {"Gate": str(folder / "gate")}
+    done = command(
+        folder, "--rewards", json.dumps(reward), "--budgets", "[0.9]", "--rivals", json.dumps(rival), "--mean-budgets", "[0.8, 0.1]"
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "Ada λ=2" in done.stdout
     results = Results.load(folder / "out" / "results.json")
@@ -181,6 +199,13 @@ def test_command(folder: Path) -> None:
     assert results.settings["num_inference_steps"] == 6
     assert results.columns["agreement"].heading == "Agreement"
     assert results.methods[1].per_prompt["agreement"] == pytest.approx(results.methods[1].per_prompt["quality"])
+    gate = results.method("Gate mean 80%")
+    assert gate.group == "peers"
+    assert gate.actions is not None
+    assert {tuple(row) for row in gate.actions} <= {tuple(row) for row in build_ladder().for_steps(6).actions.tolist()}
+    assert gate.estimates["own_macs_per_image"].value > 0
+    reasons = {method.name: method.reason for method in results.methods}
+    assert "must lie between 0.600 and 0.900" in str(reasons["Gate mean 10%"])
 
 
 def test_a_missing_policy_is_a_line_that_says_what_to_do(folder: Path) -> None:

@@ -9,7 +9,8 @@ from diffusers import DDIMScheduler, LattePipeline, LatteTransformer3DModel
 from PIL import Image
 from rich.console import Console
 
-from ada.evaluation import Embedding, Request, Subject, default_metrics, evaluate_methods, peer_methods, training_free
+from ada.evaluation import Embedding, Request, default_metrics, evaluate_methods, peer_methods, training_free
+from ada.rollouts import FrozenPipeline
 
 FRAMES = 4
 STEPS = 6
@@ -35,15 +36,15 @@ def build_latte_pipeline() -> LattePipeline:
 
 
 @pytest.fixture
-def subject() -> Subject:
+def subject() -> FrozenPipeline:
     arguments = {
         "height": 16, "width": 16, "video_length": FRAMES, "guidance_scale": 2.0, "mask_feature": False,
         "enable_temporal_attentions": True, "clean_caption": False,
     }  # fmt: skip
-    return Subject(build_latte_pipeline(), STEPS, "tiny-latte", arguments)
+    return FrozenPipeline(build_latte_pipeline(), STEPS, arguments)
 
 
-def test_videos_are_measured_frame_by_frame(subject: Subject, tmp_path: Path) -> None:
+def test_videos_are_measured_frame_by_frame(subject: FrozenPipeline, tmp_path: Path) -> None:
     scorer = str(build_clip_folder(tmp_path / "scorer"))
     prompts = ["a b", "c", "d"]
     request = Request(
@@ -51,7 +52,7 @@ def test_videos_are_measured_frame_by_frame(subject: Subject, tmp_path: Path) ->
         batch_size=2,
     )  # fmt: skip
     chosen = [*training_free(subject), *peer_methods(subject, ["x"], [9])]
-    results = evaluate_methods(subject, lambda *_: chosen, request, Console(record=True, width=180))
+    results = evaluate_methods(subject, chosen, request, Console(record=True, width=180))
 
     reference, dance = results.methods[0], results.method("BlockDance-2, block 3, order 0")
     assert reference.per_prompt["worst_frame_distance"] == [0.0] * 3

@@ -1,40 +1,43 @@
 """How methods are measured: run, counted, timed, stored, and summed up with intervals that hold."""
 
-from ada.evaluation.measure.collect import EDGE_DENSITY, PROMPT_LENGTH, SENSITIVITY, collect_results, read_complexity
-from ada.evaluation.measure.matches import Match
-from ada.evaluation.measure.metrics import VIDEO_COLUMNS, Column, Embedding, Metric, default_metrics
-from ada.evaluation.measure.progress import Bar, default_console
-from ada.evaluation.measure.results import MethodResult, Results, all_columns, describe_environment, public_name
-from ada.evaluation.measure.run import MOST_IMAGES, Plan, measure
-from ada.evaluation.measure.statistics import Estimate, too_few_images
+from ada.evaluation.measure import columns
+from ada.evaluation.measure.collect import collect_results, read_complexity
+from ada.evaluation.measure.columns import Column
+from ada.evaluation.measure.matches import Parts, mixed, mixture_at
+from ada.evaluation.measure.metrics import Embedding, Metric, default_metrics
+from ada.evaluation.measure.results import PUBLISHED, Match, MethodResult, Results, describe_environment, public_name
+from ada.evaluation.measure.run import MOST_IMAGES, Advance, Plan, measure
+from ada.evaluation.measure.statistics import Estimate, mean, rank_correlation, share, too_few_images
 from ada.evaluation.measure.store import Store
 from ada.evaluation.measure.timing import TimingPlan, time_methods
 
 __all__ = [
-    "EDGE_DENSITY",
     "MOST_IMAGES",
-    "PROMPT_LENGTH",
-    "SENSITIVITY",
-    "VIDEO_COLUMNS",
-    "Bar",
+    "PUBLISHED",
+    "Advance",
     "Column",
     "Embedding",
     "Estimate",
     "Match",
     "MethodResult",
     "Metric",
+    "Parts",
     "Plan",
     "Results",
     "Store",
     "TimingPlan",
-    "all_columns",
     "collect_results",
-    "default_console",
+    "columns",
     "default_metrics",
     "describe_environment",
+    "mean",
     "measure",
+    "mixed",
+    "mixture_at",
     "public_name",
+    "rank_correlation",
     "read_complexity",
+    "share",
     "time_methods",
     "too_few_images",
 ]

@@ -3,7 +3,7 @@
 import gc
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,7 @@ def counted_macs(transformer: nn.Module, count: Count) -> Iterator[None]:
 
     Counting slows the model down: never time what runs inside.
     """
-    counter = _MacCounter(count)
+    counter = MacCounter(count)
 
     def start(*arguments: Any) -> None:
         counter.__enter__()  # type: ignore[no-untyped-call]
@@ -50,19 +50,12 @@ def counted_macs(transformer: nn.Module, count: Count) -> Iterator[None]:
 
 
 @contextmanager
-def counted_operations(count: Count, counted: bool = True) -> Iterator[None]:
-    """Adds the MACs of everything that runs inside, such as a policy's decision."""
-    with _MacCounter(count) if counted else nullcontext():
-        yield
-
-
-@contextmanager
 def counted_decisions(decider: nn.Module, count: Count) -> Iterator[None]:
     """Adds the MACs of everything that a policy does to decide."""
     decide = decider.decide
 
     def counted(state: Any) -> Any:
-        with counted_operations(count):
+        with MacCounter(count):
             return decide(state)  # type: ignore[operator]
 
     vars(decider)["decide"] = counted
@@ -76,8 +69,8 @@ _SINGLE: set[Any] = {torch.ops.prim.device.default}
 """Operations that are made of no others."""
 
 
-class _MacCounter(TorchDispatchMode):
-    """Counts with the formulas of `torch.utils.flop_counter`.
+class MacCounter(TorchDispatchMode):
+    """Adds the MACs of everything that runs inside to a count, with the formulas of `torch.utils.flop_counter`.
 
     Its `FlopCounterMode` also keeps the tree of modules, and never comes back from a module that contains itself, as those of
     cache-dit do.

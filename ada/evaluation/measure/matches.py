@@ -1,117 +1,108 @@
 """What a method is set beside: the plain pipeline that is just as fast, and mixtures of static ways that save as much."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
+from statistics import fmean
 
 import numpy as np
+import torch
 
-from ada.evaluation.measure.metrics import BOUNDED, DISTANCE
-from ada.evaluation.measure.statistics import LEAST_DISTANCE, Array, Estimate, log_distances, mean, per_prompt, share, wins
+from ada.evaluation.measure.columns import (
+    BOUNDED,
+    COSTS,
+    DISTANCE,
+    LATENT,
+    SAME_COMPUTE,
+    SAME_LATENCY,
+    SECONDS,
+    SECONDS_ALONE,
+    STATIC_MIXTURE,
+)
+from ada.evaluation.measure.results import Match, MethodResult
+from ada.evaluation.measure.statistics import LEAST_DISTANCE, Estimate, log_distances, mean, per_prompt, share, wins
+from ada.evaluation.methods import FEWER_STEPS, FULL_COMPUTE, STATIC_GROUPS
+from ada.schedules import Mixture
+
+Parts = Sequence[tuple[MethodResult, float]]
+"""Rows on the same prompts and noise, and the share of the images that each takes."""
 
 
-@dataclass(frozen=True)
-class Sample:
-    """What a method is compared by.
+def with_matches(results: Sequence[MethodResult]) -> list[MethodResult]:
+    """Sets beside every method what a user gets without it.
 
-    Args:
-        name: of its row.
-        saved: mean share of the compute that it saves.
-        values: by metric, one value per prompt.
-        distances: per case; empty where no distance was measured.
-        num_seeds: how often each prompt occurs among the cases.
+    The plain pipeline whose number of steps takes nearest as long; the mixture of two plain pipelines that save as much; and the
+    best mixture of two static ways, which are all that do not look at the image: plain, BlockDance, searched.
     """
+    measured = [method for method in results if method.reason is None]
+    plain = [method for method in measured if method.family in (FULL_COMPUTE, FEWER_STEPS)]
+    static = [method for method in measured if method.group in STATIC_GROUPS]
 
-    name: str
-    saved: float
-    values: Mapping[str, Sequence[float]]
-    distances: Sequence[float]
-    num_seeds: int
+    def matched(method: MethodResult) -> MethodResult:
+        if method.reason is not None or method.family == FULL_COMPUTE or BOUNDED not in method.per_prompt:
+            return method
+        column = SECONDS if SECONDS in method.estimates else SECONDS_ALONE
+        timed = [row for row in plain if column in row.estimates]
+        beside: dict[str, Parts | None] = {}
+        if method not in plain:
+            if column in method.estimates and timed:
+                latency = method.estimates[column].value
+                beside[SAME_LATENCY] = [(min(timed, key=lambda row: abs(row.estimates[column].value - latency)), 1.0)]
+            beside[SAME_COMPUTE] = mixture_at(method.saved, plain)
+        if method not in static:
+            beside[STATIC_MIXTURE] = mixture_at(method.saved, static)
+        return replace(method, matches={kind: compare(method, parts) for kind, parts in beside.items() if parts})
 
-
-@dataclass(frozen=True)
-class Match:
-    """One row, or a mixture of two, and paired differences to it.
-
-    Args:
-        rows: names, and the share of the images that each takes.
-        expected: by metric, what this side has on average.
-        differences: by metric, the method minus this side.
-        ratio: the method's distance over this side's: the geometric mean over the cases; None without distances, and where the
-            reference takes part, whose distance is 0.
-        better: the share of cases on which the method is nearer to the reference; ties count half.
-    """
-
-    rows: list[tuple[str, float]]
-    expected: dict[str, float]
-    differences: dict[str, Estimate]
-    ratio: Estimate | None = None
-    better: Estimate | None = None
-
-    @property
-    def name(self) -> str:
-        """For a table."""
-        return " + ".join(name if part > 0.995 else f"{part:.0%} {name}" for name, part in self.rows)
-
-    @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> "Match":
-        """Of what `dataclasses.asdict` made."""
-        known = {name: fields[name] and Estimate(**fields[name]) for name in ("ratio", "better")}
-        differences = {name: Estimate(**estimate) for name, estimate in fields["differences"].items()}
-        return cls([(name, part) for name, part in fields["rows"]], fields["expected"], differences, **known)
+    return [matched(method) for method in results]
 
 
-def compare(own: Sample, others: Sequence[tuple[Sample, float]]) -> Match:
-    """Sets a method beside one row, or beside a mixture: each image takes a row at random, with the given probabilities.
-
-    Args:
-        own: the method.
-        others: rows on the same prompts and noise, and the share of the images that each takes.
-    """
-    differences, expected = {}, {}
-    for metric, values in own.values.items():
-        mixed = sum((part * np.asarray(other.values[metric]) for other, part in others), np.zeros(len(values)))
-        expected[metric] = float(mixed.mean())
-        if metric != DISTANCE:  # for whose mean no interval holds
-            differences[metric] = mean((np.asarray(values) - mixed).tolist())
-    rows = [(other.name, part) for other, part in others]
-    if not len(own.distances):
-        return Match(rows, expected, differences)
-    logs: Array = log_distances(own.distances)
-    better = np.zeros_like(logs)
-    for other, part in others:
-        logs = logs - part * log_distances(other.distances)
-        better += part * wins(own.distances, other.distances)
-    better_share = share(per_prompt(better, own.num_seeds))
-    if any(max(other.distances) <= LEAST_DISTANCE for other, _ in others):
-        return Match(rows, expected, differences, None, better_share)
-    log_ratio = mean(per_prompt(logs, own.num_seeds))
-    ends = [None if end is None else float(np.exp(end)) for end in (log_ratio.low, log_ratio.high)]
-    ratio = Estimate(float(np.exp(log_ratio.value)), *ends)
-    return Match(rows, expected, differences, ratio, better_share)
-
-
-def mixture_at(saved: float, samples: Sequence[Sample], metric: str = BOUNDED) -> list[tuple[Sample, float]] | None:
+def mixture_at(saved: float, rows: Sequence[MethodResult], metric: str = BOUNDED) -> Parts | None:
     """The two rows whose mixture saves `saved` at the smallest mean of a metric: what a mean budget gives without looking at images.
 
     The rows are chosen by the very figures that they are then compared with, which flatters the mixture, not the method beside it.
 
     Args:
         saved: mean share of the compute to save.
-        samples: the rows to choose from.
+        rows: the rows to choose from.
         metric: lower is better.
 
     Returns:
         One row or two with their shares; None where no mixture saves exactly as much.
     """
-    points = [(sample.saved, float(np.mean(sample.values[metric])), sample) for sample in samples]
-    best: tuple[float, list[tuple[Sample, float]]] | None = None
-    for place, (low, low_value, first) in enumerate(points):
-        for high, high_value, second in points[:place] + points[place + 1 :]:
-            if not low <= saved <= high:
-                continue
-            part = 0.0 if high == low else (saved - low) / (high - low)
-            value = (1 - part) * low_value + part * high_value
-            if best is None or value < best[0]:
-                best = value, [(row, share) for row, share in ((first, 1 - part), (second, part)) if share > 0]
-    return None if best is None else best[1]
+    gains = [row.saved for row in rows]
+    if not rows or not min(gains) <= saved <= max(gains):
+        return None
+    errors = torch.tensor([row.per_prompt[metric] for row in rows], dtype=torch.float64).T
+    shares = Mixture.of(errors, torch.tensor(gains, dtype=torch.float64)).shares(saved, len(rows))
+    return [(row, part) for row, part in zip(rows, shares.tolist(), strict=True) if part > 0]
+
+
+def mixed(parts: Parts, metric: str) -> list[float]:
+    """What is expected of each prompt where every image takes a row at random, with the given probabilities."""
+    values: list[float] = sum(part * np.asarray(row.per_prompt[metric]) for row, part in parts).tolist()  # type: ignore[union-attr]
+    return values
+
+
+def compare(own: MethodResult, parts: Parts) -> Match:
+    """Sets a method beside one row or a mixture."""
+    expected, differences = {}, {}
+    for metric, values in own.per_prompt.items():
+        if metric in (*COSTS, LATENT):
+            continue
+        others = mixed(parts, metric)
+        expected[metric] = fmean(others)
+        if metric != DISTANCE:  # for whose mean no interval holds
+            differences[metric] = mean((np.asarray(values) - others).tolist())
+    match = Match([(row.name, part) for row, part in parts], expected, differences)
+    if not own.distances:
+        return match
+    num_seeds = len(own.distances) // len(own.per_prompt[BOUNDED])
+    logs, better = log_distances(own.distances), np.zeros(len(own.distances))
+    for row, part in parts:
+        logs = logs - part * log_distances(row.distances)
+        better += part * wins(own.distances, row.distances)
+    match = replace(match, better=share(per_prompt(better, num_seeds)))
+    if any(max(row.distances) <= LEAST_DISTANCE for row, _ in parts):
+        return match
+    log_ratio = mean(per_prompt(logs, num_seeds))
+    ends = [None if end is None else float(np.exp(end)) for end in (log_ratio.low, log_ratio.high)]
+    return replace(match, ratio=Estimate(float(np.exp(log_ratio.value)), *ends))

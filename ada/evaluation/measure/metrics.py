@@ -7,47 +7,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ada.evaluation.subject import Generated
+from ada.evaluation.cases import Generated
+from ada.evaluation.measure.columns import BOUNDED, DISTANCE, FLICKER, LATENT, QUALITY, VISIBLE, WORST_FRAME, Column
 from ada.rewards import PSNR, SSIM, ClipScore, PerceptualDistance, Reward, load_features
 from ada.rewards.damage import bounded_damage, visibly_changed
 
-QUALITY = "quality"
-DISTANCE = "perceptual_distance"
-BOUNDED = "bounded_damage"
-VISIBLE = "visibly_changed"
-LATENT = "latent_distance"
-WORST_FRAME = "worst_frame_distance"
-FLICKER = "flicker"
 EDGE = 0.1
-
-
-@dataclass(frozen=True)
-class Column:
-    """How a measured quantity is shown: multiplied by `scale`, with `decimals` places and its unit."""
-
-    heading: str
-    higher_is_better: bool = True
-    decimals: int = 2
-    scale: float = 1.0
-    unit: str = ""
-    in_table: bool = True
-    in_terminal: bool = True
-
-    @property
-    def heading_with_arrow(self) -> str:
-        """Heading and unit with an arrow that points to better."""
-        return f"{self.heading_with_unit} {'↑' if self.higher_is_better else '↓'}"
-
-    @property
-    def heading_with_unit(self) -> str:
-        """Heading and unit."""
-        return f"{self.heading}, {self.unit}" if self.unit else self.heading
-
-
-VIDEO_COLUMNS = {
-    WORST_FRAME: Column("Worst frame's perceptual distance", higher_is_better=False, decimals=4),
-    FLICKER: Column("Flicker beside reference", higher_is_better=False, decimals=3),
-}
 
 
 @dataclass(frozen=True)

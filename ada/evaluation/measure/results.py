@@ -6,31 +6,49 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 
-from ada.evaluation.measure.matches import Match
-from ada.evaluation.measure.metrics import BOUNDED, DISTANCE, LATENT, VISIBLE, Column
+from ada.evaluation.measure.columns import COMPUTE_SAVED, COSTS, DISTANCE, Column, difference_of
 from ada.evaluation.measure.statistics import Estimate, difference
 
-FRECHET = "frechet_distance"
-MEDIAN = "median_distance"
-TAIL = "tail_distance"
-COMPUTE_SAVED = "compute_saved"
-MACS = "macs_per_image"
-OWN_MACS = "own_macs_per_image"
-SECONDS = "seconds_per_image"
-SECONDS_ALONE = "seconds_alone"
-SPEED_UP = "speed_up"
-SPEED_UP_ALONE = "speed_up_alone"
-CACHE = "cache_bytes"
-MEMORY = "peak_bytes"
-SCHEDULES = "num_schedules"
-COSTS = (COMPUTE_SAVED, MACS, OWN_MACS, SECONDS, SECONDS_ALONE, SPEED_UP, SPEED_UP_ALONE, CACHE, MEMORY, SCHEDULES)
-SAME_LATENCY, SAME_COMPUTE, STATIC_MIXTURE = "same_latency", "same_compute", "static_mixture"
 PUBLISHED = 128
 """Fewer prompts than these are a quick look."""
+PACKAGES = ("torch", "diffusers", "transformers", "cache-dit", "tgate", "tomesd")
+
+
+@dataclass(frozen=True)
+class Match:
+    """One row, or a mixture of two, and paired differences to it.
+
+    Args:
+        rows: names, and the share of the images that each takes.
+        expected: by metric, what this side has on average.
+        differences: by metric, the method minus this side.
+        ratio: the method's distance over this side's: the geometric mean over the cases; None without distances, and where the
+            reference takes part, whose distance is 0.
+        better: the share of cases on which the method is nearer to the reference; ties count half.
+    """
+
+    rows: list[tuple[str, float]]
+    expected: dict[str, float]
+    differences: dict[str, Estimate]
+    ratio: Estimate | None = None
+    better: Estimate | None = None
+
+    @property
+    def name(self) -> str:
+        """For a table."""
+        return " + ".join(name if part > 0.995 else f"{part:.0%} {name}" for name, part in self.rows)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "Match":
+        """Of what `dataclasses.asdict` made."""
+        known = {name: fields[name] and Estimate(**fields[name]) for name in ("ratio", "better")}
+        differences = {name: Estimate(**estimate) for name, estimate in fields["differences"].items()}
+        return cls([(name, part) for name, part in fields["rows"]], fields["expected"], differences, **known)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +82,11 @@ class MethodResult:
     actions: list[list[int]] | None = None
     action_names: list[str] = field(default_factory=list)
     matches: dict[str, Match] = field(default_factory=dict)
+
+    @property
+    def saved(self) -> float:
+        """Mean share of the compute that it saves."""
+        return fmean(self.per_prompt[COMPUTE_SAVED])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,10 +140,7 @@ class Results:
         """
         baseline = self.method(name).per_prompt
         methods = [
-            method
-            if method.reason
-            else replace(method, estimates=method.estimates | differences_of(method.per_prompt, baseline))
-            for method in self.methods
+            replace(method, estimates=method.estimates | differences_of(method.per_prompt, baseline)) for method in self.methods
         ]
         return replace(self, methods=methods, settings=self.settings | {"compared_with": name})
 
@@ -140,41 +160,6 @@ class Results:
         return cls(**fields)
 
 
-def all_columns(metrics: Mapping[str, Column]) -> dict[str, Column]:
-    """The headline metrics, the others, their differences to the chosen row, and what every method is measured by besides."""
-    first, column = next(iter(metrics.items()))
-    delta = Column(f"Δ {column.heading.lower()}", column.higher_is_better, column.decimals, column.scale, column.unit)
-    headlines = {
-        BOUNDED: Column("Bounded damage", higher_is_better=False, decimals=3),
-        VISIBLE: Column("Visibly changed", higher_is_better=False, decimals=1, scale=100.0, unit="%"),
-        MEDIAN: Column("Median distance", higher_is_better=False, decimals=4),
-        TAIL: Column("Distance, 0.9 quantile", higher_is_better=False, decimals=4, in_terminal=False),
-    }
-    return {
-        **(headlines if DISTANCE in metrics else {}),
-        **{name: column for name, column in metrics.items() if name == first},
-        difference_of(first): delta,
-        **{name: column for name, column in metrics.items() if name != first},
-        LATENT: Column("Latent distance", higher_is_better=False, decimals=4, in_terminal=False),
-        FRECHET: Column("Fréchet distance", higher_is_better=False, decimals=4, in_terminal=False),
-        COMPUTE_SAVED: Column("Compute saved", decimals=1, scale=100.0, unit="%"),
-        MACS: Column("Compute", higher_is_better=False, decimals=2, scale=1e-9, unit="GMACs/image", in_terminal=False),
-        OWN_MACS: Column("Decider", higher_is_better=False, decimals=3, scale=1e-9, unit="GMACs/image", in_terminal=False),
-        SECONDS: Column("Latency", higher_is_better=False, decimals=3, unit="s/image"),
-        SPEED_UP: Column("Speed-up", decimals=2, unit="×"),
-        SECONDS_ALONE: Column("Latency, batch 1", higher_is_better=False, decimals=3, unit="s", in_terminal=False),
-        SPEED_UP_ALONE: Column("Speed-up, batch 1", decimals=2, unit="×"),
-        SCHEDULES: Column("Schedules", decimals=0, unit="distinct", in_terminal=False),
-        CACHE: Column("Cached", higher_is_better=False, decimals=2, scale=2**-20, unit="MiB/batch", in_terminal=False),
-        MEMORY: Column("Peak memory", higher_is_better=False, decimals=1, scale=2**-20, unit="MiB/batch", in_terminal=False),
-    }
-
-
-def difference_of(metric: str) -> str:
-    """Name of a metric's difference to the chosen row."""
-    return f"{metric}_difference"
-
-
 def differences_of(per_prompt: Mapping[str, list[float]], baseline: Mapping[str, list[float]]) -> dict[str, Estimate]:
     """Paired differences of all metrics but the raw distance, for whose mean no interval holds."""
     return {
@@ -184,16 +169,11 @@ def differences_of(per_prompt: Mapping[str, list[float]], baseline: Mapping[str,
     }
 
 
-PACKAGES = ("torch", "diffusers", "transformers")
-PEERS = ("cache-dit", "tgate", "tomesd")
-
-
 def describe_environment(device: torch.device) -> dict[str, str | int]:
     """Versions of the packages that matter and of all peers, the processor that ran the model, and how many threads it had."""
     return {
         "python": platform.python_version(),
-        **{package: version(package) for package in PACKAGES},
-        **{package: _version(package) for package in PEERS},
+        **{package: _version(package) for package in PACKAGES},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "processor": _processor(),
         "threads": torch.get_num_threads(),

@@ -9,17 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ada.evaluation.cases import Cases, Generated, generate
 from ada.evaluation.measure.counting import Count, counted_decisions, counted_macs, counted_memory
 from ada.evaluation.measure.metrics import Measured, Metric, edge_density, measure_images
 from ada.evaluation.measure.store import Store
 from ada.evaluation.measure.together import run_together, shared_plan
-from ada.evaluation.methods import BatchReport, Method, NotApplicableError, Planned, whole_batch
-from ada.evaluation.subject import Cases, Generated, Subject, generate
+from ada.evaluation.methods import BatchReport, Method, NotApplicableError, Planned
+from ada.rollouts import FrozenPipeline
 from blockdance import ReuseSchedule
 
 LEAST_SAVED = 0.001
 MOST_IMAGES = 256
 SKIPPED_NOTHING = "It attached without an error and skipped nothing: as many MACs as full compute."
+Advance = Callable[[str], None]
+"""Called with a method's name before each of its turns."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Plan:
     """An evaluation's ingredients.
 
     Args:
-        subject: the pipeline.
+        frozen: the pipeline.
         methods: the first is the reference.
         cases: prompts and seeds.
         metrics: by name.
@@ -37,7 +40,7 @@ class Plan:
         most_images: most images of one call of the pipeline that methods share; up to the batch size, each has calls of its own.
     """
 
-    subject: Subject
+    frozen: FrozenPipeline
     methods: Sequence[Method]
     cases: Cases
     metrics: Mapping[str, Metric]
@@ -47,69 +50,49 @@ class Plan:
     most_images: int = MOST_IMAGES
 
 
-def measure(plan: Plan, advance: Callable[[str], None] = lambda name: None) -> dict[str, str | None]:
+def measure(plan: Plan, advance: Advance = lambda name: None) -> dict[str, str | None]:
     """Runs every method on every case and stores what it measures; what is stored already is not run again.
 
     Every image is made once: MACs are counted in the same run, of the methods whose work depends on the images at every batch, of
-    the others at the first.
+    the others at the first. The reference alone is made again for a batch in which the run was killed.
 
     Args:
         plan: what to run.
-        advance: called with a method's name before each of its `len(cases.batches())` turns.
+        advance: called `len(cases.batches())` times for every method.
 
     Returns:
         By method, why it does not apply; None where it does.
     """
-    for number, batch in enumerate(plan.cases.batches()):
-        reasons = _measure_batch(plan, number, batch, advance)
-    return reasons
-
-
-def _measure_batch(plan: Plan, number: int, batch: slice, advance: Callable[[str], None]) -> dict[str, str | None]:
-    """All methods on one batch: the reference, then those that share their calls, then the others one by one."""
     store = plan.store
-    todo = [method for method in plan.methods if store.reason(method) is None and store.batch(method, number) is None]
-    for method in plan.methods:
-        if method not in todo:
-            advance(method.name)
-    if todo:
-        reference = _reference(plan, number, batch, advance)
-        _run_others(plan, [method for method in todo if method is not plan.methods[0]], number, batch, reference, advance)
-    store.drop_reference(number)
+    for number, batch in enumerate(plan.cases.batches()):
+        todo = [method for method in plan.methods if store.reason(method) is None and store.batch(method, number) is None]
+        for method in plan.methods:
+            if method not in todo:
+                advance(method.name)
+        if todo:
+            _measure_batch(plan, todo, number, batch, advance)
     return {method.name: store.reason(method) for method in plan.methods}
 
 
-def _reference(plan: Plan, number: int, batch: slice, advance: Callable[[str], None]) -> Generated:
-    """The images of full compute, measured where they were not yet."""
-    store, first = plan.store, plan.methods[0]
-    reference, measured = store.reference(number), store.batch(first, number)
-    if measured is None:
-        advance(first.name)
-    if reference is None or measured is None:
-        ran = run_batch(plan.subject, first, plan.cases, batch, Count() if _needs_count(first, number) else None)
-        reference = ran.generated
-        store.add_reference(number, reference)
-        store.write("frames", reference.images.shape[1] if reference.images.ndim == 5 else None)
-        if measured is None:
-            _keep(
-                plan, first, number, batch, _measured(plan, reference, range(batch.stop - batch.start), batch, reference), ran
-            )
-    return reference
-
-
-def _run_others(
-    plan: Plan, todo: Sequence[Method], number: int, batch: slice, reference: Generated, advance: Callable[[str], None]
-) -> None:
-    """First the methods that share their calls, then the others one by one."""
-    alone = list(todo)
-    for methods, plans in _calls(plan, todo, batch.stop - batch.start):
+def _measure_batch(plan: Plan, todo: Sequence[Method], number: int, batch: slice, advance: Advance) -> None:
+    """First the reference, then the methods that share their calls, then the others one by one."""
+    reference = plan.methods[0]
+    is_new = reference in todo
+    if is_new:
+        advance(reference.name)
+    ran = run_batch(plan.frozen, reference, plan.cases, batch, Count() if is_new and number == 0 else None)
+    turn = Turn(plan, number, batch, ran.generated)
+    if is_new:
+        turn.keep(reference, turn.measured(ran.generated, range(len(ran.generated.images))), ran.report, ran.macs, 0.0)
+    alone = [method for method in todo if method is not reference]
+    for methods, plans in _calls(plan, alone, batch.stop - batch.start):
         alone = [method for method in alone if method not in methods]
         for method in methods:
             advance(method.name)
-        _run_shared(plan, methods, plans, number, batch, reference)
+        turn.run_shared(methods, plans)
     for method in alone:
         advance(method.name)
-        _run_alone(plan, method, number, batch, reference)
+        turn.run_alone(method)
 
 
 def _calls(plan: Plan, methods: Sequence[Method], num_images: int) -> Iterator[tuple[list[Method], list[Any]]]:
@@ -117,7 +100,7 @@ def _calls(plan: Plan, methods: Sequence[Method], num_images: int) -> Iterator[t
     waiting: dict[int, list[tuple[Method, Any]]] = {}
     boundaries: dict[int, int] = {}
     for method in methods:
-        shared, steps = shared_plan(plan.subject, method), method.num_inference_steps
+        shared, steps = shared_plan(plan.frozen, method), method.num_inference_steps
         if shared is None:
             continue
         if not isinstance(shared, ReuseSchedule):
@@ -128,78 +111,95 @@ def _calls(plan: Plan, methods: Sequence[Method], num_images: int) -> Iterator[t
     most = max(1, plan.most_images // num_images)
     for together in waiting.values():
         for start in range(0, len(together), most):
-            yield tuple(map(list, zip(*together[start : start + most], strict=True)))  # type: ignore[misc]
+            some = together[start : start + most]
+            yield [method for method, _ in some], [shared for _, shared in some]
 
 
-def _run_shared(
-    plan: Plan, methods: Sequence[Method], plans: Sequence[Any], number: int, batch: slice, reference: Generated
-) -> None:
-    generated, places, shared = run_together(
-        plan.subject, methods, plans, plan.cases, batch, plan.cases.batch_size, counted=number == 0
-    )
-    measured = _measured(plan, generated, places, batch, reference)
-    for method, done in zip(methods, shared, strict=True):
-        if done.failure is not None:
-            plan.store.refuse(method, done.failure)
-            continue
-        report = BatchReport(done.actions, done.action_names, done.macs)
-        _keep(plan, method, number, batch, measured.take(done.images), Ran(generated, report, 0.0, own_macs=done.own_macs))
+@dataclass(frozen=True)
+class Turn:
+    """One batch, and its reference.
 
+    Args:
+        plan: the evaluation.
+        number: of the batch.
+        batch: places of its cases.
+        reference: its images with every step computed.
+    """
 
-def _run_alone(plan: Plan, method: Method, number: int, batch: slice, reference: Generated) -> None:
-    try:
-        ran = run_batch(plan.subject, method, plan.cases, batch, Count() if _needs_count(method, number) else None)
-    except NotApplicableError as error:
-        plan.store.refuse(method, str(error))
-        return
-    if number == 0 and _skipped_nothing(plan, method, ran.macs):
-        plan.store.refuse(method, SKIPPED_NOTHING)
-        return
-    _keep(plan, method, number, batch, _measured(plan, ran.generated, range(batch.stop - batch.start), batch, reference), ran)
+    plan: Plan
+    number: int
+    batch: slice
+    reference: Generated
+
+    def run_shared(self, methods: Sequence[Method], plans: Sequence[Any]) -> None:
+        """Runs, measures and stores methods in one call."""
+        generated, places, shared = run_together(
+            self.plan.frozen, methods, plans, self.plan.cases, self.batch, counted=self.number == 0
+        )
+        measured = self.measured(generated, places)
+        for method, done in zip(methods, shared, strict=True):
+            if done.failure is not None:
+                self.plan.store.refuse(method, done.failure)
+            else:
+                self.keep(method, measured.take(done.images), done.report, 0.0, done.own_macs)
+
+    def run_alone(self, method: Method) -> None:
+        """Runs, measures and stores a method, or why it does not apply."""
+        plan, count = self.plan, Count() if _needs_count(method, self.number) else None
+        try:
+            ran = run_batch(plan.frozen, method, plan.cases, self.batch, count)
+        except NotApplicableError as error:
+            plan.store.refuse(method, str(error))
+            return
+        if self.number == 0 and method.must_save:
+            full = float(sum(plan.store.batch(plan.methods[0], 0)["macs"]))
+            if ran.macs > (1 - LEAST_SAVED) * full:
+                plan.store.refuse(method, SKIPPED_NOTHING)
+                return
+        measured = self.measured(ran.generated, range(len(ran.generated.images)))
+        self.keep(method, measured, ran.report, ran.macs, ran.own_macs)
+
+    def measured(self, generated: Generated, places: Sequence[int]) -> Measured:
+        """Measures images that have these places in the batch."""
+        device, which = generated.images.device, list(places)
+        beside = Generated(self.reference.images[which].to(device), self.reference.latents[which].to(device))
+        prompts = [self.plan.cases.prompts[self.batch.start + place] for place in places]
+        return measure_images(self.plan.metrics, self.plan.embed, generated, prompts, beside, self.plan.cases.batch_size)
+
+    def keep(self, method: Method, measured: Measured, report: BatchReport, macs: float, own_macs: float) -> None:
+        """Stores what a method did to the batch.
+
+        Args:
+            method: the method.
+            measured: a row per image of the batch.
+            report: what the method says.
+            macs: of the batch, counted from outside, for methods that report none; 0 where they were not counted.
+            own_macs: of its decider, the whole batch together.
+        """
+        plan, batch, images = self.plan, self.batch, self.batch.stop - self.batch.start
+        counted = [macs / images] * images if macs else None
+        is_reference = method is plan.methods[0]
+        measurements = {
+            "values": measured.values,
+            "edge_density": edge_density(measured.images).tolist() if is_reference else None,
+            "macs": counted if report.macs is None else report.macs.tolist(),
+            "own_macs": own_macs / images,
+            "actions": None if report.actions is None else report.actions.tolist(),
+            "action_names": list(report.action_names),
+            "cache_bytes": report.cache_bytes,
+        }
+        if is_reference:
+            plan.store.write("frames", measured.images.shape[1] if measured.images.ndim == 5 else None)
+        # thumbnails of any prompt's reference may be asked for
+        kept = [place for place in range(batch.start, batch.stop) if is_reference or place in plan.kept]
+        plan.store.add_images(method, kept, measured.images[[place - batch.start for place in kept]])
+        plan.store.add_batch(method, self.number, measurements, measured.features)
 
 
 def _needs_count(method: Method, number: int) -> bool:
     """Whether MACs are counted, which slows a run down: BlockDance reports its own, but for what a policy takes."""
-    if method.data_dependent:
-        return True
     reports = isinstance(method.accelerate, Planned) and _network_of(method) is None
-    return number == 0 and not reports
-
-
-def _skipped_nothing(plan: Plan, method: Method, macs: float) -> bool:
-    """Whether a method that must save MACs counted as many in the first batch as the reference."""
-    if not method.must_save:
-        return False
-    full = float(sum(plan.store.batch(plan.methods[0], 0)["macs"]))
-    return macs > (1 - LEAST_SAVED) * full
-
-
-def _measured(plan: Plan, generated: Generated, places: Sequence[int], batch: slice, reference: Generated) -> Measured:
-    """Images at these places of a batch, beside its reference."""
-    device = generated.images.device
-    beside = Generated(reference.images[list(places)].to(device), reference.latents[list(places)].to(device))
-    prompts = [plan.cases.prompts[batch.start + place] for place in places]
-    return measure_images(plan.metrics, plan.embed, generated, prompts, beside, plan.cases.batch_size)
-
-
-def _keep(plan: Plan, method: Method, number: int, batch: slice, measured: Measured, ran: "Ran") -> None:
-    """Stores what a method did to a batch."""
-    images = batch.stop - batch.start
-    macs = ran.report.macs if ran.report.macs is not None else whole_batch(ran.macs, images) if ran.macs else None
-    is_reference = method is plan.methods[0]
-    measurements = {
-        "values": measured.values,
-        "edge_density": edge_density(measured.images).tolist() if is_reference else None,
-        "macs": None if macs is None else macs.tolist(),
-        "own_macs": ran.own_macs / images,
-        "actions": None if ran.report.actions is None else ran.report.actions.tolist(),
-        "action_names": list(ran.report.action_names),
-        "cache_bytes": ran.report.cache_bytes,
-    }
-    # thumbnails of any prompt's reference may be asked for
-    kept = [place for place in range(batch.start, batch.stop) if is_reference or place in plan.kept]
-    plan.store.add_images(method, kept, measured.images[[place - batch.start for place in kept]])
-    plan.store.add_batch(method, number, measurements, measured.features)
+    return method.data_dependent or (number == 0 and not reports)
 
 
 @dataclass(frozen=True)
@@ -222,23 +222,23 @@ class Ran:
 
 
 def run_batch(
-    subject: Subject, method: Method, cases: Cases, batch: slice, count: Count | None = None, weigh: bool = False
+    frozen: FrozenPipeline, method: Method, cases: Cases, batch: slice, count: Count | None = None, weigh: bool = False
 ) -> Ran:
     """One call of the pipeline: with `count` its MACs are counted, with `weigh` its memory instead; either slows it down."""
     own = Count()
     with ExitStack() as stack:
-        run = stack.enter_context(method.accelerate(subject.pipeline, batch))
-        _synchronize(subject.device)
+        run = stack.enter_context(method.accelerate(frozen.pipeline, batch))
+        _synchronize(frozen.device)
         start = time.perf_counter()
         with ExitStack() as counters:
             if count is not None and weigh:
-                counters.enter_context(counted_memory(subject.device, count))
+                counters.enter_context(counted_memory(frozen.device, count))
             elif count is not None:
-                counters.enter_context(counted_macs(subject.pipeline.transformer, count))
+                counters.enter_context(counted_macs(frozen.transformer, count))
                 decider = _network_of(method)
                 counters.enter_context(nullcontext() if decider is None else counted_decisions(decider, own))
-            generated = generate(subject, cases.prompts[batch], cases.seeds[batch], method.num_inference_steps, run.call)
-        _synchronize(subject.device)
+            generated = generate(frozen, cases.prompts[batch], cases.seeds[batch], method.num_inference_steps, run.call)
+        _synchronize(frozen.device)
         seconds = time.perf_counter() - start
         return Ran(generated, run.report(), seconds, count.macs if count is not None else 0.0, own.macs)
     raise AssertionError("a method must not swallow errors")

@@ -191,13 +191,17 @@ def frechet_distance(features: Array, others: Array) -> float:
         if len(values) < 2:
             raise ValueError(f"A Fréchet distance needs two images or more in each set; got {len(values)}.")
     means = features.mean(0, dtype=np.float64) - others.mean(0, dtype=np.float64)
-    first, second = (np.cov(values.astype(np.float64), rowvar=False) for values in (features, others))
-    first, second = np.atleast_2d(first), np.atleast_2d(second)
-    root = _square_root(first)
-    # (Σ₁Σ₂)^½ has the trace of (Σ₁^½ Σ₂ Σ₁^½)^½, which is symmetric
-    eigenvalues = np.linalg.eigvalsh(root @ second @ root).clip(min=0)
-    distance = means @ means + np.trace(first) + np.trace(second) - 2 * np.sqrt(eigenvalues).sum()
+    # with Σ = RᵀR, tr (Σ₁Σ₂)^½ is the sum of the singular values of R₁R₂ᵀ
+    first, second = (_covariance_root(values.astype(np.float64)) for values in (features, others))
+    distance = means @ means + (first**2).sum() + (second**2).sum() - 2 * np.linalg.norm(first @ second.T, "nuc")
     return max(0.0, float(distance))
+
+
+def _covariance_root(values: Array) -> Array:
+    """R with RᵀR the covariance of the columns of values."""
+    centred = values - values.mean(0)
+    root: Array = np.linalg.qr(centred, mode="r") / (len(values) - 1) ** 0.5
+    return root
 
 
 def too_few_images(num_images: int, width: int) -> str | None:
@@ -209,9 +213,3 @@ def too_few_images(num_images: int, width: int) -> str | None:
         f"distance is biased upwards. Compare methods of one run only, and take more than {width} images (thousands, to compare "
         "with published figures)."
     )
-
-
-def _square_root(matrix: Array) -> Array:
-    values, vectors = np.linalg.eigh(matrix)
-    root: Array = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
-    return root

@@ -10,11 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ada.evaluation.methods import Method
-from ada.evaluation.subject import Generated
 from ada.rollouts.fingerprints import digest
 
 
@@ -35,8 +33,6 @@ class Store:
             made.mkdir(parents=True, exist_ok=True)
         self.write("settings", dict(settings))
 
-    # --- named pieces of JSON ---
-
     def read(self, name: str) -> Any:
         """What `write` wrote under this name; None where there is nothing."""
         path = self.parts / f"{name}.json"
@@ -50,8 +46,6 @@ class Store:
         temporary.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
         os.replace(temporary, path)
 
-    # --- measurements ---
-
     def batch(self, method: Method, number: int) -> Any:
         """A method's measurements of a batch; None where it has not run yet."""
         return self.read(f"{key_of(method)}/batch-{number}")
@@ -63,6 +57,11 @@ class Store:
         np.save(folder / f"features-{number}.npy", features.cpu().numpy())
         self.write(f"{key_of(method)}/batch-{number}", dict(measurements))
 
+    def features(self, method: Method, number: int) -> "np.ndarray[Any, np.dtype[np.float32]]":
+        """Features of a batch's images."""
+        loaded: np.ndarray[Any, np.dtype[np.float32]] = np.load(self.parts / key_of(method) / f"features-{number}.npy")
+        return loaded
+
     def reason(self, method: Method) -> str | None:
         """Why a method does not apply; None where it does, or has not run yet."""
         refused: str | None = self.read(f"{key_of(method)}/refused")
@@ -71,34 +70,6 @@ class Store:
     def refuse(self, method: Method, reason: str) -> None:
         """Keeps why a method does not apply."""
         self.write(f"{key_of(method)}/refused", reason)
-
-    def features(self, method: Method, number: int) -> "np.ndarray[Any, np.dtype[np.float32]]":
-        """Features of a batch's images."""
-        loaded: np.ndarray[Any, np.dtype[np.float32]] = np.load(self.parts / key_of(method) / f"features-{number}.npy")
-        return loaded
-
-    def reference(self, number: int) -> Generated | None:
-        """The reference of a batch that is not complete yet."""
-        path = self._reference(number)
-        if not path.is_file():
-            return None
-        tensors = load_file(path)
-        return Generated(tensors["images"], tensors["latents"])
-
-    def add_reference(self, number: int, reference: Generated) -> None:
-        """Keeps the reference of a batch while its methods run."""
-        temporary = self._reference(number).with_suffix(".partial")
-        save_file({"images": reference.images.cpu().contiguous(), "latents": reference.latents.cpu().contiguous()}, temporary)
-        os.replace(temporary, self._reference(number))
-
-    def drop_reference(self, number: int) -> None:
-        """Forgets the reference of a batch that is complete."""
-        self._reference(number).unlink(missing_ok=True)
-
-    def _reference(self, number: int) -> Path:
-        return self.parts / f"reference-{number}.safetensors"
-
-    # --- pictures ---
 
     def add_images(self, method: Method, places: Sequence[int], images: Tensor) -> None:
         """Keeps images as PNG; the frames of a video lie one above the other.

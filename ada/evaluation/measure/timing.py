@@ -6,15 +6,14 @@ timed on a subset of the prompts: latency hardly depends on the prompt, and what
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ada.evaluation.measure.counting import Count
-from ada.evaluation.measure.run import Plan, run_batch
+from ada.evaluation.measure.run import Advance, Plan, run_batch
 from ada.evaluation.methods import Method
 
 LEAST_ROUNDS = 2
-Advance = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -80,10 +79,10 @@ def _warm_up(plan: Plan, method: Method, batch_sizes: Sequence[int], advance: Ad
     *smaller, largest = batch_sizes
     for size in smaller:
         advance(method.name)
-        run_batch(plan.subject, method, plan.cases, slice(0, size))
+        run_batch(plan.frozen, method, plan.cases, slice(0, size))
     advance(method.name)
     count = Count()
-    ran = run_batch(plan.subject, method, plan.cases, slice(0, largest), count, weigh=True)
+    ran = run_batch(plan.frozen, method, plan.cases, slice(0, largest), count, weigh=True)
     return Timing({}, count.peak_bytes, ran.report.cache_bytes)
 
 
@@ -98,7 +97,7 @@ def _round(plan: Plan, methods: Sequence[Method], size: int, number: int, advanc
         if method.name in stored:
             continue
         start = number * size % (len(plan.cases.prompts) - size + 1)
-        ran = run_batch(plan.subject, method, plan.cases, slice(start, start + size))
+        ran = run_batch(plan.frozen, method, plan.cases, slice(start, start + size))
         stored[method.name] = ran.seconds / size
         plan.store.write(name, stored)
     return stored

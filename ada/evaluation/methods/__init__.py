@@ -1,27 +1,36 @@
 """What is compared: the plain pipeline, BlockDance, other people's caches, and the policy."""
 
-from ada.evaluation.methods.ada import ada_methods, ladder_methods, random_method, rival_methods, shuffled_method
+from ada.evaluation.methods.ada import ada_methods, control_methods, rival_methods
 from ada.evaluation.methods.base import (
     ADA,
     ADA_BUDGET,
     FEWER_STEPS,
     FULL_COMPUTE,
+    RANDOM,
     STATIC,
+    STATIC_GROUPS,
     BatchReport,
     Group,
     Method,
     NotApplicableError,
     Planned,
     Run,
-    full_method,
+    names_of,
     one_by_one,
     planned_method,
+    rows_of,
     unchanged,
-    whole_batch,
 )
-from ada.evaluation.methods.calibrated import calibrated_methods
 from ada.evaluation.methods.peers import peer_methods
-from ada.evaluation.methods.plain import blockdance, deep_cache, fewer_steps, num_blocks_of, training_free
+from ada.evaluation.methods.static import (
+    blockdance,
+    calibrated_methods,
+    deep_cache,
+    fewer_steps,
+    full_method,
+    ladder_methods,
+    training_free,
+)
 from ada.evaluation.methods.threshold import threshold_methods
 
 __all__ = [
@@ -29,7 +38,9 @@ __all__ = [
     "ADA_BUDGET",
     "FEWER_STEPS",
     "FULL_COMPUTE",
+    "RANDOM",
     "STATIC",
+    "STATIC_GROUPS",
     "BatchReport",
     "Group",
     "Method",
@@ -39,19 +50,18 @@ __all__ = [
     "ada_methods",
     "blockdance",
     "calibrated_methods",
+    "control_methods",
     "deep_cache",
     "fewer_steps",
     "full_method",
     "ladder_methods",
-    "num_blocks_of",
+    "names_of",
     "one_by_one",
     "peer_methods",
     "planned_method",
-    "random_method",
     "rival_methods",
-    "shuffled_method",
+    "rows_of",
     "threshold_methods",
     "training_free",
     "unchanged",
-    "whole_batch",
 ]

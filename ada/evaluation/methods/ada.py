@@ -1,4 +1,4 @@
-"""The policy's rows, at several quality weights and budgets, and its controls: the ladder, random and shuffled decisions."""
+"""The policy's rows, at several quality weights and budgets, its rivals, and its controls: random and shuffled decisions."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -8,26 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ada.evaluation.methods.base import (
-    ADA,
-    ADA_BUDGET,
-    RANDOM,
-    STATIC,
-    Accelerate,
-    Method,
-    Planned,
-    Run,
-    Unavailable,
-    planned_method,
-)  # fmt: skip
+from ada.evaluation.methods.base import ADA, ADA_BUDGET, RANDOM, Accelerate, Group, Method, Planned, Run, Unavailable
 from ada.policy import AdaPolicy
-from ada.schedules import Ladder
 from blockdance import Decider, PolicyState, Reuse, ReuseSchedule, full_compute, random_schedule
-
-MAIN_LEVELS = (0.15, 0.25, 0.35, 0.45)
-
-
-SHUFFLED = "Ada, shuffled states"
 
 
 def ada_methods(
@@ -43,35 +26,46 @@ def ada_methods(
         policy: the policy.
         weights: values of λ.
         budgets: shares of the denoising compute to spend on every image.
-        mean_budgets: shares to spend on average.
+        mean_budgets: shares to spend on average; a policy without a measured curve has none.
         num_inference_steps: denoising steps.
     """
-    rows: list[tuple[str, str, dict[str, float], str]] = [
-        (f"λ={weight:.3g}", ADA, {"quality_weight": weight}, f"The policy's greedy decisions at quality weight {weight:.3g}.")
-        for weight in weights
-    ]
-    rows += [
-        (
-            f"budget {budget:.0%}",
-            ADA_BUDGET,
-            {"compute": budget},
-            f"Every image spends as near to {budget:.0%} as the policy can.",
+
+    def row(label: str, family: str, options: dict[str, float], note: str, *, timed: bool = True) -> Method:
+        return _policy_row(
+            policy,
+            f"{ADA} {label}",
+            family,
+            "ada",
+            label.removeprefix("budget "),
+            num_inference_steps,
+            options,
+            note,
+            timed=timed,
         )
-        for budget in budgets
-    ]
-    rows += [
-        (f"mean {budget:.0%}", ADA, {"mean_compute": budget}, f"Images spend {budget:.0%} on average over held-out prompts.")
-        for budget in mean_budgets
-        if policy.config.get("curve") is not None
-    ]
+
+    means = mean_budgets if policy.config.get("curve") is not None else ()
     return [
-        Method(
-            name=f"{ADA} {label}", family=family, group="ada", label=label.removeprefix("budget "),
-            num_inference_steps=num_inference_steps, accelerate=_wished(policy, options),
-            note=f"{note} Its MACs and its latency contain the policy network.", settings=options,
-            timed=family == ADA and (place == len(weights) // 2 or place >= len(weights)),
-        )
-        for place, (label, family, options, note) in enumerate(rows)
+        *(
+            row(
+                f"λ={weight:.3g}", ADA, {"quality_weight": weight}, f"The policy's greedy decisions at quality weight {weight:.3g}.",
+                timed=place == len(weights) // 2,
+            )
+            for place, weight in enumerate(weights)
+        ),
+        *(
+            row(
+                f"budget {budget:.0%}", ADA_BUDGET, {"compute": budget},
+                f"Every image spends as near to {budget:.0%} as the policy can.", timed=False,
+            )
+            for budget in budgets
+        ),
+        *(
+            row(
+                f"mean {budget:.0%}", ADA, {"mean_compute": budget},
+                f"Images spend {budget:.0%} on average over held-out prompts.",
+            )
+            for budget in means
+        ),
     ]  # fmt: skip
 
 
@@ -86,14 +80,23 @@ def rival_methods(name: str, policy: AdaPolicy, mean_budgets: Sequence[float], n
     """
     wishes = {f"mean {budget:.0%}": {"mean_compute": budget} for budget in mean_budgets} if policy.config.get("curve") else {}
     return [
-        Method(
-            name=f"{name} {label}".strip(), family=name, group="peers", label=label or name,
-            num_inference_steps=num_inference_steps, accelerate=_wished(policy, options),
-            note=f"The policy {name} at the budgets of Ada. Its MACs and its latency contain its network.", settings=options,
-            timed=place == 0,
+        _policy_row(
+            policy, f"{name} {label}".strip(), name, "peers", label or name, num_inference_steps, options,
+            f"The policy {name} at the budgets of Ada.", timed=place == 0,
         )
         for place, (label, options) in enumerate((wishes or {"": {}}).items())
     ]  # fmt: skip
+
+
+def _policy_row(
+    policy: AdaPolicy, name: str, family: str, group: Group, label: str, num_inference_steps: int, options: dict[str, float],
+    note: str, *, timed: bool,
+) -> Method:  # fmt: skip
+    return Method(
+        name=name, family=family, group=group, label=label, num_inference_steps=num_inference_steps,
+        accelerate=_wished(policy, options), note=f"{note} Its MACs and its latency contain the policy network.", settings=options,
+        timed=timed,
+    )  # fmt: skip
 
 
 def _wished(policy: AdaPolicy, options: dict[str, float], control: Callable[[AdaPolicy], Decider] | None = None) -> Accelerate:
@@ -107,11 +110,7 @@ def _wished(policy: AdaPolicy, options: dict[str, float], control: Callable[[Ada
 
 @dataclass(frozen=True)
 class Shuffled:
-    """A policy that sees of every image another one of the batch: what it gains without looking at the right image.
-
-    Args:
-        policy: the policy.
-    """
+    """A policy that sees of every image another one of the batch: what it gains without looking at the right image."""
 
     policy: AdaPolicy
 
@@ -129,32 +128,6 @@ class Shuffled:
 
     def check(self, transformer: nn.Module) -> None:
         self.policy.check(transformer)
-
-
-def shuffled_method(like: Method, policy: AdaPolicy, *, main: bool) -> Method:
-    """The control of a row of the policy."""
-    return Method(
-        name=f"Shuffled {like.name}", family=SHUFFLED, group="static", label=like.label,
-        num_inference_steps=like.num_inference_steps, accelerate=_wished(policy, dict(like.settings), Shuffled),
-        note=f"{like.name}, but every image is decided by what the policy sees of the next one of its batch.",
-        settings={"like": like.name, **like.settings}, main=main, timed=False,
-    )  # fmt: skip
-
-
-def ladder_methods(ladder: Ladder, num_inference_steps: int) -> list[Method]:
-    """Every rung of a ladder but the first as a static schedule; those nearest to 15, 25, 35 and 45 % are timed."""
-    fitted = ladder.for_steps(num_inference_steps)
-    reused = (fitted.actions > 0).double().mean(1)
-    timed = {int((reused - level).abs().argmin()) for level in MAIN_LEVELS}
-    rows = {tuple(rung): place for place, rung in enumerate(fitted.actions.tolist()) if any(rung)}
-    return [
-        planned_method(
-            f"Static rung {place}, {float(reused[place]):.0%}", STATIC, "static", f"{float(reused[place]):.0%}", num_inference_steps,
-            fitted.schedule(torch.tensor([place])), f"Rung {place} of the ladder: {''.join(map(str, rung))}, searched on training prompts.",
-            timed=place in timed,
-        )
-        for rung, place in rows.items()
-    ]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -177,14 +150,14 @@ class RandomAsOften:
         """The schedule of the cases at these places, a row each; full compute where the other method reused nothing."""
         actions = self.actions_of(images)
         count, num_steps = actions.shape
-        kind = most_used_kind(actions, self.kinds)
-        if kind is None:
+        taken = actions[actions > 0].bincount()
+        if not len(taken):
             return full_compute(count, num_steps)
         generator = torch.Generator().manual_seed(self.seed + images.start)
         mean = min(float((actions > 0).sum(1).double().mean()), len(self.open_steps))
         # the range's first step always computes there, which is the last one before those that are open
         reuse_range = ((self.open_steps.start - 1) / num_steps, self.open_steps.stop / num_steps)
-        return random_schedule(count, num_steps, mean, kind, generator, reuse_range)
+        return random_schedule(count, num_steps, mean, self.kinds[int(taken.argmax()) - 1], generator, reuse_range)
 
     @contextmanager
     def __call__(self, pipeline: Any, images: slice) -> Iterator[Run]:
@@ -192,18 +165,31 @@ class RandomAsOften:
             yield run
 
 
-def random_method(like: Method, actions_of: Callable[[slice], Tensor], policy: AdaPolicy, seed: int, *, main: bool) -> Method:
-    """Random schedules at the rate of `like`, a row of the policy that has to be measured before it."""
+def control_methods(
+    like: Method, policy: AdaPolicy, actions_of: Callable[[slice], Tensor], seed: int, *, main: bool
+) -> list[Method]:
+    """What a row of the policy is held against: random schedules at its rate, and its own decisions with shuffled states.
+
+    Args:
+        like: the row, which has to be measured first.
+        policy: the policy.
+        actions_of: what the row did, as in `RandomAsOften`.
+        seed: of the random schedules.
+        main: as in `Method`.
+    """
     steps = like.num_inference_steps
-    return Method(
-        name=f"Random, rate of {like.label}", family=RANDOM, group="static", label=like.label, num_inference_steps=steps,
-        accelerate=RandomAsOften(actions_of, policy.kinds, range(policy.decision_steps(steps)[0] + 1, steps - 1), seed),
-        note=f"Per image, uniformly drawn steps reuse, on average over each batch as many as in {like.name}.",
-        settings={"like": like.name, **like.settings}, main=main, timed=False,
-    )  # fmt: skip
-
-
-def most_used_kind(actions: Tensor, kinds: Sequence[Reuse]) -> Reuse | None:
-    """The kind of reuse that most image-steps of int64 `(images, num_steps)` take; None if none reuses."""
-    counts = actions[actions > 0].bincount()
-    return kinds[int(counts.argmax()) - 1] if len(counts) else None
+    common: dict[str, Any] = {
+        "group": "static", "label": like.label, "num_inference_steps": steps, "settings": {"like": like.name, **like.settings},
+        "main": main, "timed": False,
+    }  # fmt: skip
+    open_steps = range(policy.decision_steps(steps)[0] + 1, steps - 1)
+    return [
+        Method(
+            name=f"Random, rate of {like.label}", family=RANDOM, accelerate=RandomAsOften(actions_of, policy.kinds, open_steps, seed),
+            note=f"Per image, uniformly drawn steps reuse, on average over each batch as many as in {like.name}.", **common,
+        ),
+        Method(
+            name=f"Shuffled {like.name}", family="Ada, shuffled states", accelerate=_wished(policy, dict(like.settings), Shuffled),
+            note=f"{like.name}, but every image is decided by what the policy sees of the next one of its batch.", **common,
+        ),
+    ]  # fmt: skip

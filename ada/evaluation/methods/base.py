@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -15,14 +15,13 @@ FULL_COMPUTE = "Full compute"
 FEWER_STEPS = "Fewer steps"
 RANDOM = "Random, as often as Ada"
 STATIC = "Best static schedule"
-CALIBRATED = "BlockDance, calibrated"
-BLOCK_CACHING = "Block Caching"
-DEEP_CACHE = "DeepCache"
 ADA = "Ada"
 ADA_BUDGET = "Ada, within a budget"
 
 Group = Literal["plain", "blockdance", "static", "ada", "peers"]
 """Whose idea it is; gives the colour in every figure."""
+STATIC_GROUPS = ("plain", "blockdance", "static")
+"""Those that do not look at the image."""
 
 
 class NotApplicableError(RuntimeError):
@@ -71,7 +70,7 @@ class Method:
         name: unique, for the table.
         family: methods that form a line in the plot.
         group: whose colour it takes.
-        label: short name of the point in the plot.
+        label: its name among its family.
         num_inference_steps: denoising steps.
         accelerate: see `Accelerate`; `Planned` makes one of a BlockDance plan, calibrated and Block Caching plans among them.
         note: what exactly it does, in words.
@@ -104,11 +103,7 @@ def unchanged(pipeline: Any, images: slice) -> Iterator[Run]:
 
 @dataclass(frozen=True)
 class Unavailable:
-    """Does not apply.
-
-    Args:
-        reason: why.
-    """
+    """Does not apply, and says why."""
 
     reason: str
 
@@ -131,9 +126,7 @@ class Planned:
 
     @contextmanager
     def __call__(self, pipeline: Any, images: slice) -> Iterator[Run]:
-        plan = self.plan
-        if isinstance(plan, ReuseSchedule) and plan.batch_size > 1:
-            plan = ReuseSchedule(plan.actions[images], plan.kinds)
+        plan = rows_of(self.plan, images)
         with apply_blockdance(pipeline, plan) as handle:
 
             def report() -> BatchReport:
@@ -146,6 +139,12 @@ class Planned:
                 if isinstance(plan, BlockDanceConfig | ReuseSchedule):
                     raise
                 raise NotApplicableError(str(error)) from error
+
+
+def rows_of(plan: Any, images: slice) -> Any:
+    """A plan for some of the cases: of a schedule with a row per case their rows."""
+    has_rows = isinstance(plan, ReuseSchedule) and plan.batch_size > 1
+    return ReuseSchedule(plan.actions[images], plan.kinds) if has_rows else plan
 
 
 def names_of(kinds: Sequence[Kind]) -> tuple[str, ...]:
@@ -178,31 +177,19 @@ class OneByOne:
         yield Run(lambda: BatchReport(cache_bytes=max(kept)), call)
 
 
-def full_method(num_inference_steps: int) -> Method:
-    """The reference of all others."""
-    return Method(
-        name=FULL_COMPUTE,
-        family=FULL_COMPUTE,
-        group="plain",
-        label="full",
-        num_inference_steps=num_inference_steps,
-        accelerate=unchanged,
-        note="The plain pipeline: every block at every step. The reference of the others.",
-    )
+def one_by_one(method: Method) -> Method:
+    """The method image by image."""
+    return replace(
+        method, name=f"{method.name}, batch 1", family=f"{method.family}, batch 1", label=f"{method.label}, batch 1",
+        accelerate=OneByOne(method.accelerate), note=f"{method.note} Here every image is a batch of its own.",
+        settings={**method.settings, "batch_size": 1}, timed=False,
+    )  # fmt: skip
 
 
 def planned_method(
-    name: str,
-    family: str,
-    group: Group,
-    label: str,
-    num_inference_steps: int,
-    plan: Plan,
-    note: str,
-    *,
-    main: bool = True,
-    timed: bool = True,
-) -> Method:
+    name: str, family: str, group: Group, label: str, num_inference_steps: int, plan: Plan, note: str,
+    *, main: bool = True, timed: bool = True,
+) -> Method:  # fmt: skip
     """A method that runs a BlockDance plan: the place for schedules that were calibrated, learnt or written by hand."""
     return Method(
         name=name, family=family, group=group, label=label, num_inference_steps=num_inference_steps, accelerate=Planned(plan),
@@ -215,21 +202,6 @@ def settings_of(plan: Plan) -> dict[str, Any]:
     if isinstance(plan, BlockDanceConfig):
         return {**asdict(plan), "reuse_range": list(plan.reuse_range)}
     if isinstance(plan, ReuseSchedule):
-        rows = ["".join(map(str, row)) if len(plan.kinds) < 10 else " ".join(map(str, row)) for row in plan.actions.tolist()]
+        rows = [("" if len(plan.kinds) < 10 else " ").join(map(str, row)) for row in plan.actions.tolist()]
         return {"actions": rows[0] if len(rows) == 1 else rows, "kinds": [str(kind) for kind in plan.kinds]}
     return {}
-
-
-def one_by_one(method: Method) -> Method:
-    """The method image by image."""
-    return Method(
-        name=f"{method.name}, batch 1", family=f"{method.family}, batch 1", group=method.group, label=f"{method.label}, batch 1",
-        num_inference_steps=method.num_inference_steps, accelerate=OneByOne(method.accelerate),
-        note=f"{method.note} Here every image is a batch of its own.", settings={**method.settings, "batch_size": 1},
-        data_dependent=method.data_dependent, must_save=method.must_save, main=method.main, timed=False,
-    )  # fmt: skip
-
-
-def whole_batch(macs: float, images: int) -> Tensor:
-    """MACs of a batch, shared equally among its images: float64 `(images,)`."""
-    return torch.full((images,), macs / images, dtype=torch.float64)

@@ -5,19 +5,60 @@ the whole batch. Here each image has its own sum, of the signal that foretells d
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from ada.evaluation.cases import generate
 from ada.evaluation.methods.base import Method, Planned
-from ada.evaluation.subject import Cases, Subject, generate
+from ada.rollouts import FrozenPipeline
 from blockdance import PolicyState, Reuse, ReuseSchedule
 
-THRESHOLD = "Threshold per image"
+FAMILY = "Threshold per image"
 FIRST_DECISION = 2
 MOST_IN_A_ROW = 2
 LEVELS = (0.15, 0.25, 0.35)
+
+
+@dataclass(frozen=True)
+class ThresholdRule:
+    """Reuses the next step of an image while its movement since its last computed step adds up to a threshold at most.
+
+    Asked after every step; the first three and the last one always compute, and so does a step after `MOST_IN_A_ROW` reuses.
+
+    Args:
+        kind: the kind of reuse.
+        threshold: of the sum; below 0 every step computes.
+        seen: where the newest movement of every image `(images,)` is noted whenever it is asked; None notes nothing.
+    """
+
+    kind: Reuse
+    threshold: float
+    seen: list[Tensor] | None = None
+
+    @property
+    def kinds(self) -> tuple[Reuse, ...]:
+        return (self.kind,)
+
+    def decision_steps(self, num_steps: int) -> tuple[int, ...]:
+        return tuple(range(FIRST_DECISION, num_steps - 2))
+
+    def check(self, transformer: nn.Module) -> None:
+        """It fits any transformer that has the boundary."""
+
+    def decide(self, state: PolicyState) -> ReuseSchedule:
+        """Decides the coming step."""
+        moved = movement(state.clean)
+        if self.seen is not None:
+            self.seen.append(moved[:, -1].cpu())
+        # how many steps right before this one reused, of each image
+        run = (state.actions[:, : state.step] > 0).flip(1).long().cumprod(1).sum(1).to(moved.device)
+        newest = torch.arange(moved.shape[1] - 1, -1, -1, device=moved.device)
+        total = (moved * (newest <= run[:, None])).sum(1)
+        actions = torch.zeros_like(state.actions)
+        actions[:, state.step] = ((total <= self.threshold) & (run < MOST_IN_A_ROW)).to(actions)
+        return ReuseSchedule(actions, self.kinds)
 
 
 def movement(clean: Tensor) -> Tensor:
@@ -34,85 +75,22 @@ def movement(clean: Tensor) -> Tensor:
     return moved
 
 
-@dataclass(frozen=True)
-class AskedEveryStep:
-    """What deciders have in common that are asked after every step but the first two and those after which nothing is left to reuse.
-
-    Args:
-        kind: the kind of reuse; a decider that only looks names where.
-    """
-
-    kind: Reuse
-
-    @property
-    def kinds(self) -> tuple[Reuse, ...]:
-        return (self.kind,)
-
-    def decision_steps(self, num_steps: int) -> tuple[int, ...]:
-        return tuple(range(FIRST_DECISION, num_steps - 2))
-
-    def check(self, transformer: nn.Module) -> None:
-        """It fits any transformer that has the boundary."""
-
-
-@dataclass(frozen=True)
-class ThresholdRule(AskedEveryStep):
-    """Reuses the next step of an image while its movement since its last computed step adds up to a threshold at most.
-
-    Asked after every step; the first three and the last one always compute, and so does a step after `MOST_IN_A_ROW` reuses.
-
-    Args:
-        threshold: of the sum.
-    """
-
-    threshold: float
-
-    def decide(self, state: PolicyState) -> ReuseSchedule:
-        """Decides the coming step."""
-        moved = movement(state.clean)
-        run = _reuses_in_a_row(state.actions, state.step).to(moved.device)
-        newest = torch.arange(moved.shape[1] - 1, -1, -1, device=moved.device)
-        total = (moved * (newest <= run[:, None])).sum(1)
-        actions = torch.zeros_like(state.actions)
-        actions[:, state.step] = ((total <= self.threshold) & (run < MOST_IN_A_ROW)).to(actions)
-        return ReuseSchedule(actions, self.kinds)
-
-
-def _reuses_in_a_row(actions: Tensor, step: int) -> Tensor:
-    """How many steps right before `step` reused, of int64 `(images, num_steps)`: `(images,)`."""
-    reused = (actions[:, :step] > 0).flip(1).long()
-    return reused.cumprod(1).sum(1)
-
-
-@dataclass(frozen=True)
-class MovementRecorder(AskedEveryStep):
-    """Computes every step and notes how far the predicted clean latents moved."""
-
-    seen: list[Tensor] = field(default_factory=list)
-
-    def decide(self, state: PolicyState) -> ReuseSchedule:
-        self.seen.append(movement(state.clean)[:, -1].cpu())
-        return ReuseSchedule(torch.zeros_like(state.actions), self.kinds)
-
-
-def threshold_methods(subject: Subject, prompts: Sequence[str], seeds: Sequence[int], boundary: int) -> list[Method]:
+def threshold_methods(frozen: FrozenPipeline, prompts: Sequence[str], seeds: Sequence[int], boundary: int) -> list[Method]:
     """The rule at thresholds that save about 15, 25 and 35 % of the steps on other prompts.
 
     Args:
-        subject: the pipeline; it generates the prompts once, with every step computed.
+        frozen: the pipeline; it generates the prompts once, with every step computed.
         prompts: held out from the evaluation.
         seeds: of their noise.
         boundary: last block that is skipped.
     """
-    kind, steps = Reuse(boundary=boundary), subject.num_inference_steps
-    recorder = MovementRecorder(kind)
-    cases = Cases(list(prompts), list(seeds), len(prompts))
-    with Planned(recorder)(subject.pipeline, slice(0, len(prompts))):
-        generate(subject, cases.prompts, cases.seeds, steps)
-    moved = torch.stack(recorder.seen, 1)
+    kind, steps, seen = Reuse(boundary=boundary), frozen.num_inference_steps, list[Tensor]()
+    with Planned(ThresholdRule(kind, -1.0, seen))(frozen.pipeline, slice(0, len(prompts))):
+        generate(frozen, prompts, seeds, steps)
+    moved = torch.stack(seen, 1)
     return [
         Method(
-            name=f"{THRESHOLD}, {level:.0%}", family=THRESHOLD, group="peers", label=f"{level:.0%}", num_inference_steps=steps,
+            name=f"{FAMILY}, {level:.0%}", family=FAMILY, group="peers", label=f"{level:.0%}", num_inference_steps=steps,
             accelerate=Planned(ThresholdRule(kind, fit_threshold(moved, level, steps))),
             note=f"Each image reuses {kind} while the relative change of its predicted clean latents since its last computed step adds "
             f"up to a threshold at most, which saves about {level:.0%} on {len(prompts)} other prompts.",
@@ -139,7 +117,7 @@ def fit_threshold(moved: Tensor, level: float, num_steps: int) -> float:
 
 def _would_reuse(moved: Tensor, threshold: float) -> float:
     """Mean number of steps that the rule would reuse."""
-    total, run, reused = torch.zeros(len(moved)), torch.zeros(len(moved)), torch.zeros(len(moved))
+    total, run, reused = torch.zeros(3, len(moved))
     for change in moved.T:
         total = total + change
         reuses = (total <= threshold) & (run < MOST_IN_A_ROW)

@@ -1,58 +1,58 @@
-"""Damage over compute and over latency, in the style of all figures: a colour and a marker per group, for every eye and for print."""
+"""The figures: damage over compute and over latency, and what each image computed; a colour and a marker per group, for every eye."""
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import chain, cycle, groupby
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Annotation
+from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
-from ada.evaluation.measure import Estimate, MethodResult, Results
-from ada.evaluation.measure.results import COMPUTE_SAVED
-from ada.evaluation.methods import ADA, ADA_BUDGET, FEWER_STEPS
-from ada.evaluation.report.findings import MIXTURE, static_curve
+from ada.evaluation.measure import Column, Estimate, MethodResult, Results
+from ada.evaluation.measure.columns import BOUNDED, COMPUTE_SAVED, SECONDS, SECONDS_ALONE, VISIBLE
+from ada.evaluation.methods import ADA, ADA_BUDGET, FEWER_STEPS, RANDOM, STATIC
+from ada.evaluation.report.findings import COMPARABLE_SAVING, MIXTURE, nearest_to, static_curve
 
-GROUP_COLOURS = {"plain": "#6B6B6B", "blockdance": "#56A0E0", "static": "#004D40", "ada": "#D55E00", "peers": "#CC79A7"}
-"""After Okabe and Ito, and of different lightness: they differ to colour-blind readers, and mostly on grey paper."""
-GROUP_MARKERS = {"plain": "s", "blockdance": "^", "static": "D", "ada": "o", "peers": "X"}
-GROUP_TITLES = {
-    "plain": "Plain pipeline",
-    "blockdance": "BlockDance, Block Caching",
-    "static": "Searched and random schedules",
-    "ada": "Ada",
-    "peers": "Other caches",
+GROUPS = {
+    "plain": ("Plain pipeline", "#6B6B6B", "s"),
+    "blockdance": ("BlockDance, Block Caching", "#56A0E0", "^"),
+    "static": ("Searched and random schedules", "#004D40", "D"),
+    "ada": ("Ada", "#D55E00", "o"),
+    "peers": ("Other caches", "#CC79A7", "X"),
 }
-ACTION_COLOURS = ("#253545", "#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#D55E00", "#0072B2", "#999999")
-"""Compute, then the kinds of reuse."""
+"""Title, colour and marker. The colours are after Okabe and Ito, and of different lightness: they differ to colour-blind readers, and
+mostly on grey paper."""
+ACTION_COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#D55E00", "#0072B2", "#999999")
+"""Of the kinds of reuse; beyond these they repeat."""
+COMPUTE_COLOUR = "#253545"
+BANDED = (ADA, ADA_BUDGET, FEWER_STEPS)
+NAMED_FIRST = ("ada", "plain", "static", "peers", "blockdance")
+SCHEDULES_OF, MOST_SCHEDULES = (ADA, ADA_BUDGET, STATIC, RANDOM), 8
 
 
-def new_figure(width: float, height: float) -> Figure:
+def draw_figures(results: Results) -> dict[str, Figure]:
+    """Damage over the compute saved and over the latency, and the schedules where methods have any, by file name."""
+    latency = SECONDS if any(SECONDS in method.estimates for method in results.measured) else SECONDS_ALONE
+    figures = {
+        name: draw_curves(results, across, (BOUNDED, VISIBLE))
+        for name, across in (("damage-compute", COMPUTE_SAVED), ("damage-latency", latency))
+    }
+    methods = with_schedules(results)
+    return figures | ({"schedules": draw_schedules(results, methods)} if methods else {})
+
+
+def _new_figure(width: float, height: float) -> Figure:
     """A figure that lays itself out and needs no screen."""
     figure = Figure(figsize=(width, height), layout="constrained", dpi=150)
     FigureCanvasAgg(figure)
     return figure
-
-
-def bare(panel: Axes) -> Axes:
-    """A panel with a faint grid, and without the lines above and right."""
-    panel.grid(color="#e5e5e5", linewidth=0.8)
-    panel.set_axisbelow(True)
-    panel.spines[["top", "right"]].set_visible(False)
-    return panel
-
-
-def action_colour(action: int) -> str:
-    """Colour of an action; beyond the palette they repeat, but for that of compute."""
-    return ACTION_COLOURS[0] if action == 0 else ACTION_COLOURS[1 + (action - 1) % (len(ACTION_COLOURS) - 1)]
-
-
-BANDED = (ADA, ADA_BUDGET, FEWER_STEPS)
-LABEL_SAVING = 0.3
-"""A family is named at its point that saves nearest to this."""
 
 
 def draw_curves(results: Results, across: str, upwards: Sequence[str]) -> Figure:
@@ -63,156 +63,136 @@ def draw_curves(results: Results, across: str, upwards: Sequence[str]) -> Figure
         across: the column on the horizontal axis; methods without it are left out.
         upwards: the columns on the vertical axes.
     """
-    figure = new_figure(7.4 * len(upwards), 6.4)
-    panels = figure.subplots(1, len(upwards), squeeze=False)[0]
-    for panel, name in zip(panels, upwards, strict=True):
-        _draw(panel, results, across, name)
-    shown = [group for group in GROUP_TITLES if any(method.group == group for method in results.measured)]
+    figure = _new_figure(7.4 * len(upwards), 6.4)
+    axes = figure.subplots(1, len(upwards), squeeze=False)[0]
+    panels = [Panel(panel, results, across, name) for panel, name in zip(axes, upwards, strict=True)]
+    for panel in panels:
+        panel.draw()
     handles = [
-        Line2D([], [], color=GROUP_COLOURS[group], marker=GROUP_MARKERS[group], label=GROUP_TITLES[group]) for group in shown
+        Line2D([], [], color=colour, marker=marker, label=title)
+        for group, (title, colour, marker) in GROUPS.items()
+        if any(method.group == group for method in results.measured)
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
     # labels are placed around the points as they lie after layout
     figure.draw_without_rendering()
-    for panel, name in zip(panels, upwards, strict=True):
-        _label(panel, results, across, name)
+    for panel in panels:
+        panel.name_families()
     return figure
 
 
-def _with_both(results: Results, across: str, upwards: str) -> list[MethodResult]:
-    return [method for method in results.measured if across in method.estimates and upwards in method.estimates]
+class Panel:
+    """One quantity over another.
 
-
-def _families(results: Results, across: str, upwards: str) -> Iterator[tuple[str, list[MethodResult]]]:
-    """Families with their methods, cheapest first; Ada last, so that it lies on top."""
-    methods = sorted(_with_both(results, across, upwards), key=lambda method: (method.group == "ada", method.family))
-    for family, group in groupby(methods, key=lambda method: method.family):
-        yield family, sorted(group, key=lambda method: method.estimates[across].value)
-
-
-def _draw(panel: Axes, results: Results, across: str, upwards: str) -> None:
-    columns = results.columns
-    scales = columns[across].scale, columns[upwards].scale
-    for family, methods in _families(results, across, upwards):
-        group = methods[0].group
-        estimates = [method.estimates[upwards] for method in methods]
-        x = [method.estimates[across].value * scales[0] for method in methods]
-        y = [estimate.value * scales[1] for estimate in estimates]
-        ours = group == "ada"
-        panel.plot(
-            x, y, color=GROUP_COLOURS[group], marker=GROUP_MARKERS[group], label=family, markersize=7 if ours else 4.5,
-            linewidth=2.4 if ours else 1.8 if family in BANDED else 0.6, alpha=1 if family in BANDED or ours else 0.65,
-            zorder=5 if ours else 4 if family in BANDED else 3,
-        )  # fmt: skip
-        if family in BANDED:
-            _band(panel, x, estimates, scales[1], GROUP_COLOURS[group])
-    if across == COMPUTE_SAVED:
-        _draw_mixture(panel, results, upwards)
-    bare(panel).margins(0.06)
-    panel.set_xlabel(_axis_label(results, across))
-    panel.set_ylabel(_axis_label(results, upwards))
-    _limit(panel, results, across, upwards)
-
-
-def _draw_mixture(panel: Axes, results: Results, upwards: str) -> None:
-    """What Ada has to beat: the best mixture of static ways."""
-    points = [(point.saved, point.estimates[upwards]) for point in static_curve(results) if upwards in point.estimates]
-    if not points:
-        return
-    scale, percent = results.columns[upwards].scale, results.columns[COMPUTE_SAVED].scale
-    x = [saved * percent for saved, _ in points]
-    estimates, colour = [estimate for _, estimate in points], GROUP_COLOURS["static"]
-    y = [estimate.value * scale for estimate in estimates]
-    panel.plot(x, y, color=colour, linewidth=2.4, linestyle=(0, (4, 1.5)), label=MIXTURE, zorder=4)
-    _band(panel, x, estimates, scale, colour)
-
-
-def _band(panel: Axes, x: Sequence[float], estimates: Sequence[Estimate], scale: float, colour: str) -> None:
-    low = [(estimate.value if estimate.low is None else estimate.low) * scale for estimate in estimates]
-    high = [(estimate.value if estimate.high is None else estimate.high) * scale for estimate in estimates]
-    panel.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0, zorder=2)
-
-
-def _limit(panel: Axes, results: Results, across: str, upwards: str) -> None:
-    """Shows what is worth a look: up to half again the damage of the worst plain pipeline; what does more leaves the panel."""
-    plain = [method for method in _with_both(results, across, upwards) if method.family == FEWER_STEPS]
-    column = results.columns[upwards]
-    if plain and not column.higher_is_better:
-        most = max(method.estimates[upwards].value for method in plain) * column.scale * 1.5
-        least = min(method.estimates[upwards].value for method in _with_both(results, across, upwards)) * column.scale
-        if most > least:
-            panel.set_ylim(min(least, 0) - 0.02 * most, most)
-            inside = [
-                method
-                for method in _with_both(results, across, upwards)
-                if method.estimates[upwards].value * column.scale <= most
-            ]
-            shown = [method.estimates[across].value * results.columns[across].scale for method in inside]
-            margin = 0.05 * (max(shown) - min(shown))
-            panel.set_xlim(min(shown) - margin, max(shown) + margin)
-
-
-def _axis_label(results: Results, name: str) -> str:
-    column = results.columns[name]
-    return f"{column.heading_with_unit} ({'higher' if column.higher_is_better else 'lower'} is better)"
-
-
-def _label(panel: Axes, results: Results, across: str, upwards: str) -> None:
-    """Names each family near one of its points, ours first, so that they get the best places."""
-    named = []
-    for family, methods in _families(results, across, upwards):
-        method = min(methods, key=lambda method: abs(method.estimates[COMPUTE_SAVED].value - LABEL_SAVING))
-        named.append((_priority(method), family, method))
-    scales = results.columns[across].scale, results.columns[upwards].scale
-    points = {
-        method.name: (method.estimates[across].value * scales[0], method.estimates[upwards].value * scales[1])
-        for method in _with_both(results, across, upwards)
-    }
-    radius = 3 * _pixels(panel)
-    taken = [
-        Bbox.from_extents(x - radius, y - radius, x + radius, y + radius)
-        for x, y in panel.transData.transform(list(points.values()))
-    ]
-    for _, family, method in sorted(named, key=lambda each: each[:2]):
-        text = panel.annotate(
-            family,
-            points[method.name],
-            xytext=(0, 0),
-            textcoords="offset points",
-            fontsize=8,
-            color=GROUP_COLOURS[method.group],
-            ha="center",
-            va="center",
-            fontweight="bold" if method.group == "ada" else "normal",
-            zorder=6,
-            path_effects=[withStroke(linewidth=2.5, foreground="white")],
-        )
-        _place(panel, text, taken)
-
-
-def _priority(method: MethodResult) -> int:
-    return ("ada", "plain", "static", "peers", "blockdance").index(method.group)
-
-
-def _place(panel: Axes, text: Annotation, taken: list[Bbox]) -> None:
-    """Moves a label to the nearest place around its point where it hides neither point nor label, and adds it to `taken`.
-
-    A label that finds no free place is left out: the table has it.
+    Args:
+        axes: matplotlib's.
+        results: what was measured.
+        across, upwards: columns; methods without either are left out.
     """
-    pixels, centred = _pixels(panel), text.get_window_extent()
-    for offset in _offsets(centred.width / pixels, centred.height / pixels):
-        box = centred.translated(offset[0] * pixels, offset[1] * pixels)
-        inside = panel.bbox.x0 <= box.x0 and box.x1 <= panel.bbox.x1 and panel.bbox.y0 <= box.y0 and box.y1 <= panel.bbox.y1
-        if inside and not any(box.overlaps(other) for other in taken):
-            text.set_position(offset)
-            taken.append(box)
+
+    def __init__(self, axes: Axes, results: Results, across: str, upwards: str) -> None:
+        self._axes, self._results, self._across, self._upwards = axes, results, across, upwards
+        self._columns = results.columns[across], results.columns[upwards]
+        self._methods = [method for method in results.measured if {across, upwards} <= method.estimates.keys()]
+
+    def _point(self, method: MethodResult) -> tuple[float, float]:
+        across, upwards = self._columns
+        return method.estimates[self._across].value * across.scale, method.estimates[self._upwards].value * upwards.scale
+
+    def _families(self) -> Iterator[tuple[str, list[MethodResult]]]:
+        """Families with their methods, cheapest first; Ada last, so that it lies on top."""
+        methods = sorted(self._methods, key=lambda method: (method.group == "ada", method.family))
+        for family, group in groupby(methods, key=lambda method: method.family):
+            yield family, sorted(group, key=self._point)
+
+    def draw(self) -> None:
+        """Draws the families as lines, and what Ada has to beat."""
+        for family, methods in self._families():
+            _, colour, marker = GROUPS[methods[0].group]
+            ours, banded = methods[0].group == "ada", family in BANDED
+            points = [self._point(method) for method in methods]
+            self._axes.plot(
+                *zip(*points, strict=True), color=colour, marker=marker, label=family, markersize=7 if ours else 4.5,
+                linewidth=2.4 if ours else 1.8 if banded else 0.6, alpha=1 if banded or ours else 0.65,
+                zorder=5 if ours else 4 if banded else 3,
+            )  # fmt: skip
+            if banded:
+                self._band([x for x, _ in points], [method.estimates[self._upwards] for method in methods], colour)
+        if self._across == COMPUTE_SAVED:
+            self._draw_mixture()
+        self._axes.grid(color="#e5e5e5", linewidth=0.8)
+        self._axes.set_axisbelow(True)
+        self._axes.spines[["top", "right"]].set_visible(False)
+        self._axes.margins(0.06)
+        self._axes.set(xlabel=_axis_label(self._columns[0]), ylabel=_axis_label(self._columns[1]))
+        self._limit()
+
+    def _draw_mixture(self) -> None:
+        across, upwards = self._columns
+        points = [point for point in static_curve(self._results) if self._upwards in point.estimates]
+        if points:
+            estimates, colour = [point.estimates[self._upwards] for point in points], GROUPS["static"][1]
+            x, y = [point.saved * across.scale for point in points], [each.value * upwards.scale for each in estimates]
+            self._axes.plot(x, y, color=colour, linewidth=2.4, linestyle=(0, (4, 1.5)), label=MIXTURE, zorder=4)
+            self._band(x, estimates, colour)
+
+    def _band(self, x: Sequence[float], estimates: Sequence[Estimate], colour: str) -> None:
+        scale = self._columns[1].scale
+        low = [(each.value if each.low is None else each.low) * scale for each in estimates]
+        high = [(each.value if each.high is None else each.high) * scale for each in estimates]
+        self._axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0, zorder=2)
+
+    def _limit(self) -> None:
+        """Shows what is worth a look: up to half again the damage of the worst plain pipeline; what does more leaves the panel."""
+        plain = [self._point(method)[1] for method in self._methods if method.family == FEWER_STEPS]
+        points = [self._point(method) for method in self._methods]
+        if not plain or self._columns[1].higher_is_better:
             return
-    text.remove()
+        most, least = 1.5 * max(plain), min(y for _, y in points)
+        if most > least:
+            shown = [x for x, y in points if y <= most]
+            margin = 0.05 * (max(shown) - min(shown))
+            self._axes.set(
+                ylim=(min(least, 0) - 0.02 * most, most), xlim=(min(shown) - margin, max(shown) + margin)
+            )  # fmt: skip
+
+    def name_families(self) -> None:
+        """Names each family at its point that is comparable, ours first, so that they get the best places."""
+        places = self._axes.transData.transform([self._point(method) for method in self._methods])
+        radius = 3 * self._pixels
+        taken = [Bbox.from_extents(x - radius, y - radius, x + radius, y + radius) for x, y in places]
+        for family, methods in sorted(self._families(), key=lambda each: (NAMED_FIRST.index(each[1][0].group), each[0])):
+            method = nearest_to(COMPARABLE_SAVING, methods)
+            text = self._axes.annotate(
+                family, self._point(method), xytext=(0, 0), textcoords="offset points", fontsize=8,
+                color=GROUPS[method.group][1], ha="center", va="center", fontweight="bold" if method.group == "ada" else "normal",
+                zorder=6, path_effects=[withStroke(linewidth=2.5, foreground="white")],
+            )  # fmt: skip
+            self._place(text, taken)
+
+    def _place(self, text: Annotation, taken: list[Bbox]) -> None:
+        """Moves a label to the nearest place around its point where it hides neither point nor label, and adds it to `taken`.
+
+        A label that finds no free place is left out: the table has it.
+        """
+        centred, bounds = text.get_window_extent(), self._axes.bbox
+        for x, y in _offsets(centred.width / self._pixels, centred.height / self._pixels):
+            box = centred.translated(x * self._pixels, y * self._pixels)
+            inside = bounds.x0 <= box.x0 and box.x1 <= bounds.x1 and bounds.y0 <= box.y0 and box.y1 <= bounds.y1
+            if inside and not any(box.overlaps(other) for other in taken):
+                text.set_position((x, y))
+                taken.append(box)
+                return
+        text.remove()
+
+    @property
+    def _pixels(self) -> float:
+        """Pixels per point."""
+        return self._axes.figure.dpi / 72
 
 
-def _pixels(panel: Axes) -> float:
-    """Pixels per point."""
-    return panel.figure.dpi / 72
+def _axis_label(column: Column) -> str:
+    return f"{column.heading_with_unit} ({'higher' if column.higher_is_better else 'lower'} is better)"
 
 
 def _offsets(width: float, height: float) -> list[tuple[float, float]]:
@@ -224,3 +204,49 @@ def _offsets(width: float, height: float) -> list[tuple[float, float]]:
         for gap in (6, 10, 15)
         for x, y in near
     ]
+
+
+def with_schedules(results: Results) -> list[MethodResult]:
+    """The methods whose schedules are worth a look: those that may differ by image, and the best static ones."""
+    found = [method for family in SCHEDULES_OF for method in results.measured if method.family == family and method.actions]
+    return found[:MOST_SCHEDULES]
+
+
+def colours_of(methods: Sequence[MethodResult]) -> dict[str, str]:
+    """A colour for everything that the methods do at a step, compute first: the same in every panel."""
+    names = dict.fromkeys(name for method in methods for name in method.action_names)
+    return dict(zip(names, chain([COMPUTE_COLOUR], cycle(ACTION_COLOURS)), strict=False))
+
+
+def draw_schedules(results: Results, methods: Sequence[MethodResult]) -> Figure:
+    """Draws the schedules of the first noise seed, an image per row, a step per column; images that computed most are on top.
+
+    Args:
+        results: what was measured.
+        methods: those to draw, each with its actions.
+    """
+    columns = min(4, len(methods))
+    rows = -(-len(methods) // columns)
+    figure = _new_figure(3.2 * columns, 1.4 + 2.6 * rows)
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    colours = colours_of(methods)
+    for panel, method in zip(panels, methods, strict=False):
+        actions = np.array((method.actions or [])[: len(results.prompts)])
+        order = np.lexsort((*actions.T[::-1], method.per_prompt[COMPUTE_SAVED]))
+        names = method.action_names
+        panel.imshow(
+            actions[order], aspect="auto", interpolation="nearest", cmap=ListedColormap([colours[name] for name in names]),
+            vmin=-0.5, vmax=len(names) - 0.5,
+        )  # fmt: skip
+        panel.set_title(f"{method.name}\n{method.estimates[COMPUTE_SAVED].value:.1%} of the compute saved", fontsize=9)
+        panel.set_xlabel("denoising step", fontsize=8)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.tick_params(labelsize=7)
+        panel.set_yticks([])
+    for panel in panels[len(methods) :]:
+        panel.set_visible(False)
+    for panel in panels[::columns]:
+        panel.set_ylabel("images", fontsize=8)
+    handles = [Patch(color=colour, label=name) for name, colour in colours.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False, fontsize=8)
+    return figure

@@ -3,7 +3,7 @@
 import base64
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
@@ -12,15 +12,28 @@ from typing import Any
 from torch import Tensor
 
 from ada.evaluation.measure import Results
-from ada.evaluation.measure.metrics import BOUNDED, DISTANCE, VISIBLE
-from ada.evaluation.measure.results import COMPUTE_SAVED, COSTS, SAME_COMPUTE, SAME_LATENCY, STATIC_MIXTURE
-from ada.evaluation.report.figures import BANDED, GROUP_COLOURS, GROUP_MARKERS, GROUP_TITLES, LABEL_SAVING
-from ada.evaluation.report.findings import MIXTURE, TITLES, headline_of, spending, static_curve
+from ada.evaluation.measure.columns import (
+    BOUNDED,
+    COSTS,
+    EDGE_DENSITY,
+    PROMPT_LENGTH,
+    SAME_COMPUTE,
+    SAME_LATENCY,
+    SENSITIVITY,
+    STATIC_MIXTURE,
+    VISIBLE,
+)
+from ada.evaluation.report.figures import BANDED, GROUPS, colours_of, with_schedules
+from ada.evaluation.report.findings import COMPARABLE_SAVING, MIXTURE, headline_of, spending, static_curve
 from ada.evaluation.report.grid import FRAME_MILLISECONDS, to_picture
-from ada.evaluation.report.heatmap import colours_of, with_schedules
 from ada.rewards.damage import VISIBLE_DISTANCE
 
 LARGEST = 256
+COMPLEXITY_TITLES = {
+    SENSITIVITY: "the damage of searched schedules, by which an oracle spends",
+    EDGE_DENSITY: "edge density of the reference",
+    PROMPT_LENGTH: "words in the prompt",
+}
 DIGITS = 6
 NOTES = (
     "Every method ran through the stock diffusers pipeline on the same prompts, noise, sampler, precision, batch size and machine.",
@@ -42,22 +55,17 @@ NOTES = (
 
 
 def save_page(
-    results: Results,
-    images: Mapping[str, Sequence[Tensor]],
-    places: Sequence[int],
-    thumbnails: Mapping[int, Tensor],
-    path: Path,
+    results: Results, images: Mapping[str, Mapping[int, Tensor]], references: Mapping[int, Tensor], path: Path
 ) -> None:
     """Writes the page; it needs no other file and no network.
 
     Args:
         results: what was measured.
-        images: by method, an image `(3, height, width)` or video `(frames, 3, height, width)` in [0, 1] per place.
-        places: the prompts that the images belong to.
-        thumbnails: reference images by place, for the easiest and the hardest prompts.
+        images: by method and by the prompt's place, an image `(3, height, width)` or video `(frames, 3, height, width)` in [0, 1].
+        references: reference images by place, for the easiest and the hardest prompts.
         path: the file to write.
     """
-    content = page_data(results, images, places, thumbnails)
+    content = page_data(results, images, references)
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/")
     page = _template("index.html")
     page = page.replace("/*STYLE*/", _template("style.css"))
@@ -65,12 +73,10 @@ def save_page(
     path.write_text(page.replace("/*DATA*/", text), encoding="utf-8")
 
 
-def page_data(
-    results: Results, images: Mapping[str, Sequence[Tensor]], places: Sequence[int], thumbnails: Mapping[int, Tensor]
-) -> dict[str, Any]:
+def page_data(results: Results, images: Mapping[str, Mapping[int, Tensor]], references: Mapping[int, Tensor]) -> dict[str, Any]:
     """What the page's script draws."""
-    spent = spenders(results)
-    wanted = {place for each in spent for place in (*each["easiest"], *each["hardest"])}
+    spent = spending(results)
+    extremes = sorted({place for each in spent for place in (*each.easiest, *each.hardest)})
     scheduled = with_schedules(results)
     shown: dict[str, Any] = _rounded(asdict(results))
     for method in shown["methods"]:
@@ -79,31 +85,22 @@ def page_data(
     return shown | {
         "headline": asdict(headline) if headline else None,
         "quick_look": results.is_quick_look,
-        "groups": {group: [GROUP_TITLES[group], GROUP_COLOURS[group], GROUP_MARKERS[group]] for group in GROUP_TITLES},
+        "groups": GROUPS,
         "banded": list(BANDED),
-        "label_saving": LABEL_SAVING,
+        "label_saving": COMPARABLE_SAVING,
         "mixture": {"name": MIXTURE, "points": _rounded([asdict(point) for point in static_curve(results)])},
         "kinds_of_match": [STATIC_MIXTURE, SAME_COMPUTE, SAME_LATENCY],
         "costs": list(COSTS),
         "headlines": [BOUNDED, VISIBLE],
-        "images": {name: [data_uri(image) for image in kept] for name, kept in images.items()},
-        "places": list(places),
+        "images": {name: [data_uri(image) for image in kept.values()] for name, kept in images.items()},
+        "places": list(next(iter(images.values()))),
         "scheduled": [method.name for method in scheduled],
         "action_colours": colours_of(scheduled),
-        "spending": _rounded(spent),
-        "complexity_titles": TITLES,
-        "thumbnails": {place: data_uri(thumbnails[place]) for place in sorted(wanted)},
+        "spending": _rounded([asdict(each) for each in spent]),
+        "complexity_titles": COMPLEXITY_TITLES,
+        "thumbnails": {place: data_uri(references[place]) for place in extremes},
         "notes": [*NOTES, *results.warnings],
     }
-
-
-def spenders(results: Results) -> list[dict[str, Any]]:
-    """Where the methods that decide per image spent their compute."""
-    adaptive = [method for method in results.measured if method.group == "ada"]
-    return [
-        asdict(spending(method.name, method.per_prompt[COMPUTE_SAVED], method.per_prompt[DISTANCE], results.complexity))
-        for method in adaptive
-    ]
 
 
 def data_uri(image: Tensor) -> str:

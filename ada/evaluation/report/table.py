@@ -2,15 +2,13 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
-from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ada.evaluation.measure import Column, Estimate, Match, MethodResult, Results
-from ada.evaluation.measure.metrics import BOUNDED, VISIBLE
-from ada.evaluation.measure.results import SAME_COMPUTE, SAME_LATENCY, STATIC_MIXTURE
-from ada.evaluation.report.findings import headline_of
+from ada.evaluation.measure.columns import BOUNDED, SAME_COMPUTE, SAME_LATENCY, STATIC_MIXTURE, VISIBLE
+from ada.evaluation.report.findings import comparable, headline_of
 from ada.rewards.damage import VISIBLE_DISTANCE
 
 CAPTION = (
@@ -61,10 +59,10 @@ def markdown_table(results: Results) -> str:
     return "\n".join([*first, *lines, "", _caption(results), "", *warnings, "", *notes, *_beside_tables(results)])
 
 
-def short_table(results: Results, methods: Sequence[MethodResult]) -> str:
-    """A few methods and the columns of the terminal, in Markdown."""
+def short_table(results: Results) -> str:
+    """A method of each family and the columns of the terminal, in Markdown."""
     columns = {name: column for name, column in _shown(results).items() if column.in_terminal}
-    lines = _rows(columns, methods)
+    lines = _rows(columns, comparable(results.measured, lambda method: method.family))
     return "\n".join([*lines, "", _caption(results), ""])
 
 
@@ -97,11 +95,6 @@ def _match_rows(results: Results, rows: Sequence[tuple[MethodResult, Match]]) ->
         cells += ["–" if match.ratio is None else format_interval(match.ratio, Column("", decimals=2))]
         cells += ["–" if match.better is None else format_interval(match.better, Column("", decimals=0, scale=100.0))]
         yield f"| {method.name} | {match.name} | " + " | ".join(cells) + " |"
-
-
-def save_markdown(results: Results, path: Path) -> None:
-    """Writes the Markdown table."""
-    path.write_text(markdown_table(results), encoding="utf-8")
 
 
 def format_estimate(estimate: Estimate, column: Column) -> str:

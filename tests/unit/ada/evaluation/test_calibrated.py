@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from conftest import build_pixart_pipeline
 
+from ada.evaluation.cases import Cases
 from ada.evaluation.measure.run import run_batch
-from ada.evaluation.methods import NotApplicableError, Planned, calibrated, full_method
-from ada.evaluation.subject import Cases, Subject
+from ada.evaluation.methods import NotApplicableError, Planned, full_method, static
 from ada.rollouts import FrozenPipeline
 from blockdance import BlockDanceConfig, ReuseSchedule
 
@@ -16,16 +16,16 @@ CASES = Cases(["a", "b c"], [1, 2], 2)
 
 
 @pytest.fixture
-def subject(tmp_path: Path) -> Subject:
+def subject(tmp_path: Path) -> FrozenPipeline:
     build_pixart_pipeline().save_pretrained(tmp_path / "pipeline")
-    return Subject.of(FrozenPipeline(str(tmp_path / "pipeline"), 10, ARGUMENTS))
+    return FrozenPipeline(str(tmp_path / "pipeline"), 10, ARGUMENTS)
 
 
-def test_they_run_and_save(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_they_run_and_save(subject: FrozenPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tolerances so wide that something is always reused."""
-    monkeypatch.setattr(calibrated, "TOLERANCES", (9.0,))
-    monkeypatch.setattr(calibrated, "THRESHOLDS", (9.0,))
-    proposed, cached = calibrated.calibrated_methods(subject, ["d"], [5])
+    monkeypatch.setattr(static, "TOLERANCES", (9.0,))
+    monkeypatch.setattr(static, "THRESHOLDS", (9.0,))
+    proposed, cached = static.calibrated_methods(subject, ["d"], [5])
     assert isinstance(proposed.accelerate, Planned)
     assert isinstance(proposed.accelerate.plan, BlockDanceConfig)
     assert isinstance(cached.accelerate, Planned)
@@ -39,9 +39,11 @@ def test_they_run_and_save(subject: Subject, monkeypatch: pytest.MonkeyPatch) ->
         assert not generated.images.equal(full.images)
 
 
-def test_a_tolerance_that_nothing_meets_is_a_row_with_the_reason(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibrated, "TOLERANCES", (1e-9,))
-    monkeypatch.setattr(calibrated, "THRESHOLDS", (1e-9,))
-    for method in calibrated.calibrated_methods(subject, ["d"], [5]):
+def test_a_tolerance_that_nothing_meets_is_a_row_with_the_reason(
+    subject: FrozenPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(static, "TOLERANCES", (1e-9,))
+    monkeypatch.setattr(static, "THRESHOLDS", (1e-9,))
+    for method in static.calibrated_methods(subject, ["d"], [5]):
         with pytest.raises(NotApplicableError, match="the smallest"):
             run_batch(subject, method, CASES, slice(0, 2))

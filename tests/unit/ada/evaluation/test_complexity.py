@@ -5,6 +5,7 @@ import torch
 from scipy.stats import spearmanr
 
 from ada.evaluation.measure.metrics import edge_density
+from ada.evaluation.measure.results import MethodResult, Results
 from ada.evaluation.report.findings import spending
 
 
@@ -31,7 +32,18 @@ def test_of_a_video_the_first_frame_counts() -> None:
 
 def test_easiest_and_hardest() -> None:
     """Prompts 3 and 1 save most; 0 and 2 save alike, and 2 is further from its reference."""
-    found = spending("Ada", [0.1, 0.4, 0.1, 0.5], [0.0, 0.3, 0.2, 0.1], {"words": [4.0, 2.0, 3.0, 1.0]}, count=2)
+    ada, peer = (
+        MethodResult(
+            name=group, family="", group=group, label="", note="", num_inference_steps=4,
+            per_prompt={"compute_saved": [0.1, 0.4, 0.1, 0.5], "perceptual_distance": [0.0, 0.3, 0.2, 0.1]},
+        )
+        for group in ("ada", "peers")
+    )  # fmt: skip
+    results = Results(
+        settings={}, environment={}, columns={}, prompts=list("abcd"), methods=[peer, ada], complexity={"words": [4.0, 2.0, 3.0, 1.0]}
+    )  # fmt: skip
+    (found,) = spending(results, 2)
+    assert found.name == "ada"
     assert found.easiest == [3, 1]
     assert found.hardest == [2, 0]
     correlation = found.correlations["words"]

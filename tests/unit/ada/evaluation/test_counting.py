@@ -8,11 +8,12 @@ from conftest import build_pixart_pipeline
 from torch import nn
 from torch.profiler import profile
 
+from ada.evaluation.cases import Cases
 from ada.evaluation.measure.counting import Count, counted_macs, counted_memory
 from ada.evaluation.measure.run import run_batch
 from ada.evaluation.methods import full_method, planned_method
-from ada.evaluation.methods.peers.attach import num_bytes
-from ada.evaluation.subject import Cases, Subject
+from ada.evaluation.methods.caches import num_bytes
+from ada.rollouts import FrozenPipeline
 from blockdance import Reuse, ReuseSchedule
 
 
@@ -57,7 +58,7 @@ def test_a_model_that_contains_itself_is_counted() -> None:
 
 def test_blockdance_reports_what_was_counted() -> None:
     """Mixed schedules in a batch: the report and the count from outside agree to the last MAC."""
-    subject = Subject(build_pixart_pipeline(), 4, "tiny", {"use_resolution_binning": False, "clean_caption": False})
+    subject = FrozenPipeline(build_pixart_pipeline(), 4, {"use_resolution_binning": False, "clean_caption": False})
     schedule = ReuseSchedule(torch.tensor([[0, 0, 1, 0], [0, 0, 2, 1]]), (Reuse(boundary=1), Reuse(boundary=3, order=1)))
     cases = Cases(["a", "b"], [1, 2], 2)
     for method in (full_method(4), planned_method("mixed", "", "blockdance", "", 4, schedule, "")):

@@ -7,6 +7,7 @@ import torch
 from conftest import NUM_BLOCKS, build_pixart_pipeline
 from policies import build_step_policy
 
+from ada.evaluation.cases import Cases
 from ada.evaluation.measure.counting import Count
 from ada.evaluation.measure.run import run_batch
 from ada.evaluation.methods import (
@@ -19,10 +20,9 @@ from ada.evaluation.methods import (
     rival_methods,
     unchanged,
 )
-from ada.evaluation.methods.ada import RandomAsOften, Shuffled, most_used_kind
+from ada.evaluation.methods.ada import RandomAsOften, Shuffled
 from ada.evaluation.methods.base import Method, Unavailable
-from ada.evaluation.methods.plain import MOST_STEP_COUNTS, blockdance, deep_cache, fewer_steps
-from ada.evaluation.subject import Cases, Subject
+from ada.evaluation.methods.static import MOST_STEP_COUNTS, blockdance, deep_cache, fewer_steps
 from ada.policy import StepPolicy
 from ada.rollouts import FrozenPipeline
 from ada.schedules import Ladder
@@ -34,9 +34,9 @@ KINDS = (Reuse(boundary=3, order=1), Reuse(boundary=2, order=0))
 
 
 @pytest.fixture
-def subject(tmp_path: Path) -> Subject:
+def subject(tmp_path: Path) -> FrozenPipeline:
     build_pixart_pipeline().save_pretrained(tmp_path / "pipeline")
-    return Subject.of(FrozenPipeline(str(tmp_path / "pipeline"), 6, ARGUMENTS))
+    return FrozenPipeline(str(tmp_path / "pipeline"), 6, ARGUMENTS)
 
 
 def decided(rows: list[dict[int, int]]) -> torch.Tensor:
@@ -95,7 +95,7 @@ def test_deep_cache_skips_the_inner_blocks_of_all_steps_but_every_nth() -> None:
     assert deep_cache(2, 7) == []
 
 
-def test_deep_cache_saves_the_inner_blocks_macs(subject: Subject) -> None:
+def test_deep_cache_saves_the_inner_blocks_macs(subject: FrozenPipeline) -> None:
     """Of 4 blocks 2 are skipped at 3 of 6 steps."""
     counts = []
     for method in (full_method(6), deep_cache(NUM_BLOCKS, 6)[0]):
@@ -105,10 +105,10 @@ def test_deep_cache_saves_the_inner_blocks_macs(subject: Subject) -> None:
     assert 0.2 < 1 - counts[1] / counts[0] < 0.25
 
 
-def test_most_used_kind() -> None:
-    assert most_used_kind(decided([{9: 1, 10: 2}, {9: 2}]), KINDS) == KINDS[1]
-    assert most_used_kind(decided([{9: 1, 10: 2, 11: 1}]), KINDS) == KINDS[0]
-    assert most_used_kind(decided([{}]), KINDS) is None
+def test_random_takes_the_kind_that_most_steps_took() -> None:
+    for row, kind in (([{9: 1, 10: 2}, {9: 2}], KINDS[1]), ([{9: 1, 10: 2, 11: 1}], KINDS[0])):
+        rows = decided(row)
+        assert RandomAsOften(lambda images, rows=rows: rows, KINDS, range(9, 19), seed=0).schedule(slice(0, 2)).kinds == (kind,)  # type: ignore[misc]
 
 
 def test_ada_at_weights_and_budgets(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_a_schedules_settings_say_what_it_does() -> None:
     }
 
 
-def test_one_by_one_gives_each_image_its_own_row_and_the_same_image(subject: Subject) -> None:
+def test_one_by_one_gives_each_image_its_own_row_and_the_same_image(subject: FrozenPipeline) -> None:
     """As the batch does, up to rounding; the method is entered anew for every image."""
     plan = ReuseSchedule(torch.tensor([[0, 0, 1, 1, 0, 0], [0, 0, 0, 0, 1, 1]]), (Reuse(boundary=2),))
     whole = planned_method("rows", "", "static", "", 6, plan, "")
@@ -165,7 +165,7 @@ def test_the_rungs_of_a_ladder_are_static_rows() -> None:
     assert methods[0].settings == {"actions": "0000010100", "kinds": ["after block 2, order 0"]}
 
 
-def test_shuffled_decisions_are_those_of_the_neighbours(subject: Subject) -> None:
+def test_shuffled_decisions_are_those_of_the_neighbours(subject: FrozenPipeline) -> None:
     """A decider that reuses as many steps as an image's features say gives every image its neighbour's number."""
 
     class ByNumber:

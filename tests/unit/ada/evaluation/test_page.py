@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ada.evaluation.measure.metrics import Column
-from ada.evaluation.measure.results import MethodResult, Results, all_columns
+from ada.evaluation.measure.columns import Column, all_columns
+from ada.evaluation.measure.results import MethodResult, Results
 from ada.evaluation.measure.statistics import mean
 from ada.evaluation.report.page import data_uri, save_page
 
@@ -44,8 +44,8 @@ def page(tmp_path: Path) -> str:
         methods=[*methods, gone], complexity={"edge_density": [0.1, 0.2, 0.3], "prompt_length": [1.0, 2.0, 2.0]},
         warnings=["Few images."],
     )  # fmt: skip
-    images = {each.name: [torch.rand(3, 8, 8)] for each in methods}
-    save_page(results, images, [1], {place: torch.rand(3, 8, 8) for place in range(3)}, tmp_path / "index.html")
+    images = {each.name: {1: torch.rand(3, 8, 8)} for each in methods}
+    save_page(results, images, {place: torch.rand(3, 8, 8) for place in range(3)}, tmp_path / "index.html")
     return (tmp_path / "index.html").read_text(encoding="utf-8")
 
 

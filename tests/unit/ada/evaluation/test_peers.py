@@ -9,14 +9,13 @@ import torch
 from conftest import build_pixart_pipeline
 from diffusers.hooks.first_block_cache import FirstBlockCacheConfig
 
+from ada.evaluation.cases import Cases
 from ada.evaluation.measure.counting import Count
 from ada.evaluation.measure.run import run_batch
 from ada.evaluation.methods import Method, NotApplicableError, full_method, peer_methods
 from ada.evaluation.methods.base import OneByOne
-from ada.evaluation.methods.peers.attach import optional_package
-from ada.evaluation.methods.peers.diffusers_caches import DiffusersCache
-from ada.evaluation.methods.peers.packages import CacheDit, TGate, TokenMerging
-from ada.evaluation.subject import Cases, Subject
+from ada.evaluation.methods.caches import DiffusersCache
+from ada.evaluation.methods.packages import CacheDit, TGate, TokenMerging, optional_package
 from ada.rollouts import FrozenPipeline
 
 ARGUMENTS = {"guidance_scale": 2.0, "max_sequence_length": 8, "use_resolution_binning": False, "clean_caption": False}
@@ -32,19 +31,19 @@ SKIPPING = [
 
 
 @pytest.fixture
-def subject(tmp_path: Path) -> Subject:
+def subject(tmp_path: Path) -> FrozenPipeline:
     pipeline = build_pixart_pipeline()
     with torch.no_grad():
         # so small a noise prediction changes the latents little, and features change little between steps, as in a trained model
         pipeline.transformer.proj_out.weight.mul_(0.02)
     pipeline.save_pretrained(tmp_path / "pipeline")
-    return Subject.of(FrozenPipeline(str(tmp_path / "pipeline"), STEPS, ARGUMENTS))
+    return FrozenPipeline(str(tmp_path / "pipeline"), STEPS, ARGUMENTS)
 
 
-def peers(subject: Subject) -> dict[str, Method]:
+def peers(subject: FrozenPipeline) -> dict[str, Method]:
     found = {method.name: method for method in peer_methods(subject, ["d"], [7])}
     # features of a random model move more than a trained one's: the thresholds are set where some steps are skipped
-    bold = DiffusersCache(lambda _: FirstBlockCacheConfig(threshold=0.6))
+    bold = DiffusersCache(FirstBlockCacheConfig, {"threshold": 0.6})
     eager = {"Fn_compute_blocks": 1, "Bn_compute_blocks": 0, "residual_diff_threshold": 0.9, "max_warmup_steps": 4}
     return found | {
         CACHE_DIT: replace(found[CACHE_DIT], accelerate=CacheDit(eager)),
@@ -54,14 +53,14 @@ def peers(subject: Subject) -> dict[str, Method]:
     }
 
 
-def counted(subject: Subject, method: Method) -> tuple[Any, float]:
+def counted(subject: FrozenPipeline, method: Method) -> tuple[Any, float]:
     count = Count()
     ran = run_batch(subject, method, CASES, WHOLE, count)
     return ran.generated.images, count.macs
 
 
 @pytest.mark.parametrize("name", SKIPPING)
-def test_a_peer_skips_work_and_leaves_no_trace(subject: Subject, name: str) -> None:
+def test_a_peer_skips_work_and_leaves_no_trace(subject: FrozenPipeline, name: str) -> None:
     method, full = peers(subject)[name], full_method(STEPS)
     reference, macs = counted(subject, full)
     images, fewer = counted(subject, method)
@@ -76,14 +75,14 @@ def test_a_peer_skips_work_and_leaves_no_trace(subject: Subject, name: str) -> N
     )
 
 
-def test_every_peer_is_tested_or_another_setting_of_one_that_is(subject: Subject) -> None:
+def test_every_peer_is_tested_or_another_setting_of_one_that_is(subject: FrozenPipeline) -> None:
     every = peer_methods(subject, ["d"], [7])
     tested = {method.family for method in every if method.name in SKIPPING}
     assert {method.family for method in every} - tested == {"SeaCache, power 3, batch 1", "cache-dit, batch 1"}
     assert len({method.name for method in every}) == len(every)
 
 
-def test_the_main_settings_are_the_documented_ones_and_impose_no_warm_up_of_ours(subject: Subject) -> None:
+def test_the_main_settings_are_the_documented_ones_and_impose_no_warm_up_of_ours(subject: FrozenPipeline) -> None:
     """TaylorSeer's 3 steps, MagCache's 20 %, SeaCache's one step, cache-dit's 8 and SGLang's 4."""
     known = {method.name: method for method in peer_methods(subject, ["d"], [7])}
     lite, mag = known["TaylorSeer, lite, N=5"], known["MagCache 0.06"]
@@ -102,7 +101,7 @@ def test_the_main_settings_are_the_documented_ones_and_impose_no_warm_up_of_ours
     assert all(method.main for method in (lite, mag, sea, known["cache-dit, defaults"], known["cache-dit, SGLang"]))
 
 
-def test_the_calibrator_of_cache_dit_extrapolates(subject: Subject) -> None:
+def test_the_calibrator_of_cache_dit_extrapolates(subject: FrozenPipeline) -> None:
     """The same blocks are skipped, and something else is put in their place."""
     images, macs = counted(subject, peers(subject)[CACHE_DIT])
     extrapolated, same = counted(subject, peers(subject)[TAYLOR])
@@ -110,12 +109,12 @@ def test_the_calibrator_of_cache_dit_extrapolates(subject: Subject) -> None:
     assert not torch.equal(images, extrapolated)
 
 
-def test_taylorseer_defaults_attach_nothing_and_the_row_says_so(subject: Subject) -> None:
+def test_taylorseer_defaults_attach_nothing_and_the_row_says_so(subject: FrozenPipeline) -> None:
     with pytest.raises(NotApplicableError, match="attaches no hook to PixArtTransformer2DModel"):
         counted(subject, peers(subject)["TaylorSeer, defaults"])
 
 
-def test_what_a_peer_raises_becomes_the_reason(subject: Subject) -> None:
+def test_what_a_peer_raises_becomes_the_reason(subject: FrozenPipeline) -> None:
     """FirstBlockCache without the context that PixArt's pipeline does not set: diffusers says what is missing."""
     method = peers(subject)["FirstBlockCache 0.2"]
     model = type(subject.pipeline.transformer)
@@ -143,13 +142,13 @@ def test_tgate_has_no_loop_for_other_pipelines() -> None:
         pass
 
 
-def test_token_merging_of_no_tokens_changes_nothing(subject: Subject) -> None:
+def test_token_merging_of_no_tokens_changes_nothing(subject: FrozenPipeline) -> None:
     nothing = peers(subject)["ToMe 25%"]
     unmerged = replace(nothing, accelerate=TokenMerging(0.0))
     assert torch.equal(counted(subject, unmerged)[0], counted(subject, full_method(STEPS))[0])
 
 
-def test_tgate_equals_full_compute_until_the_gate(subject: Subject) -> None:
+def test_tgate_equals_full_compute_until_the_gate(subject: FrozenPipeline) -> None:
     """A gate after the last step never caches nor drops guidance: the authors' loop is then the pipeline's."""
     late = TGate({"gate_step": STEPS + 1, "sp_interval": 1, "fi_interval": 1, "warm_up": 2})
     method = replace(peers(subject)["T-GATE, gate 3"], accelerate=late)

@@ -10,12 +10,12 @@ from matplotlib.colors import to_rgb
 from matplotlib.text import Annotation
 from PIL import Image
 
-from ada.evaluation.measure.results import Column, MethodResult, Results
+from ada.evaluation.measure.columns import Column
+from ada.evaluation.measure.results import MethodResult, Results
 from ada.evaluation.measure.statistics import Estimate
-from ada.evaluation.report.figures import GROUP_COLOURS, draw_curves
+from ada.evaluation.report.figures import GROUPS, draw_curves, draw_schedules
+from ada.evaluation.report.findings import comparable
 from ada.evaluation.report.grid import Row, save_grid
-from ada.evaluation.report.heatmap import draw_schedules
-from ada.evaluation.report.outputs import comparable
 
 COLUMNS = {
     "compute_saved": Column("Compute saved", scale=100.0, unit="%"), "distance": Column("Distance", higher_is_better=False),
@@ -69,7 +69,7 @@ def test_a_family_is_a_line_with_one_name_in_the_colour_of_its_group() -> None:
     figure = draw_curves(results(methods), "compute_saved", ["distance"])
     panel = figure.axes[0]
     lines = {line.get_label(): (list(line.get_xdata()), line.get_color()) for line in panel.lines}
-    assert lines == {"Peer": ([10.0, 30.0], GROUP_COLOURS["peers"])}
+    assert lines == {"Peer": ([10.0, 30.0], GROUPS["peers"][1])}
     assert [text.get_text() for text in panel.texts] == ["Peer"]
 
 
@@ -90,7 +90,7 @@ def test_the_curve_to_beat_is_drawn_with_its_band() -> None:
 
 def test_colours_differ_to_colour_blind_readers() -> None:
     """Under a protanope's and a deuteranope's matrices (Viénot et al., 1999, on linear light) no two groups look alike."""
-    colours = {group: to_rgb(colour) for group, colour in GROUP_COLOURS.items()}
+    colours = {group: to_rgb(colour) for group, (_, colour, _) in GROUPS.items()}
     linear = {group: np.asarray(colour) ** 2.2 for group, colour in colours.items()}
     protan = np.array([[0.11238, 0.88762, 0.0], [0.11238, 0.88762, 0.0], [0.00401, -0.00401, 1.0]])
     deutan = np.array([[0.29275, 0.70725, 0.0], [0.29275, 0.70725, 0.0], [-0.02234, 0.02234, 1.0]])

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from ada.evaluation.measure.collect import _latencies, with_matches
-from ada.evaluation.measure.matches import Sample, compare, mixture_at
-from ada.evaluation.measure.metrics import Column
-from ada.evaluation.measure.results import MethodResult, Results, all_columns, differences_of
+from ada.evaluation.measure.collect import latencies
+from ada.evaluation.measure.columns import Column, all_columns
+from ada.evaluation.measure.matches import compare, mixture_at, with_matches
+from ada.evaluation.measure.results import MethodResult, Results, differences_of
 from ada.evaluation.measure.statistics import Estimate, mean
 from ada.evaluation.measure.timing import Timing
 from ada.evaluation.report.findings import headline_of, static_curve
@@ -33,7 +33,7 @@ def result(name: str, family: str, group: str, damage: float, saved: float, late
     }  # fmt: skip
     reference = {key: [10.0 if key == "quality" else 0.0] * 20 for key in per_prompt}
     estimates = {key: mean(values) for key, values in per_prompt.items()} | differences_of(per_prompt, reference)
-    estimates |= _latencies(Timing({8: [latency, 2 * latency]}), Timing({8: [0.2, 0.4]}), 8)
+    estimates |= latencies(Timing({8: [latency, 2 * latency]}), Timing({8: [0.2, 0.4]}), 8)
     distances = [each / (1 - each) * 0.003 for each in bounded]
     return MethodResult(
         name=name, family=family, group=group, label=name, note="", num_inference_steps=steps, estimates=estimates,
@@ -69,8 +69,11 @@ def test_a_speed_up_is_taken_round_by_round(results: Results) -> None:
     assert results.method("Fewer steps (10)").estimates["seconds_per_image"].value == pytest.approx(0.15)
 
 
-def sample(name: str, saved: float, damage: list[float]) -> Sample:
-    return Sample(name, saved, {"bounded_damage": damage}, [], 1)
+def sample(name: str, saved: float, damage: list[float], distances: list[float] | None = None) -> MethodResult:
+    return MethodResult(
+        name=name, family="", group="static", label="", note="", num_inference_steps=20, distances=distances or [],
+        per_prompt={"bounded_damage": damage, "compute_saved": [saved] * len(damage)},
+    )  # fmt: skip
 
 
 def test_the_best_mixture_by_hand() -> None:
@@ -87,15 +90,14 @@ def test_the_best_mixture_by_hand() -> None:
 
 def test_ratio_and_wins_by_hand() -> None:
     """Half the distance of a, a quarter of b's: beside half of each the geometric mean is 8^(-1/2); nearer on both."""
-    metrics = {"bounded_damage": [0.0, 0.0]}
-    own, first, second = (Sample(name, 0.0, metrics, [scale, scale], 1) for name, scale in (("o", 0.1), ("a", 0.2), ("b", 0.4)))
+    own, first, second = (sample(name, 0.0, [0.0, 0.0], [scale, scale]) for name, scale in (("o", 0.1), ("a", 0.2), ("b", 0.4)))
     match = compare(own, [(first, 0.5), (second, 0.5)])
     assert match.ratio is not None
     assert match.better is not None
     assert match.ratio.value == pytest.approx(8**-0.5)
     assert match.better.value == 1
     assert match.name == "50% a + 50% b"
-    reference = Sample("full", 0.0, metrics, [0.0, 1e-7], 1)
+    reference = sample("full", 0.0, [0.0, 0.0], [0.0, 1e-7])
     beside = compare(own, [(first, 0.5), (reference, 0.5)])
     assert beside.ratio is None
     assert beside.better is not None

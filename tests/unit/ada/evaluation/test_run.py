@@ -11,6 +11,7 @@ import torch
 from conftest import NUM_BLOCKS, build_clip_folder, build_pixart_pipeline
 from policies import build_step_policy
 
+from ada.evaluation.cases import Cases, generate, prompt_seed
 from ada.evaluation.measure.collect import collect_results, read_complexity
 from ada.evaluation.measure.counting import Count, counted_macs
 from ada.evaluation.measure.metrics import Embedding, default_metrics, edge_density
@@ -23,7 +24,6 @@ from ada.evaluation.measure.together import run_together, shared_plan
 from ada.evaluation.methods import STATIC, Method, NotApplicableError, Planned, Run, full_method, planned_method, unchanged
 from ada.evaluation.methods.ada import Shuffled
 from ada.evaluation.methods.threshold import ThresholdRule
-from ada.evaluation.subject import Cases, Subject, generate, prompt_seed
 from ada.policy import StepPolicy
 from ada.rollouts import FrozenPipeline
 from blockdance import Reuse, ReuseSchedule, apply_blockdance, full_compute
@@ -53,7 +53,7 @@ def plan_of(
     scorer = str(build_clip_folder(folder / "scorer"))
     store = Store(folder / "out", {"cases": len(cases.prompts)})
     return Plan(
-        Subject.of(backbone),
+        backbone,
         [full_method(STEPS), *methods],
         cases,
         default_metrics(scorer),
@@ -149,7 +149,6 @@ def test_a_killed_run_goes_on_without_measuring_anything_again(backbone: FrozenP
     assert store.batch(method("worse", Planned(WORSE)), 1) == before
     whole = run(backbone, tmp_path / "other", method("worse", Planned(WORSE)), noting("two", []))
     assert [result.per_prompt for result in resumed] == [result.per_prompt for result in whole]
-    assert not list(store.parts.glob("reference-*"))
 
 
 def test_the_same_name_with_other_settings_is_another_method(backbone: FrozenPipeline, tmp_path: Path) -> None:
@@ -200,7 +199,7 @@ def test_seeds_of_a_prompt_are_averaged(backbone: FrozenPipeline, tmp_path: Path
 
 
 def test_images_do_not_depend_on_the_batch_size(backbone: FrozenPipeline) -> None:
-    subject = Subject.of(backbone)
+    subject = backbone
     whole = generate(subject, CASES.prompts, CASES.seeds, STEPS)
     for place in range(5):
         single = generate(subject, [CASES.prompts[place]], [CASES.seeds[place]], STEPS)
@@ -209,7 +208,7 @@ def test_images_do_not_depend_on_the_batch_size(backbone: FrozenPipeline) -> Non
 
 
 def test_latents_are_what_the_pipeline_returns_as_such(backbone: FrozenPipeline) -> None:
-    subject = Subject.of(backbone)
+    subject = backbone
     generated = generate(subject, ["a"], [3], STEPS)
     generator = torch.Generator().manual_seed(3)
     latents = backbone.pipeline("a", num_inference_steps=STEPS, generator=generator, output_type="latent", **subject.arguments)[
@@ -223,7 +222,7 @@ def test_complexity_is_that_of_the_reference_images(backbone: FrozenPipeline, tm
     plan = plan_of(backbone, tmp_path, [method("worse", Planned(WORSE))])
     measure(plan)
     found = read_complexity(plan.store, plan.methods[0], CASES)
-    images = generate(plan.subject, CASES.prompts, CASES.seeds, STEPS).images
+    images = generate(plan.frozen, CASES.prompts, CASES.seeds, STEPS).images
     assert found["prompt_length"] == [1, 2, 1, 2, 1]
     assert found["edge_density"] == pytest.approx(edge_density(images).tolist(), abs=0.02)
 
@@ -248,7 +247,7 @@ def test_the_policys_own_macs_count_among_its_rows(backbone: FrozenPipeline, tmp
     count = Count()
     with apply_blockdance(backbone.pipeline, policy) as handle:
         with counted_macs(policy, count):  # its forward call, which is all that this policy does
-            generate(Subject.of(backbone), ["a"], [11], STEPS)
+            generate(backbone, ["a"], [11], STEPS)
         spent = float(handle.report().macs_computed[0])
     own = ada.estimates["own_macs_per_image"].value
     assert own == pytest.approx(count.macs)
@@ -318,7 +317,7 @@ def test_methods_that_share_a_call_make_the_images_that_they_make_alone(
     found = []
     for name, most in (("together", 256), ("alone", 1)):
         plan = replace(plan_of(backbone, tmp_path / name, methods, Cases(["a", "b c"], [11, 12], 2)), most_images=most)
-        assert all(shared_plan(plan.subject, each) is not None for each in methods)
+        assert all(shared_plan(plan.frozen, each) is not None for each in methods)
         found.append(collect_results(plan.store, plan.methods, measure(plan), {}, plan.cases))
     for together, alone in zip(*found, strict=True):
         assert together.actions == alone.actions
@@ -332,8 +331,8 @@ def test_equal_schedules_are_made_once(backbone: FrozenPipeline, tmp_path: Path)
     late = ReuseSchedule(torch.tensor([[0, 0, 0, 1, 0, 1]]), (Reuse(boundary=1),))
     methods = [planned_method(name, "", "static", "", STEPS, late, "") for name in "abc"]
     plan = plan_of(backbone, tmp_path, methods)
-    plans = [shared_plan(plan.subject, each) for each in methods]
-    generated, places, shared = run_together(plan.subject, methods, plans, CASES, slice(0, 2), 64, counted=False)
+    plans = [shared_plan(plan.frozen, each) for each in methods]
+    generated, places, shared = run_together(plan.frozen, methods, plans, CASES, slice(0, 2), counted=False)
     assert len(generated.images) == 2
     assert places == [0, 1]
     assert [each.images for each in shared] == [[0, 1]] * 3
@@ -349,4 +348,4 @@ def test_a_wish_that_cannot_be_met_is_the_reason_of_its_row_alone(
     assert worked.reason is None
     alone = plan_of(backbone, tmp_path / "alone", [])
     with pytest.raises(NotApplicableError, match="cannot be met"), impossible.accelerate(backbone.pipeline, slice(0, 1)):
-        generate(alone.subject, ["a"], [11], STEPS)
+        generate(alone.frozen, ["a"], [11], STEPS)

@@ -7,10 +7,10 @@ import pytest
 import torch
 from conftest import NUM_BLOCKS, build_pixart_pipeline
 
+from ada.evaluation.cases import Cases, generate
 from ada.evaluation.measure.run import run_batch
 from ada.evaluation.methods import Planned, full_method, threshold_methods
-from ada.evaluation.methods.threshold import MovementRecorder, ThresholdRule, fit_threshold, movement
-from ada.evaluation.subject import Cases, Subject, generate
+from ada.evaluation.methods.threshold import ThresholdRule, fit_threshold, movement
 from ada.rollouts import FrozenPipeline
 from blockdance import PolicyState, Reuse
 
@@ -21,9 +21,9 @@ CASES = Cases(["a", "b c", "d"], [1, 2, 3], 3)
 
 
 @pytest.fixture
-def subject(tmp_path: Path) -> Subject:
+def subject(tmp_path: Path) -> FrozenPipeline:
     build_pixart_pipeline().save_pretrained(tmp_path / "pipeline")
-    return Subject.of(FrozenPipeline(str(tmp_path / "pipeline"), STEPS, ARGUMENTS))
+    return FrozenPipeline(str(tmp_path / "pipeline"), STEPS, ARGUMENTS)
 
 
 def state(clean: torch.Tensor, actions: list[list[int]], step: int) -> PolicyState:
@@ -59,7 +59,7 @@ def test_the_rule_by_hand(actions: list[int], threshold: float, reuses: int) -> 
     assert decided.actions[0, 3] == reuses
 
 
-def test_it_lies_between_full_compute_and_two_of_three_steps(subject: Subject) -> None:
+def test_it_lies_between_full_compute_and_two_of_three_steps(subject: FrozenPipeline) -> None:
     def ran(threshold: float) -> tuple[torch.Tensor, torch.Tensor]:
         method = threshold_methods(subject, ["x"], [9], NUM_BLOCKS - 1)[0]
         method = replace(method, accelerate=Planned(ThresholdRule(KIND, threshold)))
@@ -74,12 +74,12 @@ def test_it_lies_between_full_compute_and_two_of_three_steps(subject: Subject) -
     assert ran(1e9)[1].tolist() == [[0, 0, 0, 1, 1, 0, 1, 0]] * 3
 
 
-def test_images_of_a_batch_decide_for_themselves(subject: Subject) -> None:
+def test_images_of_a_batch_decide_for_themselves(subject: FrozenPipeline) -> None:
     """With a threshold between their movements at the first decision two reuse and one computes, each as it does alone."""
-    recorder = MovementRecorder(KIND)
-    with Planned(recorder)(subject.pipeline, slice(0, 3)):
+    seen: list[torch.Tensor] = []
+    with Planned(ThresholdRule(KIND, -1.0, seen))(subject.pipeline, slice(0, 3)):
         generate(subject, CASES.prompts, CASES.seeds, STEPS)
-    moved = torch.stack(recorder.seen, 1)
+    moved = torch.stack(seen, 1)
     assert moved.shape == (3, STEPS - 4)
     method = threshold_methods(subject, ["x"], [9], NUM_BLOCKS - 1)[0]
     method = replace(method, accelerate=Planned(ThresholdRule(KIND, float(moved[:, 0].sort().values[1:].mean()))))
@@ -97,7 +97,7 @@ def test_the_fitted_threshold_reuses_as_often_as_asked() -> None:
     assert fit_threshold(moved, 0.25, 4) == pytest.approx(0.01, rel=1e-3)
 
 
-def test_the_levels_are_methods(subject: Subject) -> None:
+def test_the_levels_are_methods(subject: FrozenPipeline) -> None:
     methods = threshold_methods(subject, ["x", "y"], [9, 8], NUM_BLOCKS - 1)
     assert [method.label for method in methods] == ["15%", "25%", "35%"]
     thresholds = [method.accelerate.plan.threshold for method in methods]  # type: ignore[attr-defined]

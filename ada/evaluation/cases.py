@@ -1,40 +1,14 @@
-"""What is evaluated: a stock pipeline, how it is called, and on which prompts and noise. Images and videos alike."""
+"""On what methods are compared: prompts and noise, and what a stock pipeline makes of them. Images and videos alike."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ada.rollouts import FrozenPipeline
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A diffusers pipeline with a `transformer` and a `vae`.
-
-    Args:
-        pipeline: the pipeline, on the device to measure on.
-        num_inference_steps: denoising steps of full compute.
-        model: folder or Hub id it came from, for the records.
-        arguments: further arguments of the pipeline's call, such as its guidance scale, size or number of frames.
-    """
-
-    pipeline: Any
-    num_inference_steps: int
-    model: str
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, frozen: FrozenPipeline) -> "Subject":
-        """The pipeline that a policy was trained over, called in the same way."""
-        return cls(frozen.pipeline, frozen.num_inference_steps, str(frozen.model), frozen.arguments)
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device(self.pipeline.transformer.device)
 
 
 @dataclass(frozen=True)
@@ -79,7 +53,7 @@ class Generated:
 
 
 def generate(
-    subject: Subject,
+    frozen: FrozenPipeline,
     prompts: Sequence[str],
     seeds: Sequence[int],
     num_inference_steps: int,
@@ -88,20 +62,20 @@ def generate(
     """Runs the pipeline as a user would.
 
     Args:
-        subject: the pipeline.
+        frozen: the pipeline.
         prompts: one per image.
         seeds: of each image's noise.
         num_inference_steps: denoising steps.
         call: called in place of the pipeline; see `Run`.
     """
-    with recorded_latents(subject.pipeline.vae) as latents:
-        output = (call or subject.pipeline)(
+    with recorded_latents(frozen.pipeline.vae) as latents:
+        output = (call or frozen.pipeline)(
             list(prompts),
             num_inference_steps=num_inference_steps,
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
             output_type="pt",
             return_dict=False,
-            **subject.arguments,
+            **frozen.arguments,
         )
     images: Tensor = output[0]
     # a VAE that decodes frames in chunks is called several times

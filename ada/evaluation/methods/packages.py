@@ -1,10 +1,12 @@
 """Peers that are packages of their own: cache-dit, T-GATE and ToMe (the extra `peers`)."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -13,7 +15,21 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 from ada.evaluation.methods.base import BatchReport, NotApplicableError, Run
-from ada.evaluation.methods.peers.attach import explained, hooks_removed, num_bytes, optional_package
+from ada.evaluation.methods.caches import explained, hooks_removed, num_bytes
+
+
+def optional_package(name: str) -> ModuleType:
+    """Imports a package of the extra `peers`.
+
+    Raises:
+        NotApplicableError: it is not installed, or cannot be imported with these versions.
+    """
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise NotApplicableError(
+            f"The package {name} cannot be imported ({error}). Install it with `pip install 'blockdance-ada[peers]'`."
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -25,7 +41,7 @@ class CacheDit:
         taylorseer_order: of its TaylorSeer calibrator, which extrapolates what is skipped; None leaves it out.
     """
 
-    settings: dict[str, Any]
+    settings: Mapping[str, Any]
     taylorseer_order: int | None = None
 
     @contextmanager
@@ -40,14 +56,10 @@ class CacheDit:
             config = package.DBCacheConfig(**self.settings)
             package.enable_cache(pipeline, cache_config=config, calibrator_config=calibrator)
             try:
-                yield Run(lambda: BatchReport(cache_bytes=_context_bytes(pipeline)))
+                # None where this version keeps its tensors elsewhere
+                yield Run(lambda: BatchReport(cache_bytes=num_bytes(getattr(pipeline, "_context_manager", None)) or None))
             finally:
                 package.disable_cache(pipeline)
-
-
-def _context_bytes(pipeline: Any) -> int | None:
-    """Bytes of the tensors that cache-dit's context keeps; None where this version keeps them elsewhere."""
-    return num_bytes(getattr(pipeline, "_context_manager", None)) or None
 
 
 @dataclass(frozen=True)
@@ -60,7 +72,7 @@ class TGate:
         settings: `gate_step`, `sp_interval`, `fi_interval` and `warm_up`.
     """
 
-    settings: dict[str, int]
+    settings: Mapping[str, int]
 
     @contextmanager
     def __call__(self, pipeline: Any, images: slice) -> Iterator[Run]:
@@ -82,18 +94,14 @@ class TGate:
 
         with ExitStack() as stack:
             stack.enter_context(explained("tgate"))
-            stack.callback(_forget_tgate, pipeline, attentions)
+            # T-GATE replaces the modules' `forward` for good: they get theirs back
+            stack.callback(vars(pipeline).pop, "tgate", None)
+            for module in attentions:
+                for name in ("forward", "cache"):
+                    stack.callback(vars(module).pop, name, None)
             getattr(package, names[0])(pipeline)
             stack.callback(pipeline.transformer.register_forward_hook(weigh).remove)
             yield Run(lambda: BatchReport(cache_bytes=max(weighed)), call)
-
-
-def _forget_tgate(pipeline: Any, attentions: list[Attention]) -> None:
-    """T-GATE replaces the modules' `forward` for good: this gives them theirs back."""
-    for module in attentions:
-        for name in ("forward", "cache"):
-            vars(module).pop(name, None)
-    vars(pipeline).pop("tgate", None)
 
 
 @dataclass(frozen=True)
