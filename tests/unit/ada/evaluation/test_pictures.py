@@ -77,7 +77,7 @@ def test_the_curve_to_beat_is_drawn_with_its_band() -> None:
     methods = [
         result(
             name, "static", {"compute_saved": saved, "bounded_damage": damage},
-            per_prompt={"bounded_damage": [damage] * 3, "visibly_changed": [0.0] * 3},
+            per_prompt={"bounded_damage": [damage] * 3, "visibly_changed": [0.0] * 3, "compute_saved": [saved] * 3},
         )
         for name, saved, damage in (("full", 0.0, 0.0), ("half", 0.5, 0.4))
     ]  # fmt: skip
