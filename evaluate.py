@@ -3,7 +3,7 @@
 import re
 import sys
 
-from jsonargparse import auto_cli
+from jsonargparse import auto_cli, set_parsing_settings
 
 from ada.evaluation import EvaluationError, EvaluationOptions, run_options
 from blockdance import BlockDanceError
@@ -13,6 +13,7 @@ def main() -> None:
     """Reads the options, evaluates, and tells what is wrong in one line."""
     # --batch-size is understood as well as --batch_size
     words = [re.sub("^--[^=]+", lambda option: "--" + option[0][2:].replace("-", "_"), word) for word in sys.argv[1:]]
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)  # so that --help says what an option means
     options = auto_cli(EvaluationOptions, args=words, as_positional=False, allow_abbrev=False)
     try:
         run_options(options)
