@@ -158,8 +158,8 @@ def test_groups_of_images_take_three_graphs_an_action_at_most() -> None:
 
 
 @pytest.mark.parametrize("name", ["PixArtTransformer2DModel", "FluxTransformer2DModel", "WanTransformer3DModel"])
-def test_groups_of_images_take_three_graphs_of_a_compiled_block_at_most(name: str) -> None:
-    """One row, the whole batch, and any other size: what a block does is the same under every action."""
+def test_groups_of_images_take_four_graphs_of_a_compiled_block_at_most(name: str) -> None:
+    """One row, two, the whole batch, and any number: what a block does is the same under every action, and later rounds make none."""
     family = _FAMILIES[name]
     model, inputs = family.build(), family.make_inputs(4)
     plans = [ReuseSchedule(torch.tensor(rows), (Reuse(boundary=1),)) for rows in MIXED]
@@ -183,7 +183,7 @@ def test_groups_of_images_take_three_graphs_of_a_compiled_block_at_most(name: st
         for one, two in zip(run(), eager, strict=True):
             torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
         counts.append(counter.frame_count)
-    assert plain.frame_count < counts[0] <= 3 * plain.frame_count
+    assert plain.frame_count < counts[0] <= 4 * plain.frame_count
     assert counts[1:] == counts[:1] * 2
 
 
