@@ -90,7 +90,7 @@ class RowCache:
         change = chosen.take(newest) - chosen.take(_stream(self._previous, index))
         steps = [levels[0] - levels[1] if len(levels) > 1 else 0.0 for levels in (self._levels[row] for row in rows)]
         rates = [1.0 / step if step else 0.0 for step in steps]
-        return chosen.copy(newest), _by_row(rates, lambda rate, part: part * rate, change)
+        return chosen.copy(newest), _by_row(torch._foreach_mul, rates, change)
 
     def forget(self, rows: Sequence[int]) -> None:
         """Takes these rows as never computed."""
@@ -153,20 +153,16 @@ def _stream(output: Any, index: int) -> Tensor:
     return output if isinstance(output, Tensor) else output[index]
 
 
-def _by_row(numbers: Sequence[float], function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """Applies a function of a number and tensors to all rows, each with its own number, which travels to the device as an argument
-    of a kernel, not as a tensor."""
-    counts = [(number, len(list(group))) for number, group in groupby(numbers)]
-    if len(counts) == 1:
-        return function(numbers[0], *tensors)
+def _by_row(function: Callable[..., Sequence[Tensor]], numbers: Sequence[float], *tensors: Tensor) -> Tensor:
+    """Applies one of torch's functions of lists to all rows, each with its own number, which travels to the device as an argument of a
+    kernel, not as a tensor."""
+    runs = [(number, len(list(group))) for number, group in groupby(numbers)]
     size = tensors[0].shape[0] // len(numbers)
-    parts, start = [], 0
-    for number, count in counts:
-        parts.append(function(number, *(tensor.narrow(0, start * size, count * size) for tensor in tensors)))
-        start += count
-    return torch.cat(parts)
+    sizes = [count * size for _, count in runs]
+    parts = function(*(tensor.split_with_sizes(sizes) for tensor in tensors), [number for number, _ in runs])
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def _extrapolate(newest: Tensor, previous: Tensor, slopes: Sequence[float]) -> Tensor:
     """o₁ + s·(o₁ − o₀) with a slope per row."""
-    return _by_row(slopes, lambda slope, new, old: torch.lerp(old, new, 1.0 + slope), newest, previous)
+    return _by_row(torch._foreach_lerp, [1.0 + slope for slope in slopes], previous, newest)
