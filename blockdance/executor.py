@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from blockdance.errors import ScheduleError
 from blockdance.gathered import GatheredInputs
+from blockdance.joining import boundaries_of, stages_of
 from blockdance.kinds import Keep, Kind
 from blockdance.kinds.views import Capture
 from blockdance.layouts import BlockLayout, BlockStack, parameter_names
@@ -67,6 +68,10 @@ class ReuseExecutor:
             gives_cache = len(kind.skipped_blocks) == self.num_blocks
             self._actions.append(_Action(views.lists[form], views.writes(form), kind, kind.keeps(stack), gives_cache))
 
+        self._boundaries = boundaries_of(kinds, stack)
+        self.joins_rows = True
+        """Whether rows may join others between blocks, where the layout lets them: code compiled for blocks would be made anew for it."""
+
     def new_state(self, num_images: int, num_branches: int) -> ReuseState:
         """An empty state for a new generation."""
         return ReuseState.empty(num_images, num_branches, self._histories)
@@ -100,7 +105,8 @@ class ReuseExecutor:
         sigma: float,
         twins: Sequence[int] | None = None,
     ) -> Any:
-        """Calls `forward` once per distinct action, on the rows that take it; returns the output of the whole batch.
+        """Calls `forward` once per distinct action on the rows that take it, or once where these can join one another between blocks;
+        returns the output of the whole batch.
 
         Args:
             forward: the transformer's call.
@@ -114,12 +120,51 @@ class ReuseExecutor:
         plan = RowPlan.of(tuple(actions), None if twins is None else tuple(twins), state.num_branches, self.max_rows)
         if plan.is_whole:
             return self._run_group(forward, args, kwargs, state, plan.groups[0], sigma)
+        if twins is None and self._joins(actions, args, kwargs):
+            return self._run_joined(forward, args, kwargs, state, plan, sigma)
         outputs = []
         state.inputs.next_call()
         for group in plan.groups:
             group_args, group_kwargs = self._select(args, kwargs, group, state.inputs)
             outputs.append(self._run_group(forward, group_args, group_kwargs, state, group, sigma))
         return plan.join(outputs)
+
+    def _joins(self, actions: Sequence[int], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether the rows that do not compute can join those that do, in one call."""
+        is_possible = bool(self._boundaries) and COMPUTE in actions and self.max_rows is None
+        return (
+            is_possible
+            and self.joins_rows
+            and not is_compiled()
+            and self._layout.joins_rows(dict(zip(self._parameters, args, strict=False)) | kwargs)
+        )
+
+    def _run_joined(
+        self,
+        forward: Forward,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        state: ReuseState,
+        plan: RowPlan,
+        sigma: float,
+    ) -> Any:
+        views, groups = self._views, {group.action: group for group in plan.groups}
+        placement = groups[COMPUTE].placement
+        store = {keep.position: partial(cache.store, sigma=sigma, placement=placement) for keep, cache in state.caches.items()}
+
+        def read(group: RowGroup) -> Any:
+            action = self._actions[group.action]
+            return self._read(state, action.reads[0], action, sigma, group)
+
+        views.flow.begin(stages_of(plan, self._boundaries), store, read)
+        views.install(views.joining)
+        try:
+            output = forward(*args, **kwargs)
+            assert views.flow.is_whole, "a boundary whose output is kept is one that runs"
+            return output
+        finally:
+            views.restore()
+            views.flow.end()
 
     def clear(self) -> None:
         """Lets go of every tensor that a call left in the views."""

@@ -203,6 +203,7 @@ class Controller:
         self._has_compiled_blocks = any(
             isinstance(block, OptimizedModule) or block._compiled_call_impl is not None for block in blocks
         )
+        self._executor.joins_rows = not self._has_compiled_blocks
         num_steps = self._steps.num_steps
         num_images = num_rows // self._count_branches(latents, num_rows)
         schedule = None

@@ -5,11 +5,13 @@ without touching the model's code, its parameters or its `state_dict`.
 """
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 from torch import nn
 
+from blockdance.joining import Flow, Joining
 from blockdance.kinds import Keep, Kind, StandIn
 from blockdance.kinds.views import Slot
 from blockdance.layouts import BlockLayout, BlockStack, block_list, blocks_of, holder
@@ -45,8 +47,22 @@ class BlockViews:
         self.computing: Form = (None,) * len(self._stack)
         self.lists = {form: self._build(form) for form in (self.computing, *forms)}
         """The lists of views of every form, by the paths of the model's own."""
+        self.flow = Flow()
+        """What the views of `joining` share."""
         self._slots = (*self.written.values(), *self.read.values())
         self._originals: list[tuple[nn.Module, str, nn.Module | None]] = []
+
+    @cached_property
+    def joining(self) -> dict[str, nn.ModuleList]:
+        """The lists of views for a call in which rows join one another."""
+        places = {place: position for position, place in enumerate(self._stack.places)}
+        return {
+            path: nn.ModuleList(
+                Joining(block, self._without, self._layout, places[path, index], self.flow)
+                for index, block in enumerate(block_list(self._model, path))
+            )
+            for path in self._layout.lists
+        }
 
     def writes(self, form: Form) -> tuple[Keep, ...]:
         """What the blocks that run at a step of this form leave for later steps."""

@@ -47,6 +47,10 @@ def _always(inputs: Inputs) -> bool:
     return True
 
 
+def _never(inputs: Inputs) -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class BlockLayout:
     """The block stack of a transformer class.
@@ -73,6 +77,10 @@ class BlockLayout:
         one_image: whether a call takes one image only, as models of packed sequences do; nothing is split then.
         splits_rows: whether the rows of a call with these inputs can run apart; where not, a batch computes whenever its images'
             actions differ.
+        joins_rows: whether rows of a call with these inputs may join the others between two blocks, so that a batch whose images take
+            different actions runs in one call: every argument of a block that has one row for each of the batch has it in the first
+            dimension (those named in `shared_arguments` have none), and what the model does between blocks needs no more than the
+            blocks' outputs. Where not, the rows of every action run in a call of their own.
         is_step: whether a call with these inputs is a denoising step, and not one that fills a key-value cache.
         pads_to_longest: whether the model itself pads token sequences to the longest of the batch (the second dimension of what its
             blocks give), so that rows that run apart may have fewer tokens.
@@ -98,6 +106,7 @@ class BlockLayout:
     image_lists: frozenset[str] = frozenset()
     one_image: bool = False
     splits_rows: Callable[[Inputs], bool] = _always
+    joins_rows: Callable[[Inputs], bool] = _never
     is_step: Callable[[Inputs], bool] = _always
     pads_to_longest: bool = False
     changes_outputs: bool = False

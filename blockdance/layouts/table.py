@@ -15,9 +15,9 @@ def _hunyuan_dit_skips(transformer: nn.Module) -> Mapping[int, tuple[int, ...]]:
     return {reader: (2 * middle - 1 - reader,) for reader in range(middle + 1, blocks) if 2 * middle - 1 - reader >= 0}
 
 
-def _without(argument: str) -> Callable[[Inputs], bool]:
-    """Rows run apart unless an object that holds keys and values of the whole batch is given."""
-    return lambda inputs: inputs.get(argument) is None
+def _without(*arguments: str) -> Callable[[Inputs], bool]:
+    """Unless one of these is given: an object that holds keys and values of the whole batch, or what works between blocks."""
+    return lambda inputs: all(inputs.get(argument) is None for argument in arguments)
 
 
 def _reads_cache(*writing_modes: str) -> Callable[[Inputs], bool]:
@@ -192,6 +192,23 @@ LAYOUTS: dict[str, BlockLayout] = {
         note=_REFINERS,
     ),
 }
+
+_BETWEEN_BLOCKS = (
+    "block_controlnet_hidden_states", "controlnet_block_samples", "controlnet_single_block_samples", "skip_layers",
+)  # fmt: skip
+_JOINING = (
+    "AuraFlowTransformer2DModel",
+    "CogVideoXTransformer3DModel",
+    "CogView3PlusTransformer2DModel",
+    "DiTTransformer2DModel",
+    "FluxTransformer2DModel",
+    "PixArtTransformer2DModel",
+    "SD3Transformer2DModel",
+    "SanaTransformer2DModel",
+    "WanTransformer3DModel",
+)
+"""Classes whose rows may join one another between two blocks, unless a ControlNet adds something there, or blocks are left out."""
+LAYOUTS |= {name: replace(LAYOUTS[name], joins_rows=_without(*_BETWEEN_BLOCKS)) for name in _JOINING}
 
 _SEPARATE_GUIDANCE = (
     "BriaFibo2Transformer2DModel",

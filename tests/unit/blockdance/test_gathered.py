@@ -84,7 +84,8 @@ def test_prompt_embeddings_are_not_gathered_at_each_step() -> None:
     scheduler = SimpleNamespace(timesteps=torch.linspace(1, 0.1, num_steps), step_index=0)
     plan = ReuseSchedule(torch.tensor([even[image % 2] for image in range(4)]), (Reuse(boundary=1),))
     with (
-        apply_blockdance(SimpleNamespace(transformer=model, scheduler=scheduler), plan, guidance_branches=1),
+        # a limit of rows keeps every action in a call of its own
+        apply_blockdance(SimpleNamespace(transformer=model, scheduler=scheduler), plan, guidance_branches=1, max_rows=4),
         torch.no_grad(),
         Gathers(12) as gathers,
     ):

@@ -1,0 +1,79 @@
+"""A batch whose images take different actions runs in one call where rows can join one another between blocks."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from families import FAMILIES
+from families.base import BATCH, Family, call
+from torch import Tensor, nn
+
+from blockdance import BlockReuse, Kind, Reuse, ReuseSchedule, apply_blockdance, find_layout
+from blockdance.layouts import LAYOUTS, blocks_of
+
+JOINING = [family for family in FAMILIES if LAYOUTS[family.name].joins_rows(family.make_inputs(BATCH))]
+SD3 = next(family for family in FAMILIES if family.name == "SD3Transformer2DModel")
+ACTIONS = torch.tensor([[0, 0, 0, 0, 1], [0, 0, 1, 0, 0], [0, 0, 2, 1, 0], [0, 0, 1, 2, 1]])
+LEVELS = [0.9, 0.7, 0.4, 0.2, 0.1]
+
+
+def generate(
+    family: Family, model: nn.Module, inputs: dict[str, Any], kinds: tuple[Kind, ...], branches: int
+) -> tuple[list[list[Tensor]], list[int]]:
+    """Outputs of every step, and the rows of every call of the block after the first boundary."""
+    rows = branches * len(ACTIONS)
+    scheduler = SimpleNamespace(timesteps=torch.tensor(LEVELS), sigmas=torch.tensor(LEVELS), step_index=None)
+    ran: list[int] = []
+
+    def note(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        ran.append(len(args[0] if args else kwargs["hidden_states"]))
+
+    hook = blocks_of(model, find_layout(model))[2].register_forward_pre_hook(note, with_kwargs=True)
+    outputs = []
+    pipeline = SimpleNamespace(transformer=model, scheduler=scheduler)
+    with apply_blockdance(pipeline, ReuseSchedule(ACTIONS, kinds), guidance_branches=branches) as handle:
+        for step, level in enumerate(LEVELS):
+            scheduler.step_index = step
+            outputs.append(call(model, family, inputs, level, rows))
+        assert torch.equal(handle.report().actions, ACTIONS)
+    hook.remove()
+    return outputs, ran
+
+
+@pytest.mark.parametrize("family", JOINING, ids=lambda family: family.name)
+@pytest.mark.parametrize("branches", [1, 2])
+def test_one_call_a_step_gives_what_a_call_for_every_action_gives(
+    family: Family, branches: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And that is what each image gets alone, as the conformance test has it."""
+    model, inputs = family.build(), family.make_inputs(branches * BATCH)
+    last = len(blocks_of(model, find_layout(model))) - 1
+    kinds = (Reuse(boundary=1), Reuse(boundary=last, order=1))
+    joined, ran = generate(family, model, inputs, kinds, branches)
+    assert ran == [rows * branches for rows in (4, 4, 3, 3, 4)]
+    monkeypatch.setitem(LAYOUTS, family.name, replace(LAYOUTS[family.name], joins_rows=lambda inputs: False))
+    apart, ran = generate(family, model, inputs, kinds, branches)
+    assert len(ran) == 2 + 3 * 2
+    for one, other in zip(joined, apart, strict=True):
+        for a, b in zip(one, other, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("reason", ["a ControlNet", "a kind that skips single blocks"])
+def test_where_rows_cannot_join_every_action_has_a_call(reason: str) -> None:
+    model, inputs = SD3.build(), SD3.make_inputs(BATCH)
+    kinds: tuple[Kind, ...] = (Reuse(boundary=1), Reuse(boundary=1, order=1))
+    if reason == "a ControlNet":
+        block = blocks_of(model, find_layout(model))[0]
+        given: list[Tensor] = []
+        hook = block.register_forward_pre_hook(lambda *call: given.append(call[2]["hidden_states"]), with_kwargs=True)
+        call(model, SD3, inputs, 0.5)
+        hook.remove()
+        inputs = inputs | {"block_controlnet_hidden_states": [torch.randn_like(given[0])]}
+    else:
+        kinds = (Reuse(boundary=1), BlockReuse(blocks=(0,)))
+    _, ran = generate(SD3, model, inputs, kinds, 1)
+    assert ran[:2] == [4, 4]
+    assert len(ran) > 2 + 3
