@@ -6,15 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from accelerate.hooks import AlignDevicesHook, SequentialHook
 from PIL import Image
 from torch import Tensor, nn
 
 
 def weights_digest(module: nn.Module) -> str:
-    """A digest of a model's weights, from sums of its parameters."""
-    sums = {
-        name: [float(tensor.double().sum()), float(tensor.double().abs().sum())] for name, tensor in module.state_dict().items()
-    }
+    """A digest of a model's weights, from sums of its parameters, wherever they lie."""
+    sums: dict[str, list[float]] = {}
+    for name, tensor in _weights(module).items():
+        values = tensor.cpu().double()  # devices sum in orders of their own
+        sums[name] = [float(values.sum()), float(values.abs().sum())]
     return digest(sums)
 
 
@@ -28,8 +30,24 @@ def parts_digest(pipeline: Any, values: int = 64) -> dict[str, str]:
     """
     parts = {name: part for name, part in vars(pipeline).items() if isinstance(part, nn.Module)}
     return {
-        name: digest({key: _sample(tensor, values) for key, tensor in part.state_dict().items()})
-        for name, part in parts.items()
+        name: digest({key: _sample(tensor, values) for key, tensor in _weights(part).items()}) for name, part in parts.items()
+    }
+
+
+def _weights(module: nn.Module) -> dict[str, Tensor]:
+    """A model's state, those tensors included that accelerate keeps elsewhere until they are needed."""
+    state: dict[str, Tensor] = module.state_dict()
+    if not any(tensor.is_meta for tensor in state.values()):
+        return state
+    elsewhere: dict[str, Mapping[str, Tensor]] = {}
+    for path, part in module.named_modules(remove_duplicate=False):
+        hook = vars(part).get("_hf_hook")
+        for one in hook.hooks if isinstance(hook, SequentialHook) else [hook]:
+            if isinstance(one, AlignDevicesHook) and one.offload:
+                elsewhere[path] = one.weights_map
+    return {
+        key: elsewhere[key.rpartition(".")[0]][key.rpartition(".")[2]] if tensor.is_meta else tensor
+        for key, tensor in state.items()
     }
 
 

@@ -1,5 +1,6 @@
 """The frozen pipeline that policies are trained over, and how it is called: any pipeline of diffusers, or a loop of one's own."""
 
+import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from ada.rollouts.fingerprints import described, weights_digest
 from ada.rollouts.loop import SamplingLoop
+from ada.rollouts.placement import DeviceMap, Offload, check_placement, device_of, load_spread, place
 from ada.rollouts.sharing import shared_components
 from blockdance import BlockDanceReport, ForwardCost, Plan, Recording, Reuse, apply_blockdance, find_layout, full_compute
 
@@ -52,10 +54,14 @@ class FrozenPipeline:
         dtype: precision of everything frozen.
         inputs: what the call takes of its prompts, where that is more than one argument: an image to start from, a control image,
             embeddings made before. It stands in the place of `prompt_argument`.
+        offload: what waits in main memory until it is needed, where not everything fits the device at once: `model`, one whole model at
+            a time, or `sequential`, layer by layer, which is slow.
+        device_map: spreads a transformer that fits no device over several, as accelerate does (`auto`, `balanced`, or a device for every
+            part by its name); what else there is in the pipeline is moved as a whole. For one process: each would take all devices.
 
     Raises:
         FileNotFoundError: `model` looks like a folder that is not there.
-        ValueError: an argument that the pipeline's call does not have.
+        ValueError: an argument that the pipeline's call does not have, or a placement that cannot be had.
     """
 
     def __init__(
@@ -69,9 +75,13 @@ class FrozenPipeline:
         dtype: Dtype = "float32",
         max_images: int | None = 16,
         inputs: Inputs | None = None,
+        offload: Offload = "none",
+        device_map: DeviceMap | None = None,
     ) -> None:
+        check_placement(model, offload, device_map)
+        self.offload: Offload = offload
         self.model: str = model if isinstance(model, str) else getattr(model, "name_or_path", None) or type(model).__name__
-        self.pipeline: Any = load_pipeline(model, getattr(torch, dtype)) if isinstance(model, str) else model
+        self.pipeline: Any = load_pipeline(model, getattr(torch, dtype), device_map) if isinstance(model, str) else model
         self.num_inference_steps = num_inference_steps
         self.arguments = dict(arguments or {})
         self.inputs = inputs
@@ -79,13 +89,17 @@ class FrozenPipeline:
         self.max_rows, self.max_images = max_rows, max_images
         parameters = inspect.signature(type(self.pipeline).__call__).parameters
         self.prompt_argument = prompt_argument or ("prompt" if "prompt" in parameters else "class_labels")
-        unknown = sorted({*([] if inputs else [self.prompt_argument]), *self.arguments} - set(parameters))
+        self._check_arguments()
+        self.layout = find_layout(self.transformer)
+
+    def _check_arguments(self) -> None:
+        parameters = inspect.signature(type(self.pipeline).__call__).parameters
+        unknown = sorted({*([] if self.inputs else [self.prompt_argument]), *self.arguments} - set(parameters))
         if unknown:
             raise ValueError(
                 f"{type(self.pipeline).__name__} takes no argument {', '.join(f'`{name}`' for name in unknown)} in its call. It "
                 f"takes {', '.join(name for name in parameters if name != 'self')}."
             )
-        self.layout = find_layout(self.transformer)
 
     @property
     def transformer(self) -> Any:
@@ -93,11 +107,12 @@ class FrozenPipeline:
 
     @property
     def device(self) -> torch.device:
-        return next(self.transformer.parameters()).device  # type: ignore[no-any-return]
+        """Where it computes."""
+        return device_of(self.pipeline)
 
     def to(self, device: torch.device | str) -> "FrozenPipeline":
-        """Moves the pipeline."""
-        self.pipeline.to(device)
+        """Makes it compute on a device: moves it there, or what is needed when it is needed (`offload`)."""
+        place(self.pipeline, device, self.offload)
         return self
 
     @property
@@ -156,16 +171,12 @@ class FrozenPipeline:
 
     def with_settings(self, num_inference_steps: int | None = None, **arguments: Any) -> "FrozenPipeline":
         """The same pipeline, called with another number of steps, or with other arguments."""
-        return FrozenPipeline(
-            self.pipeline,
-            self.num_inference_steps if num_inference_steps is None else num_inference_steps,
-            self.arguments | arguments,
-            self.prompt_argument,
-            self.output_type,
-            self.max_rows,
-            max_images=self.max_images,
-            inputs=self.inputs,
-        )
+        other = copy.copy(self)
+        if num_inference_steps is not None:
+            other.num_inference_steps = num_inference_steps
+        other.arguments = self.arguments | arguments
+        other._check_arguments()
+        return other
 
     def fingerprint(self) -> dict[str, Any]:
         """What its images depend on besides prompt and seed: class, weights, sampler, arguments, how it is told prompts."""
@@ -181,8 +192,8 @@ class FrozenPipeline:
         }
 
 
-def load_pipeline(model: str, dtype: torch.dtype) -> Any:
-    """Loads a diffusers pipeline, frozen and silent.
+def load_pipeline(model: str, dtype: torch.dtype, device_map: DeviceMap | None = None) -> Any:
+    """Loads a diffusers pipeline, frozen and silent; with a `device_map`, its transformer spread over devices.
 
     Raises:
         FileNotFoundError: the path is not there, or holds no pipeline; or a Hub id cannot be had.
@@ -196,7 +207,8 @@ def load_pipeline(model: str, dtype: torch.dtype) -> Any:
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
     try:
-        pipeline = DiffusionPipeline.from_pretrained(model, dtype=dtype)
+        spread = {} if device_map is None else load_spread(model, dtype, device_map)
+        pipeline = DiffusionPipeline.from_pretrained(model, dtype=dtype, **spread)
     except OSError as error:
         raise FileNotFoundError(
             f"The pipeline {model} could not be loaded: {str(error).partition(chr(10))[0]} Check the Hub id, the network and your "
