@@ -6,6 +6,7 @@ version is read for ever (`tests/golden`); a later one than this package knows i
 1. the constructor's arguments alone
 2. `format`, `version`, `form`; a ladder's coefficients are products of three tensors of a `rank`
 3. `base_model.name`: the Hub id of the model that the policy was trained on; coefficients as they are
+4. `pooling` of the paper's policy; before, all of them pooled in raster order
 """
 
 import hashlib
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from blockdance import BlockDanceError
 
-VERSION = 3
+VERSION = 4
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 OUTCOME, TRAINING = "outcome.json", "training.json"
 BESIDE = (CARD, OUTCOME, TRAINING, "*.png", "table.md")
@@ -101,7 +102,7 @@ def _read_config(file: Path, name: str) -> tuple[str, dict[str, Any]]:
     except (OSError, ValueError) as error:
         raise IncompatiblePolicyError(f"{CONFIG} of {name} cannot be read: {error}") from error
     if isinstance(content, dict) and "version" not in content and "action_costs" in content:
-        return "steps", content  # version 1
+        return "steps", content | {"pooling": "raster"}  # version 1
     if not isinstance(content, dict) or content.pop("format", None) != "blockdance-ada":
         raise IncompatiblePolicyError(f"{name} holds no BlockDance-Ada policy: its {CONFIG} does not say so.")
     version, form = content.pop("version", None), content.pop("form", None)
@@ -112,4 +113,6 @@ def _read_config(file: Path, name: str) -> tuple[str, dict[str, Any]]:
             f"The policy in {name} has format version {version}; this package reads up to {VERSION}. Update it: "
             "`pip install --upgrade blockdance-ada`."
         )
+    if form == "steps" and version < 4:
+        content["pooling"] = "raster"
     return str(form), content

@@ -1,7 +1,7 @@
 """The paper's policy: one decision about every step by itself, after ρ."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -9,9 +9,9 @@ from torch.nn import functional as F
 from typing_extensions import Self
 
 from ada.policy.base import AdaPolicy, BaseModel
+from ada.policy.tokens import NUM_IMAGE_TOKENS, image_tokens, places_of, raster_tokens
 from blockdance import PolicyState, Reuse, ReuseSchedule
 
-NUM_IMAGE_TOKENS = 64
 NUM_WAVES = 10
 NUM_QUERY_FEATURES = NUM_WAVES + 3
 
@@ -34,6 +34,8 @@ class StepPolicy(AdaPolicy):
         quality_weight_range: the λ it was trained on.
         hidden_size, num_layers, num_heads: of its transformer blocks.
         compute: share of the denoising compute to spend per image; None where λ decides.
+        pooling: how features and latents become tokens: averaged on their `grid` of two or three dimensions, or in `raster` order, as
+            policies of older folders were trained.
     """
 
     form: ClassVar[str] = "steps"
@@ -53,6 +55,7 @@ class StepPolicy(AdaPolicy):
         num_layers: int = 3,
         num_heads: int = 4,
         compute: float | None = None,
+        pooling: Literal["grid", "raster"] = "grid",
     ) -> None:
         config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__(config, BaseModel(**base_model), [Reuse(**kind) for kind in kinds])
@@ -60,7 +63,9 @@ class StepPolicy(AdaPolicy):
             raise ValueError(
                 f"`action_costs` must have one entry per kind and one for compute: {len(kinds) + 1}; got {len(action_costs)}."
             )
-        self.prefix, self.forced_tail = prefix, forced_tail
+        if pooling not in ("grid", "raster"):
+            raise ValueError(f"`pooling` must be grid or raster; got {pooling}.")
+        self.prefix, self.forced_tail, self.pooling = prefix, forced_tail, pooling
         self.quality_weight = quality_weight
         self.quality_weight_range = (float(quality_weight_range[0]), float(quality_weight_range[1]))
         self.compute = compute
@@ -113,12 +118,14 @@ class StepPolicy(AdaPolicy):
         if prompt_embeds is None or prompt_mask is None:
             prompt_embeds = state.latents.new_zeros(state.num_images, 0, self.base_model.prompt_width)
             prompt_mask = state.latents.new_zeros(state.num_images, 0)
-        features = _pool(_with_magnitude(state.features.to(dtype)))
         # the change of one step, as it was when the first policies were trained
         last_step = state.sigmas[state.step - 1] - state.sigmas[state.step - 2]
-        change = _pool(_with_magnitude((state.feature_change * last_step).to(dtype)))
-        side = round(NUM_IMAGE_TOKENS**0.5)
-        latents = F.adaptive_avg_pool2d(state.latents.to(dtype).flatten(2, -2), side).flatten(2).transpose(1, 2)
+        seen = _with_magnitude(state.features.to(dtype)), _with_magnitude((state.feature_change * last_step).to(dtype))
+        if self.pooling == "grid":
+            places = places_of(state.latents.to(dtype), self.base_model.latent_channels, state.grid)
+            features, change, latents = image_tokens(*seen, places)
+        else:
+            features, change, latents = raster_tokens(*seen, state.latents.to(dtype))
         image = self.embed_features(features) + self.embed_change(change) + self.positions[0]
         noisy = self.embed_latents(latents) + self.positions[1]
         prompt = self.embed_prompt(F.layer_norm(prompt_embeds.to(dtype), prompt_embeds.shape[-1:]))
@@ -208,10 +215,3 @@ def _with_magnitude(tokens: Tensor) -> Tensor:
     """Normalises tokens `(images, positions, channels)` and adds their log-magnitude as a channel."""
     magnitude = tokens.norm(dim=-1, keepdim=True).clamp(min=1e-6)
     return torch.cat([tokens / magnitude * tokens.shape[-1] ** 0.5, magnitude.log()], dim=-1)
-
-
-def _pool(tokens: Tensor) -> Tensor:
-    """Averages neighbouring positions down (or up) to `NUM_IMAGE_TOKENS`."""
-    if tokens.shape[1] == NUM_IMAGE_TOKENS:
-        return tokens
-    return F.adaptive_avg_pool1d(tokens.transpose(1, 2), NUM_IMAGE_TOKENS).transpose(1, 2)
