@@ -17,6 +17,10 @@ from blockdance import PolicyState, ReuseSchedule
 SHARPNESS = 30.0
 """Slope of the logits, in training: at 30, half a step of compute doubles the odds of a rung."""
 
+LEAST_DEVIATION = 1e-6
+LEAST_SPREAD = 1e-3
+"""Deviation of a main component, as a share of the largest, below which the cases do not tell what it is."""
+
 DAMAGE_FLOOR = 1e-3
 """Bounded damage below which, and above one minus which, the log-odds are no longer told apart."""
 
@@ -77,24 +81,26 @@ class LadderPolicy(AdaPolicy):
     @torch.no_grad()
     def calibrate(self, sights: Tensor, stages: Tensor, damage: Tensor) -> None:
         """Sets what needs no gradient: mean and deviation of what is seen at every stage (the network reads how an image differs from
-        others), the main components, and the level of every rung.
+        others), the main components, and the level of every rung. Components beyond those that the cases span stay zero.
 
         Args:
-            sights: `(cases, nodes, width)`.
+            sights: `(cases, nodes, width)`, of one case or more.
             stages: int64 `(nodes,)`.
             damage: bounded, `(cases, rungs)`.
         """
         for stage in range(len(self.mean)):
             seen = sights[:, stages == stage].flatten(0, 1)
-            self.mean[stage], self.deviation[stage] = seen.mean(0), seen.std(0).clamp(min=1e-6)
+            self.mean[stage], self.deviation[stage] = seen.mean(0), _deviation(seen)
         pooled = self._standardise(sights, stages)[..., NUM_SIGNS:].flatten(0, 1)
         kept = min(self.components.shape[1], *pooled.shape)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             _, _, directions = torch.pca_lowrank(pooled, kept, niter=4)
-        scale = (pooled @ directions).std(0).clamp(min=1e-6)
+        scale = _deviation(pooled @ directions)
+        # few cases span few directions: along the others they do not differ, and dividing by that would make other images infinite
+        is_told = scale > (LEAST_SPREAD * scale.max()).clamp(min=LEAST_DEVIATION)
         self.components.zero_()
-        self.components[:, :kept] = directions / scale
+        self.components[:, :kept] = directions / scale * is_told
         self.level.copy_(torch.logit(damage, DAMAGE_FLOOR).mean(0))
 
     def predict(self, sights: Tensor, stages: Tensor) -> Tensor:
@@ -213,3 +219,8 @@ class LadderPolicy(AdaPolicy):
                 "This policy has no measured curve, so it knows no λ for a mean: give `quality_weight` or `compute`."
             )
         return self.curve
+
+
+def _deviation(values: Tensor) -> Tensor:
+    """Standard deviation over the rows, `LEAST_DEVIATION` or more: also where there is one row."""
+    return values.std(0, correction=min(1, len(values) - 1)).clamp(min=LEAST_DEVIATION)

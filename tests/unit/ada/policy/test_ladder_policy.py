@@ -6,12 +6,25 @@ from pathlib import Path
 
 import pytest
 import torch
-from ladders import ARGUMENTS, CASES, COSTS, KINDS, MORE_CASES, STEPS, build_frozen, build_ladder, build_policy, build_reward
+from ladders import (
+    ARGUMENTS,
+    CASES,
+    COSTS,
+    KINDS,
+    MORE_CASES,
+    RUNGS,
+    STEPS,
+    build_frozen,
+    build_ladder,
+    build_policy,
+    build_reward,
+)
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ada import AdaPolicy, IncompatiblePolicyError
 from ada.policy import Curve, LadderPolicy, StepPolicy
+from ada.policy.sight import NUM_SIGNS
 from ada.rollouts import Case, Collector, FrozenPipeline
 from ada.schedules import Ladder, Tree
 from ada.training.outcome import choose_rungs
@@ -90,6 +103,23 @@ def test_calibrated_policy_that_reads_nothing_predicts_the_mean(collector: Colle
     predicted = fresh.predict(sights, collector.tree.nodes[:, 0])
     expected = torch.tensor([0.001, 0.02, 0.05, 0.08, 0.15, 0.3]).expand_as(predicted)
     torch.testing.assert_close(predicted, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_few_cases_make_few_components_and_none_that_explodes(collector: Collector, sights: Tensor, count: int) -> None:
+    """`count` cases span `count` − 1 directions at the first stage's node and 3·`count` − 1 at the second's three; along others they do not
+    differ, and another image must not look infinite for it."""
+    stages = collector.tree.nodes[:, 0]
+    policy = LadderPolicy(**build_policy(collector, sights).config | {"num_components": 24})
+    policy.calibrate(sights[:count], stages, torch.rand(count, len(RUNGS)))
+    used = policy.components.abs().sum(0) > 0
+    assert 0 < used.sum() <= 4 * count - 2
+    seen, new = policy.inputs(sights[:count], stages), policy.inputs(sights[count:], stages)
+    components = seen[..., NUM_SIGNS:].flatten(0, 1)
+    torch.testing.assert_close(components[:, used].std(0), torch.ones(int(used.sum())), atol=1e-3, rtol=0)
+    assert components[:, ~used].abs().max() == 0
+    assert new.abs().max() < 1e3
+    assert policy.predict(sights, stages).isfinite().all()
 
 
 # --- wishes ---
@@ -192,7 +222,7 @@ def test_folders_that_hold_no_policy_are_named(policy: LadderPolicy, tmp_path: P
     policy.save_pretrained(tmp_path / "policy")
     config, weights = tmp_path / "policy" / "config.json", tmp_path / "policy" / "model.safetensors"
     content, tensors = json.loads(config.read_text()), load_file(weights)
-    assert (content["format"], content["version"], content["form"]) == ("blockdance-ada", 3, "ladder")
+    assert (content["format"], content["version"], content["form"]) == ("blockdance-ada", 4, "ladder")
 
     save_file({name: tensor for name, tensor in tensors.items() if name != "level"}, weights)
     fails(r"(?s)incomplete or was changed by hand.*level")
@@ -204,7 +234,7 @@ def test_folders_that_hold_no_policy_are_named(policy: LadderPolicy, tmp_path: P
     save_file(tensors, weights)
 
     for change, message in (
-        ({"version": 4}, r"format version 4; this package reads up to 3\. Update"),
+        ({"version": 5}, r"format version 5; this package reads up to 4\. Update"),
         ({"form": "dreams"}, "form 'dreams'"),
         ({"format": "else"}, "holds no BlockDance-Ada policy"),
         ({"num_components": 2}, r"(?s)incomplete or was changed by hand.*size mismatch"),
@@ -236,6 +266,7 @@ def test_version_one_is_read_and_decides() -> None:
     """The first published policy: 20 steps, first decision after step 8, the last step computes."""
     policy = AdaPolicy.from_pretrained(GOLDEN)
     assert type(policy) is StepPolicy
+    assert policy.pooling == "raster", "as it was trained"
     assert policy.decision_steps(20) == (8,)
     generator = torch.Generator().manual_seed(0)
 
