@@ -94,6 +94,10 @@ class Generation:
         if before != actions:
             self._taken[step] = tuple(max(pair) for pair in zip(before, actions, strict=True))
 
+    def is_beginning(self, step: int) -> bool:
+        """Whether a step is the first or the second that runs."""
+        return len(self._taken.keys() - {step}) < 2
+
     @property
     def taken(self) -> list[list[int]]:
         """For each image and step, the action taken; −1 for steps that have not run."""

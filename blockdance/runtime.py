@@ -164,8 +164,9 @@ class Controller:
         generation = self._generation
         if generation is None or generation.is_over or place.is_new_generation or num_rows % generation.num_images:
             generation = self._begin(inputs[self._layout.latents], num_rows, driver)
-            if self._groups is not None:
-                self._groups.check(inputs, self._layout, generation.num_images, num_rows)
+        if self._groups is not None and generation.is_beginning(place.step):
+            sampler = type(getattr(self._pipeline, "scheduler", None)).__name__
+            self._groups.check(inputs, self._layout, generation, place.step, num_rows, sampler)
         branch = generation.branches.get(place.branch)
         if branch is None:
             branch = generation.branches[place.branch] = Branch()

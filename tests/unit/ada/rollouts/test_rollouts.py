@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler
 from ladders import CASES, KINDS, RUNGS, STEPS, build_frozen, build_ladder, build_reward
 from torch import Tensor
 
 from ada.rewards import PSNR, RewardError, WeightedReward
 from ada.rollouts import Case, Collector, FrozenPipeline, Table, roll_out
 from ada.search import ScheduleSearch
-from blockdance import ReuseSchedule
+from blockdance import ReuseSchedule, ScheduleError
 
 
 def count_calls(frozen: FrozenPipeline) -> list[int]:
@@ -39,6 +40,34 @@ def test_rollout_is_what_each_schedule_gives_alone() -> None:
     assert torch.equal(first.clean[0], first.clean[5]), "before the first decision all rungs are one image"
     assert torch.equal(second.clean[3], second.clean[4])
     assert not torch.equal(second.clean[3], second.clean[5])
+
+
+class DrawsItself(DPMSolverMultistepScheduler):
+    """A sampler whose noise comes from no generator."""
+
+    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+        (moved,) = super().step(model_output, timestep, sample, *args, **kwargs)
+        return (moved + 0.1 * torch.randn_like(moved),)
+
+
+def test_a_stochastic_sampler_is_shared_exactly() -> None:
+    """Its noise comes from each prompt's generator, so that rows of one prompt draw the same."""
+    frozen, ladder = build_frozen(), build_ladder()
+    config = frozen.pipeline.scheduler.config
+    deterministic = roll_out(frozen, ["sun"], [1], ladder.actions[None], KINDS, (2, 4)).images
+    frozen.pipeline.scheduler = DPMSolverMultistepScheduler.from_config(config, algorithm_type="sde-dpmsolver++")
+    rollout = roll_out(frozen, ["sun"], [1], ladder.actions[None], KINDS, (2, 4)).images
+    assert (rollout - deterministic).abs().max() > 1e-2
+    for rung in range(len(RUNGS)):
+        alone = frozen.generate(["sun"], [1], ReuseSchedule(ladder.actions[[rung]], KINDS)).images
+        torch.testing.assert_close(rollout[:, rung], alone, atol=1e-4, rtol=0)
+
+
+def test_a_sampler_that_draws_numbers_of_its_own_is_refused() -> None:
+    frozen = build_frozen()
+    frozen.pipeline.scheduler = DrawsItself.from_config(frozen.pipeline.scheduler.config)
+    with pytest.raises(ScheduleError, match="Its sampler DrawsItself may draw numbers of its own"):
+        roll_out(frozen, ["sun"], [1], build_ladder().actions[None], KINDS, (2, 4))
 
 
 def test_wrong_arguments_are_named() -> None:
