@@ -1,7 +1,7 @@
 """Rollouts a second against one call of the pipeline for each, stage by stage, and the memory beside the model's weights.
 
     python benchmarks/rollouts.py
-    python benchmarks/rollouts.py --ladder configs/ladders/pixart_alpha.json --blocks 28   what its rollouts cost; runs nothing
+    python benchmarks/rollouts.py --ladder configs/ladders/pixart_alpha.json --blocks 28 --cases 2256   what a run costs; runs nothing
 
 The schedules are those of a policy that is undecided: after 40 % of the steps every step but the last reuses with probability one half.
 All ways give the same rewards; it is checked.
@@ -161,6 +161,30 @@ def ladder_cost(ladder: Ladder, num_blocks: int) -> dict[str, float]:
     return {"alone": alone / ladder.num_steps, "shared": shared / ladder.num_steps, "images": len(rungs)}
 
 
+def paper_cost(
+    num_steps: int = 20, num_blocks: int = 28, boundary: int = 20, captions: int = 10_000, epochs: int = 100
+) -> dict[str, float]:
+    """What the paper's run costs (10 000 captions, 100 epochs, one schedule each) in images of which every step computes, where every
+    decided step reuses with probability one half, and the steps before the last two of ρ = 40 % come from the tape in all epochs.
+
+    Returns:
+        `shared`: of a rollout; `transformer`: of all, with a reference for each caption; `images`: how many are decoded and scored.
+    """
+    decision_step = max(2, round(0.4 * num_steps))
+    decided = round(0.95 * num_steps) - decision_step - 1
+    reuse = (num_blocks - 1 - boundary) / num_blocks
+    steps = num_steps - (decision_step - 1) - decided * (1 - reuse) / 2
+    rollouts = captions * epochs
+    return {"shared": steps / num_steps, "transformer": rollouts * steps / num_steps + captions, "images": rollouts + captions}
+
+
+def print_cost(title: str, transformer: float, images: int, prompts: int, gpus: int) -> None:
+    """Says what a run takes of every stage, in all and on each of some GPUs."""
+    stages = {"images' worth of transformer time": transformer, "images decoded and scored": images, "prompts encoded": prompts}
+    in_all = ", ".join(f"{round(number):,} {name}" for name, number in stages.items())
+    print(f"{title}: {in_all}; on each of {gpus} GPUs {', '.join(f'{round(number / gpus):,}' for number in stages.values())}.")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="checkpoints/emoji-dit", help="folder of a PixArt pipeline")
@@ -174,13 +198,21 @@ def main() -> None:
     parser.add_argument("--cpu-time", action="store_true", help="count this process's own seconds: others use the machine too")
     parser.add_argument("--ladder", help="file of a ladder whose cost is told instead")
     parser.add_argument("--blocks", type=int, default=28, help="of the ladder's transformer")
+    parser.add_argument("--cases", type=int, default=2256, help="of a run with the ladder: captions times noises")
+    parser.add_argument("--gpus", type=int, default=8, help="that the run is divided among")
     options = parser.parse_args()
+    if options.repeats < 2:
+        parser.error("--repeats must be 2 or more: ratios come with their quartiles")
     if options.ladder is not None:
         cost = ladder_cost(Ladder.load(options.ladder), options.blocks)
         print(
             f"{options.ladder}: {cost['images']} rungs of a case take {cost['shared']:.2f} images' worth of transformer time, "
             f"{cost['alone']:.2f} if each ran alone."
         )
+        transformer, images = options.cases * cost["shared"], options.cases * round(cost["images"])
+        print_cost(f"{options.cases:,} cases", transformer, images, options.cases, options.gpus)
+        paper = paper_cost(num_blocks=options.blocks)
+        print_cost("The paper's run", paper["transformer"], round(paper["images"]), 10_000, options.gpus)
         return
     work, console = Workload(options), Console()
     with tempfile.TemporaryDirectory() as folder:
