@@ -3,15 +3,17 @@
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from ada.policy import LadderPolicy
+from ada.policy import LadderPolicy, StepPolicy
 from ada.rollouts import FrozenPipeline
 from ada.training.outcome import Outcome
+from ada.training.sampling import SampledRollout
 from blockdance import Plan, Reuse, full_compute
 
 
@@ -36,6 +38,29 @@ def reuse_probability(logits: Tensor, steps: Sequence[int], kinds: Sequence[Reus
     axes[0].set_ylabel("probability of reuse")
     figure.legend(*axes[0].get_legend_handles_labels(), fontsize="small", loc="outside lower center", ncols=len(kinds))
     return figure
+
+
+def picture_rollout(
+    rollout: SampledRollout, policy: StepPolicy, num_steps: int, folder: Path, board: Any, global_step: int
+) -> None:
+    """Draws what a policy decides on some prompts at three λ, and its images at the middle one, into a folder and onto TensorBoard.
+
+    Args:
+        rollout: every prompt three times, at the smallest, middle and largest λ.
+        policy: decided.
+        num_steps: of the generation.
+        folder: where to.
+        board: a TensorBoard writer.
+        global_step: where the run is.
+    """
+    steps = list(policy.decided_steps(num_steps))
+    probabilities = reuse_probability(rollout.logits.unflatten(0, (-1, 3)), steps, policy.kinds)
+    probabilities.savefig(folder / "reuse_probability.png", dpi=120)
+    board.add_figure("validation/reuse_probability", probabilities, global_step)
+    if rollout.images.ndim == 5 and rollout.images.shape[2] == 3:
+        grid = compare_grid(rollout.reference[1::3][:8], rollout.images[1::3, 0][:8])
+        save_image(grid, folder / "reference_and_reuse.png")
+        board.add_image("validation/reference_and_reuse", grid, global_step)
 
 
 def compare_grid(reference: Tensor, reuse: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from time import monotonic
@@ -19,11 +19,10 @@ from ada import reinforce
 from ada.policy import BaseModel, StepPolicy
 from ada.reinforce import AdvantageKind
 from ada.rewards import WeightedReward
-from ada.rollouts import Case, FrozenPipeline, References, Tape, probe
-from ada.rollouts.fingerprints import parts_digest
+from ada.rollouts import FrozenPipeline, probe
 from ada.training import pictures
 from ada.training.errors import together
-from ada.training.sampling import SampledRollout, SampledSchedules
+from ada.training.sampling import Draw, SampledRollout, Sampler
 from ada.training.signals import STATIC_PERIODS, group_signals, static_decisions, update_signals
 from blockdance import Reuse
 
@@ -50,7 +49,7 @@ class StepTraining(LightningModule):
         warmup_rollouts: rollouts over which the learning rate rises linearly.
         gradient_clip: largest norm of the gradient.
         hidden_size, num_layers, num_heads: of the policy's transformer blocks.
-        seed: seed of the noise, of λ and of the sampled schedules.
+        seed: of the network, the noise, λ and the sampled schedules; None for that of the command line (`seed_everything`), or 0.
         tape: folder of the tape, which keeps the references and the outputs of the steps before ρ for later epochs and runs; None
             keeps them in memory alone.
         tape_memory, tape_disk: most that it takes in memory and on disk, in GiB and by process.
@@ -75,7 +74,7 @@ class StepTraining(LightningModule):
         hidden_size: int = 128,
         num_layers: int = 3,
         num_heads: int = 4,
-        seed: int = 0,
+        seed: int | None = None,
         tape: Path | None = None,
         tape_memory: float = 1.0,
         tape_disk: float = 16.0,
@@ -90,9 +89,9 @@ class StepTraining(LightningModule):
         self.group_size, self.advantage, self.entropy_weight = group_size, advantage, entropy_weight
         self.updates_per_rollout, self.clip_range = updates_per_rollout, clip_range
         self.learning_rate, self.warmup_rollouts, self.gradient_clip = learning_rate, warmup_rollouts, gradient_clip
-        self.seed = seed
+        self.seed = seed or 0
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(self.seed)
             self.policy = StepPolicy(
                 base_model=asdict(BaseModel.of(pipeline.transformer, pipeline.model)),
                 feature_width=probe(pipeline, kinds[0].boundary).features.shape[-1],
@@ -106,17 +105,12 @@ class StepTraining(LightningModule):
                 num_layers=num_layers,
                 num_heads=num_heads,
             )
-        if not self.policy.decided_steps(pipeline.num_inference_steps):
+        steps = pipeline.num_inference_steps
+        if not self.policy.decided_steps(steps):
             raise ValueError(
-                f"With {pipeline.num_inference_steps} steps, `prefix` {prefix} and `forced_tail` {forced_tail}, no step is left to decide."
+                f"With {steps} steps, `prefix` {prefix} and `forced_tail` {forced_tail}, no step is left to decide."
             )
-        num_taped = self.policy.decision_steps(pipeline.num_inference_steps)[0] - 1
-        settings: dict[str, Any] = {}
-        if tape is not None:
-            settings = {"base": pipeline.fingerprint(), "parts": parts_digest(pipeline.pipeline), "steps": num_taped}
-        self.references = References(
-            pipeline, Tape(int(tape_memory * 2**30), tape, settings, int(tape_disk * 2**30)), num_taped
-        )
+        self.sampler = Sampler(pipeline, reward, tape, tape_memory, tape_disk, self.policy.decision_steps(steps)[0])
         self.reward_mean: Tensor
         self.register_buffer("reward_mean", torch.zeros(()))  # running mean, the baseline of the `ema` advantage
         self.validation_history: list[dict[str, float]] = []
@@ -179,64 +173,11 @@ class StepTraining(LightningModule):
         optimizer.step()
         return {"gradient_norm": norm} | update_signals(log_probs, old_log_probs, self.clip_range)
 
-    @torch.inference_mode()
     def _roll_out(
-        self, prompts: list[str], seeds: Sequence[int], weights: Tensor, draw: Callable[[Tensor], Tensor], group: int
+        self, prompts: Sequence[Any], seeds: Sequence[int], weights: Tensor, draw: Draw, group: int
     ) -> SampledRollout:
-        """One call of the pipeline: a group of schedules of every prompt. Their steps before ρ are replayed from the tape, as is the
-        reference; what is not on it yet is made first.
-
-        Args:
-            prompts: the prompts; one that comes several times with equal noise shares its steps too.
-            seeds: of their noise.
-            weights: λ of each.
-            draw: decisions `(prompts, group, decisions)` for logits.
-            group: schedules per prompt.
-        """
-        decider = SampledSchedules(self.policy, weights, draw)
-        cases = [Case(prompt, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
-        records = self.references.of(cases)
-        reference = self.references.images(records)
-        first = {case: place for place, case in reversed(list(enumerate(cases)))}
-        generated = self.pipeline.generate(
-            [case.prompt for case in cases for _ in range(group)],
-            [case.seed for case in cases for _ in range(group)],
-            decider,
-            groups=[first[case] for case in cases for _ in range(group)],
-            recording=self.references.steps([record for record in records for _ in range(group)]),
-        )
-        assert decider.state is not None, "the pipeline ran, so it was asked"
-        scored = self.reward(
-            generated.images,
-            [prompt for prompt in prompts for _ in range(group)],
-            reference.repeat_interleave(group, 0),
-            update_statistics=self.training,
-        )
-        shape = (len(prompts), group)
-        return SampledRollout(
-            decider.state,
-            decider.logits,
-            decider.decisions,
-            reference,
-            generated.images.unflatten(0, shape),
-            scored.total.unflatten(0, shape).clone(),
-            self.compute_saved(decider.decisions),
-            {name: part.unflatten(0, shape).clone() for name, part in scored.parts.items()},
-            scored.kept.unflatten(0, shape).clone(),
-        )
-
-    def compute_saved(self, decisions: Tensor) -> Tensor:
-        """C(u): share of the MACs of the steps after ρ that a schedule saves (the paper's 1 − Σu/(s − ρ), in MACs).
-
-        Args:
-            decisions: int64 `(…, decisions)`.
-
-        Returns:
-            `(…)` in [0, 1].
-        """
-        num_steps = self.pipeline.num_inference_steps
-        after_prefix = num_steps - self.policy.decision_steps(num_steps)[0]
-        return (1 - self.policy.action_costs.to(decisions.device)[decisions]).sum(-1) / after_prefix
+        """A group of schedules of every prompt; the reward learns its statistics from those of training."""
+        return self.sampler.roll_out(self.policy, prompts, seeds, weights, draw, group, self.training)
 
     def _generator(self, index: int) -> torch.Generator:
         """Randomness of one prompt in one epoch, whatever its batch or process."""
@@ -364,18 +305,12 @@ class StepTraining(LightningModule):
     def _log_pictures(self) -> None:
         if self.logger is None or not self._pictured:
             return
-        rollout = self._pictured[0]
-        board = self.logger.experiment  # type: ignore[attr-defined]
         folder = Path(self.trainer.default_root_dir) / "pictures"
         folder.mkdir(parents=True, exist_ok=True)
-        steps = list(self.policy.decided_steps(self.pipeline.num_inference_steps))
-        probabilities = pictures.reuse_probability(rollout.logits.unflatten(0, (-1, 3)), steps, self.policy.kinds)
-        probabilities.savefig(folder / "reuse_probability.png", dpi=120)
-        board.add_figure("validation/reuse_probability", probabilities, self.global_step)
-        if rollout.images.ndim == 5 and rollout.images.shape[2] == 3:
-            grid = pictures.compare_grid(rollout.reference[1::3][:8], rollout.images[1::3, 0][:8])
-            pictures.save_image(grid, folder / "reference_and_reuse.png")
-            board.add_image("validation/reference_and_reuse", grid, self.global_step)
+        board = self.logger.experiment  # type: ignore[attr-defined]
+        pictures.picture_rollout(
+            self._pictured[0], self.policy, self.pipeline.num_inference_steps, folder, board, self.global_step
+        )
 
     # --- checkpoints hold what a resumed run needs, and nothing frozen ---
 
