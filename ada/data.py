@@ -117,7 +117,7 @@ class PromptDataModule(LightningDataModule):
         batch_size: prompts per process and step.
         train_limit, validation_limit: use only so many prompts, spread evenly.
         train_split, validation_split: names of the splits.
-        seed: of the order of the training prompts.
+        seed: of the order of the training prompts; None for that of the command line (`seed_everything`), or 0.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class PromptDataModule(LightningDataModule):
         validation_limit: int | None = None,
         train_split: str = "train",
         validation_split: str = "validation",
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -137,7 +137,7 @@ class PromptDataModule(LightningDataModule):
         self.source, self.column, self.batch_size = source, column, batch_size
         self.train_limit, self.validation_limit = train_limit, validation_limit
         self.train_split, self.validation_split = train_split, validation_split
-        self.seed = seed
+        self.seed = seed or 0
         self._skipped_batches = 0
 
     def prompts(self, split: str) -> Dataset:

@@ -13,6 +13,7 @@ from golden.builders import save_image_reward
 
 from ada.rewards import Reward, RewardError
 from ada.schedules import Ladder
+from ada.training import LadderTraining
 from blockdance import Reuse
 
 RUNGS = ("00000000", "00000010", "00000110", "00020010", "00011010")
@@ -108,3 +109,11 @@ class RefusesOnOneRank(Reward):
         if os.environ.get("RANK") == "1":
             raise RewardError("the scorer of this process is broken")
         return -(images - reference).abs().flatten(1).mean(1)
+
+
+class NoNumberOnOneRank(LadderTraining):
+    """Training whose fourth gradient is no number in the second process alone."""
+
+    def training_step(self, batch: tuple[torch.Tensor]) -> torch.Tensor:
+        is_broken = self.global_step == 3 and os.environ.get("RANK") == "1"
+        return super().training_step(batch) * (float("nan") if is_broken else 1.0)

@@ -2,6 +2,7 @@
 
 import io
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -142,6 +143,41 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
             "same command begins again; rollouts that are in a table are not lost."
         ) from error
     return content
+
+
+class StopTogether(Callback):
+    """Lets SIGTERM stop a run of several processes after the same batch in all of them, whichever of them it reached, so that the state
+    which they keep is one.
+
+    It stands in for Lightning's handler while training lasts. That one calls the other processes from wherever a process just is, such
+    as between them adding up their gradients, and each process stops after whatever batch it has in hand.
+    """
+
+    def __init__(self) -> None:
+        self._was_told = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.world_size > 1 and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._take_up)  # Lightning puts back what was there when it ends
+
+    def _take_up(self, number: int, frame: FrameType | None) -> None:
+        self._was_told = True
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not trainer.is_last_batch:  # after which there may be a validation, which all go through
+            self._agree(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._agree(trainer)
+
+    def _agree(self, trainer: Trainer) -> None:
+        if trainer.world_size == 1:
+            return
+        told = torch.tensor(float(self._was_told), device=trainer.strategy.root_device)
+        if float(trainer.strategy.reduce(told, reduce_op="sum")) > 0:
+            trainer._signal_connector.received_sigterm = True  # Lightning stops at the end of what it does with this batch
 
 
 @contextmanager

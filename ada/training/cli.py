@@ -40,8 +40,12 @@ class TrainingCLI(LightningCLI):
         )
 
     def before_instantiate_classes(self) -> None:
-        """Looks for the device before any model is loaded."""
+        """Gives the one seed to whatever has none of its own, and looks for the device before any model is loaded."""
         assert isinstance(self.config, Namespace)
+        for part in ("model", "data"):
+            settings = self.config[part].get("init_args", {})
+            if "seed" in settings and settings["seed"] is None:
+                settings["seed"] = int(self.config["seed_everything"])
         wanted = str(self.config["trainer"]["accelerator"])
         found = CUDAAccelerator.is_available() or (wanted == "gpu" and MPSAccelerator.is_available())
         if wanted in ("gpu", "cuda") and not found:

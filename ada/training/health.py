@@ -6,19 +6,20 @@ from torch.optim import Optimizer
 
 from ada.training.errors import RunError
 
-PRECISIONS = ("32-true", "bf16-mixed")
+PRECISION = "32-true"
 
 
 def check_precision(precision: str) -> None:
-    """Refuses precisions that scale gradients, which this training clips and checks as they are, or that round the policy.
+    """Refuses precisions that scale gradients, which this training clips and checks as they are, that round the policy, or whose
+    autocasting would reach into the frozen pipeline's rollouts and change images that tables and tapes keep.
 
     Raises:
-        RunError: names those that can be had.
+        RunError: names the one that can be had.
     """
-    if precision not in PRECISIONS:
+    if precision != PRECISION:
         raise RunError(
-            f"`trainer.precision` must be {' or '.join(PRECISIONS)}; got {precision}. The policy is small and gains nothing by another; "
-            "what is frozen takes its own from the pipeline's `dtype`, such as float16."
+            f"`trainer.precision` must be {PRECISION}; got {precision}. The policy is small and gains nothing by another; what is frozen "
+            "takes its own from the pipeline's settings, such as `dtype: float16`."
         )
 
 

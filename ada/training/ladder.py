@@ -16,6 +16,7 @@ from ada.policy.ladder import DAMAGE_FLOOR
 from ada.reinforce import check_quality_weights
 from ada.rewards.damage import bounded_damage
 from ada.schedules import Ladder, Tree, entropy, expected
+from ada.training.errors import RunError
 from ada.training.outcome import HeldOut, Outcome, measure_outcome
 from ada.training.rollout_data import RolloutDataModule
 
@@ -43,7 +44,7 @@ class LadderTraining(LightningModule):
         entropy_weight: weight of the entropy bonus, beside the policy gradient.
         folds: where no captions are held out, the policy is judged by cross-fitting: beside it as many others are trained, each without
             its share of the captions, and decide about those.
-        seed: of λ.
+        seed: of λ; None for that of the command line (`seed_everything`), or 0.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class LadderTraining(LightningModule):
         learning_rate: float = 0.02,
         entropy_weight: float = 0.003,
         folds: int = 8,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
         if critic_weight < 0 or policy_gradient_weight < 0 or critic_weight + policy_gradient_weight == 0:
@@ -75,7 +76,7 @@ class LadderTraining(LightningModule):
         self.prior_cases, self.folds = prior_cases, folds
         self.quality_weight_range = check_quality_weights(quality_weight_range)
         self.critic_weight, self.policy_gradient_weight = critic_weight, policy_gradient_weight
-        self.learning_rate, self.entropy_weight, self.seed = learning_rate, entropy_weight, seed
+        self.learning_rate, self.entropy_weight, self.seed = learning_rate, entropy_weight, seed or 0
 
     @property
     def data(self) -> RolloutDataModule:
@@ -94,6 +95,11 @@ class LadderTraining(LightningModule):
         sights, damage, captions = (tensor.to(self.device) for tensor in data.train_data.tensors)
         base_model = BaseModel.of(data.pipeline.transformer, data.pipeline.model)
         cost = bounded_damage(damage, data.visible_damage)
+        if not data.validation_data and len(captions.unique()) < 2:
+            raise RunError(
+                "A policy is judged on captions that it was not trained on, and there is one in all. Give more captions "
+                "(`data.train_limit`), or a `data.validation_split`."
+            )
         kept = [] if data.validation_data else kept_by_folds(captions, self.folds)
         self.prepare(base_model, data.ladder, data.reuse_costs, sights, cost, kept)
 
@@ -190,12 +196,15 @@ class LadderTraining(LightningModule):
 
     def outcome(self) -> Outcome:
         """What the policy is worth on held-out captions: those of the validation split, or by cross-fitting."""
+        return measure_outcome(self.judged(), self.tree.to("cpu"), self.data.visible_damage)
+
+    def judged(self) -> list[HeldOut]:
+        """The policies as they are now, each with cases that it is not trained on."""
         data = self.data
-        parts = self.held_out(*data.train_data.tensors)
-        if data.validation_data:
-            sights, damage, captions = data.validation_data.tensors
-            parts = [HeldOut(_on_cpu(self.policy), sights, damage, data.train_data.tensors[1], captions)]
-        return measure_outcome(parts, self.tree.to("cpu"), data.visible_damage)
+        if data.validation_data is None:
+            return self.held_out(*data.train_data.tensors)
+        sights, damage, captions = data.validation_data.tensors
+        return [HeldOut(_on_cpu(self.policy), sights, damage, data.train_data.tensors[1], captions)]
 
     def held_out(self, sights: Tensor, damage: Tensor, captions: Tensor) -> list[HeldOut]:
         """Each policy but the first, with the cases that it was not trained on, of all cases in their order."""

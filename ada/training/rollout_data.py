@@ -44,7 +44,7 @@ class RolloutDataModule(LightningDataModule):
         rollout_batch_size: captions whose rungs run in one call of the pipeline.
         batch_size: cases per gradient step and process.
         visible_damage: τ, the damage that a person just sees.
-        seed: of the noise and of the order.
+        seed: of the noise and of the order; None for that of the command line (`seed_everything`), or 0.
         ranges: numbers of the pipeline's call that are drawn for every case between two bounds, so that one policy serves them all:
             `{num_inference_steps: [12, 30], guidance_scale: [3.0, 6.0]}`. The ladder is stretched to the steps.
     """
@@ -65,7 +65,7 @@ class RolloutDataModule(LightningDataModule):
         rollout_batch_size: int = 4,
         batch_size: int = 64,
         visible_damage: float = VISIBLE_DISTANCE,
-        seed: int = 0,
+        seed: int | None = None,
         ranges: dict[str, tuple[float, float]] | None = None,
     ) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class RolloutDataModule(LightningDataModule):
                 raise ValueError(f"`{name}` must be 1 or more; got {value}.")
         if visible_damage <= 0:
             raise ValueError(f"`visible_damage` must be positive; got {visible_damage}.")
-        self.pipeline, self.batch_size, self.visible_damage, self.seed = pipeline, batch_size, visible_damage, seed
+        self.pipeline, self.batch_size, self.visible_damage, self.seed = pipeline, batch_size, visible_damage, seed or 0
         self.ladder = Ladder.load(ladder)
         if self.ladder.num_steps != pipeline.num_inference_steps:
             self.ladder = self.ladder.for_steps(pipeline.num_inference_steps).distinct()

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from ada.data import PromptDataModule
 from ada.policy import AdaPolicy, LadderPolicy
-from ada.training.checkpoints import CheckpointFiles, KeepBest, KeepLast, read_checkpoint, stop_at_sigterm
+from ada.training.checkpoints import CheckpointFiles, KeepBest, KeepLast, StopTogether, read_checkpoint, stop_at_sigterm
 from ada.training.errors import NothingLearntError, RunError
 from ada.training.health import FiniteGradients, check_precision
 from ada.training.identity import claim_folder, identify
@@ -20,6 +20,7 @@ from ada.training.outcome import Outcome
 from ada.training.pictures import draw_outcome, picture_decisions
 from ada.training.publish import PushPolicy, describe_training, write_figures
 from ada.training.rollout_data import RolloutDataModule
+from ada.training.signals import GreedySignals
 from ada.training.steps import StepTraining
 from ada.training.summary import print_files, print_history, print_outcome
 
@@ -54,7 +55,8 @@ class Run:
         trainer.strategy.checkpoint_io = files
         # a ladder's training is judged once, at its end: whoever chose by that judgement would find it too good
         best = KeepBest(self._last.parent, "validation/reward", "max") if isinstance(self.module, StepTraining) else None
-        callbacks = [FiniteGradients(), *([best] if best else [])]
+        signals = [GreedySignals()] if isinstance(self.module, LadderTraining) else []
+        callbacks = [FiniteGradients(), StopTogether(), *signals, *([best] if best else [])]
         callbacks.append(KeepLast(self._last, files, within_epochs=isinstance(self.data, PromptDataModule)))
         bar = trainer.progress_bar_callback
         if bar is not None and not sys.stderr.isatty():

@@ -102,7 +102,7 @@ def test_sigterm_during_rollouts_leaves_at_once_and_loses_no_row(models: dict[st
 
 
 def wait_for(file: Path, process: "subprocess.Popen[str]") -> None:
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     while not file.is_file() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     assert file.is_file()
@@ -121,11 +121,17 @@ def test_a_broken_checkpoint_and_fewer_epochs_are_named(models: dict[str, str], 
 
 def launch(config: Path, processes: int, *more: str) -> "subprocess.CompletedProcess[str]":
     """Trains by torchrun, as on many machines."""
+    process = start(config, processes, *more)
+    output, error = process.communicate(timeout=600)
+    return subprocess.CompletedProcess(process.args, process.returncode, output, error)
+
+
+def start(config: Path, processes: int, *more: str) -> "subprocess.Popen[str]":
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     strategy = ["--trainer.devices", str(processes), "--trainer.strategy", "ddp" if processes > 1 else "auto"]
-    return subprocess.run(
-        [*launcher, "train.py", "--config", str(config), *strategy, *more], capture_output=True, text=True, timeout=600,
-        check=False, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{Path.cwd()}:{Path.cwd() / 'tests'}"},
+    return subprocess.Popen(
+        [*launcher, "train.py", "--config", str(config), *strategy, *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{Path.cwd()}:{Path.cwd() / 'tests'}"},
     )  # fmt: skip
 
 
@@ -154,6 +160,37 @@ def test_two_processes_train_as_one_with_the_same_global_batch(models: dict[str,
     # three validation prompts: padding would weigh one of them twice
     torch.testing.assert_close(scores[1:], scores[:1] if len(scores) > 1 else [], atol=1e-5, rtol=0)
     assert len(scores) == (2 if algorithm == "steps" else 0)
+
+
+@pytest.mark.slow  # starts six Python processes
+def test_sigterm_stops_both_processes_after_the_same_batch(models: dict[str, str], tmp_path: Path) -> None:
+    """Resumed, they end as one process with twice the batch that nobody disturbed."""
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    more = ["--trainer.limit_train_batches", "3", "--trainer.max_epochs", "6", "--trainer.check_val_every_n_epoch", "6"]
+    for folder in (straight, stopped):
+        folder.mkdir()
+        write_config(folder, models)
+    train.main(["--config", str(straight / "config.yaml"), *more])
+    more += ["--data.init_args.batch_size", "1"]
+    process = start(stopped / "config.yaml", 2, *more)
+    wait_for(stopped / "run" / "checkpoints" / "last.ckpt", process)
+    process.send_signal(signal.SIGTERM)  # torchrun passes it on to both
+    said = process.communicate(timeout=600)[1]
+    assert "Stopped by SIGTERM" in said
+    assert last_state(stopped)["global_step"] < 18
+    finished = launch(stopped / "config.yaml", 2, *more)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert_same_weights(stopped, straight)
+
+
+@pytest.mark.slow  # starts three Python processes
+def test_a_gradient_that_is_no_number_on_one_process_stops_both(models: dict[str, str], tmp_path: Path) -> None:
+    config = write_ladder_config(tmp_path, models)
+    finished = launch(config, 2, "--model", "training_runs.NoNumberOnOneRank")
+    assert finished.returncode != 0
+    assert finished.stderr.count("error: A gradient of") == 2
+    assert last_state(tmp_path)["global_step"] == 3, "the state before it"
+    assert all(value.isfinite().all() for value in last_state(tmp_path)["state_dict"].values())
 
 
 @pytest.mark.slow  # starts three Python processes

@@ -1,6 +1,8 @@
 """`train.py` on a small random PixArt pipeline: it trains, resumes, exports, and its policy runs in a stock pipeline."""
 
 import json
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,9 @@ from diffusers import DiffusionPipeline
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training_runs import build_models, write_config, write_ladder_config, write_trainer
 
+import ada.training.ladder as ladder_training
 import train
-from ada import AdaPolicy
+from ada import AdaPolicy, reinforce
 from ada.rewards import RewardError
 from ada.training import NothingLearntError, RunError
 from blockdance import apply_blockdance
@@ -40,6 +43,7 @@ def test_a_ladder_policy_trains_exports_and_serves_a_stock_pipeline(
         assert (run / "pictures" / "decisions.png").stat().st_size > 1000
     scalars = set(EventAccumulator(str(run)).Reload().Tags()["scalars"])
     assert {"validation/advantage", "train/gradient_norm"} <= scalars
+    assert {"validation/distinct_schedules", "validation/regret_to_static"} <= scalars
     assert "rollouts/images_per_second_training" in scalars
     assert [file.name for file in (run / "checkpoints").iterdir()] == ["last.ckpt"]
     policy = AdaPolicy.from_pretrained(run / "policy")
@@ -67,6 +71,28 @@ def test_a_folder_of_another_run_is_refused(models: dict[str, str], tmp_path: Pa
     train.main(["--config", config])
     with pytest.raises(RunError, match=r"model\.init_args\.prior_cases: 24\.0 → 2\.0"):
         train.main(["--config", config, "--model.init_args.prior_cases", "2.0"])
+    with pytest.raises(RunError, match=r"trainer\.max_epochs: 20 → 10"):  # over which the learning rate falls
+        train.main(["--config", config, "--trainer.max_epochs", "10"])
+
+
+def test_one_caption_is_too_few_to_be_judged_on_others(models: dict[str, str], tmp_path: Path) -> None:
+    config = str(write_ladder_config(tmp_path, models, train_limit=1))
+    with pytest.raises(RunError, match=r"there is one in all\. Give more captions \(`data\.train_limit`\)"):
+        train.main(["--config", config])
+    module = train.main(["--config", config, "--data.init_args.validation_split", "validation"])
+    assert all(tensor.isfinite().all() for tensor in module.policy.state_dict().values())
+
+
+@pytest.mark.parametrize("offload", ["model", "sequential"])
+def test_an_offloaded_pipeline_trains_the_same_policy(models: dict[str, str], tmp_path: Path, offload: str) -> None:
+    config = str(write_ladder_config(tmp_path, models))
+    expected = train.main(["--config", config])
+    more = ["--data.init_args.pipeline.init_args.offload", offload, "--data.init_args.table", str(tmp_path / "other")]
+    module = train.main(["--config", config, "--trainer.default_root_dir", str(tmp_path / "other"), *more])
+    assert module.data.pipeline.offload == offload
+    assert [folder.name for folder in (tmp_path / "other").glob("*/settings.json")] == ["settings.json"]
+    for name, tensor in expected.policy.state_dict().items():
+        assert torch.equal(module.policy.state_dict()[name], tensor)
 
 
 def test_a_policy_that_gains_nothing_fails_where_a_gain_is_required(models: dict[str, str], tmp_path: Path) -> None:
@@ -83,9 +109,10 @@ def weights(module: Any) -> dict[str, torch.Tensor]:
 def test_trains_logs_exports_and_serves_a_stock_pipeline(
     models: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    module = train.main(["--config", str(write_config(tmp_path, models))])
-    run = tmp_path / "run"
-    assert "Greedy decisions on held-out prompts" in capsys.readouterr().out
+    module = train.main(["--config", str(write_config(tmp_path, models)), "--trainer.enable_progress_bar", "true"])
+    run, printed = tmp_path / "run", capsys.readouterr().out
+    assert "Greedy decisions on held-out prompts" in printed
+    assert "Epoch 4 of 4, step 8 of 8: reward" in printed, "lines, where there is no terminal"
     assert {file.name for file in (run / "policy").iterdir()} == {
         "config.json",
         "model.safetensors",
@@ -181,6 +208,41 @@ def test_a_nan_reward_stops_and_keeps_the_checkpoint(
     with pytest.raises(RewardError, match="`clip` gave nan"):
         train.main([*command, "3"])
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("write", "module", "loss", "good_calls"),
+    [
+        (write_ladder_config, ladder_training, "critic_loss", 27),  # three steps of nine policies
+        (partial(write_config, clip_range=None), reinforce, "policy_gradient_loss", 3),
+    ],
+    ids=["ladder", "steps"],
+)
+def test_a_gradient_that_is_no_number_stops_before_it_reaches_the_weights(
+    models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Any, module: Any, loss: str, good_calls: int
+) -> None:
+    original, calls = getattr(module, loss), count()
+    monkeypatch.setattr(module, loss, lambda *args: original(*args) * (1.0 if next(calls) < good_calls else float("nan")))
+    config = write(tmp_path, models)
+    with pytest.raises(RunError, match=r"^A gradient of .* is no finite number at step \d+; the weights before it are kept"):
+        train.main(["--config", str(config), "--trainer.max_epochs", "20"])
+    state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert state["global_step"] > 0
+    assert all(tensor.isfinite().all() for tensor in state["state_dict"].values())
+
+
+@pytest.mark.parametrize("algorithm", ["ladder", "steps"])
+def test_a_base_that_gives_no_numbers_is_named(models: dict[str, str], tmp_path: Path, algorithm: str) -> None:
+    pipeline = DiffusionPipeline.from_pretrained(models["pipeline"])
+    with torch.no_grad():
+        pipeline.transformer.proj_out.bias[0] = float("nan")
+    pipeline.save_pretrained(tmp_path / "pipeline")
+    write = write_ladder_config if algorithm == "ladder" else write_config
+    config = write(tmp_path, models | {"pipeline": str(tmp_path / "pipeline")})
+    with pytest.raises(RewardError, match=r"(gave|is) (nan|no finite number)"):
+        train.main(["--config", str(config)])
+    assert not (tmp_path / "run" / "policy").exists()
+    assert not list((tmp_path / "tables").glob("*/*.safetensors")), "nothing of it is kept"
 
 
 def test_the_papers_configuration_trains_on_a_small_pixart(models: dict[str, str], tmp_path: Path) -> None:

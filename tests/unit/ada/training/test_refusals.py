@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.constants import HF_HUB_OFFLINE
 
 import train
 from ada.data import PromptsError, load_prompts
-from ada.training import RunError, quieten_libraries
+from ada.training import EXPECTED_ERRORS, RunError, quieten_libraries
 from ada.training.errors import together
+from ada.training.health import check_precision
 from ada.training.quiet import LIGHTNING_CHATTER
 
 
@@ -20,7 +22,7 @@ from ada.training.quiet import LIGHTNING_CHATTER
         (["--data.init_args.pipeline.init_args.model", "./nothing"], "^No diffusers pipeline in nothing"),
         (["--data.init_args.batch_size", "0"], "^`batch_size` must be 1 or more; got 0"),
         (["--data.init_args.ladder", "nothing.json"], "^No ladder in nothing.json"),
-        (["--trainer.precision", "16-true"], "^`trainer.precision` must be 32-true or bf16-mixed; got 16-true"),
+        (["--trainer.precision", "bf16-mixed"], "^`trainer.precision` must be 32-true; got bf16-mixed"),
     ],
 )
 def test_settings_are_refused_by_whom_they_are_meant_for(tmp_path: Path, arguments: list[str], message: str) -> None:
@@ -29,10 +31,36 @@ def test_settings_are_refused_by_whom_they_are_meant_for(tmp_path: Path, argumen
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("precision", ["16-mixed", "16-true", "bf16-true"])
+def test_precisions_that_scale_gradients_or_round_the_policy_are_refused(precision: str) -> None:
+    check_precision("32-true")
+    with pytest.raises(RunError, match=f"must be 32-true; got {precision}"):
+        check_precision(precision)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the machine has a GPU")
 def test_a_configuration_for_gpus_says_so_before_a_model_is_loaded() -> None:
     with pytest.raises(RunError, match=r"no GPU that torch can use.*--trainer\.accelerator cpu"):
         train.main(["--config", "configs/pixart_alpha.yaml"])
+
+
+@pytest.mark.skipif(not HF_HUB_OFFLINE, reason="asks the network")
+def test_a_model_that_is_not_there_without_a_network_is_one_line() -> None:
+    no_gpu = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.strategy", "auto"]
+    with pytest.raises(
+        RunError, match=r"^The pipeline PixArt-alpha/\S+ could not be loaded: .*Check the Hub id, the network"
+    ) as error:
+        train.main(["--config", "configs/pixart_alpha.yaml", *no_gpu])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.skipif(not HF_HUB_OFFLINE, reason="asks the network")
+def test_prompts_that_are_not_there_are_one_line(tmp_path: Path) -> None:
+    folder = ["--trainer.default_root_dir", str(tmp_path), "--trainer.logger", "false"]
+    with pytest.raises(FileNotFoundError, match=r"^No prompts at 'nope': there is no such folder or file here") as error:
+        train.main([*folder, "--data.source", "nope"])
+    assert "\n" not in str(error.value)
+    assert isinstance(error.value, EXPECTED_ERRORS)
 
 
 @pytest.mark.parametrize(

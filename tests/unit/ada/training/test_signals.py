@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ada.training.signals import group_signals, static_decisions, update_signals
+from ada.training.signals import greedy_signals, group_signals, static_decisions, update_signals
 
 
 def test_update_signals_by_hand() -> None:
@@ -32,3 +32,18 @@ def test_static_decisions_are_blockdance_n() -> None:
         [0, 1, 1, 0, 1, 1],
         [0, 1, 1, 1, 0, 1],
     ]
+
+
+def test_greedy_signals_by_hand() -> None:
+    """Rungs that save 0, 0.2 and 0.4; one image bears every saving, the other none.
+
+    At λ = 1 the static rewards are 0, 0.2 − 0.25 and 0.4 − 0.45, so that the best is 0, and the policy earns (0.4 + 0) / 2. At λ = 0.1 they
+    are 0, 0.175 and 0.355, and it earns (0.4 + (0.2 − 0.05)) / 2.
+    """
+    cost = torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.5, 0.9]])
+    rungs = torch.tensor([[2, 0], [2, 1]])
+    found = greedy_signals(rungs, cost, torch.tensor([0.0, 0.2, 0.4]), torch.tensor([1.0, 0.1]))
+    assert found["distinct_schedules"] == 3
+    assert found["regret_to_static"] == pytest.approx(((0 - 0.2) + (0.355 - 0.275)) / 2, abs=1e-6)
+    alike = greedy_signals(torch.tensor([[0, 0], [2, 2]]), cost, torch.tensor([0.0, 0.2, 0.4]), torch.tensor([1.0, 0.1]))
+    assert alike == {"distinct_schedules": 2, "regret_to_static": pytest.approx(0, abs=1e-6)}

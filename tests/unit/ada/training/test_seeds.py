@@ -1,0 +1,59 @@
+"""One seed reaches everything that is random, and training shares no noise with what it is judged on."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from ladders import build_frozen, build_ladder, build_reward
+from training_runs import build_models, write_config, write_ladder_config
+
+from ada.training import RolloutDataModule, StepTraining, TrainingCLI
+from ada.training.rollout_data import NOISE_OF_VALIDATION
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> RolloutDataModule:
+    build_ladder().save(tmp_path / "ladder.json")
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(json.dumps({"prompt": f"{split} {number}"}) for number in range(40)))
+    return RolloutDataModule(
+        build_frozen(), build_reward(), str(tmp_path / "ladder.json"), str(tmp_path), validation_split="validation",
+        noise_seeds=3, table=None, seed=2,
+    )  # fmt: skip
+
+
+def test_training_and_validation_share_no_noise(data: RolloutDataModule) -> None:
+    train, held_out = ([case.seed for case in data.cases(split)] for split in ("train", "validation"))
+    assert len(set(train)) == len(set(held_out)) == 120, "nor does a caption share another's"
+    assert not set(train) & set(held_out)
+    data.seed = 3
+    others = {case.seed for split in ("train", "validation") for case in data.cases(split)}
+    assert not others & {*train, *held_out}
+    assert min(held_out) > NOISE_OF_VALIDATION > max(train)
+
+
+def test_the_seed_of_the_command_line_reaches_network_noise_and_order(tmp_path: Path) -> None:
+    models = build_models(tmp_path / "models")
+    config = str(write_config(tmp_path, models))
+
+    def build(*more: str) -> tuple[StepTraining, int]:
+        cli = TrainingCLI(["--config", config, "--trainer.logger", "false", *more])
+        return cli.model, cli.datamodule.seed
+
+    one, one_order = build("--seed_everything", "1")
+    two, two_order = build("--seed_everything", "2")
+    own, own_order = build("--seed_everything", "2", "--model.init_args.seed", "1", "--data.init_args.seed", "5")
+    assert (one.seed, one_order, two.seed, two_order, own.seed, own_order) == (1, 1, 2, 2, 1, 5)
+    assert not torch.equal(one.policy.positions, two.policy.positions)
+    assert torch.equal(one.policy.positions, own.policy.positions)
+
+
+def test_it_reaches_the_rollouts_of_a_ladder(tmp_path: Path) -> None:
+    config = str(write_ladder_config(tmp_path, build_models(tmp_path / "models")))
+    found = []
+    for seed in (0, 1):
+        cli = TrainingCLI(["--config", config, "--trainer.logger", "false", "--seed_everything", str(seed)])
+        assert cli.model.seed == seed
+        found.append({case.seed for case in cli.datamodule.cases("train")})
+    assert not found[0] & found[1]
