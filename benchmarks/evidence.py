@@ -298,7 +298,7 @@ def compare_policy(folder: Path, data: RolloutDataModule, cases: Sequence[Case],
     static = mixture.errors(kept, level)
     chances = ours.chances(level)
     beside = "" if chances is None else f", and the policy's {(chances[: len(cases)] * kept).sum(1).mean():.4f}"
-    return f"{told}; at as much, the mixture's is {static.mean():.4f} (its advantage: {advantage(cost - static, test[2])}){beside}."
+    return f"{told}; at as much, the mixture's is {static.mean():.4f} (less by {advantage(cost - static, test[2])}){beside}."
 
 
 def equal_damage(outcome: Outcome) -> str:

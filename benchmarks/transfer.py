@@ -72,7 +72,7 @@ def judge(setting: Setting, policy: LadderPolicy, data: RolloutDataModule, cases
 def main(
     training: str = "configs/default.yaml",
     policy: Path = Path("checkpoints/ada-emoji"),
-    test_limit: int = 48,
+    test_limit: int = 32,
     output: Path = Path("docs/evidence"),
 ) -> None:
     """Prints a table and writes transfer.md.
