@@ -65,7 +65,7 @@ def print_history(history: Sequence[dict[str, float]], minutes: float) -> None:
     """Prints how the validation reward of a run with sampled schedules went."""
     console = _console()
     table = Table(title="Greedy decisions on held-out prompts", title_justify="left")
-    for head in ("rollouts", "reward", "quality vs reference", "compute saved"):
+    for head in ("rollouts", "reward", "quality vs reference", "saved of the steps decided"):
         table.add_column(head, justify="right")
     stride = max(1, len(history) // 10)
     for row in [*history[:-1:stride], *history[-1:]]:
