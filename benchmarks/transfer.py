@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler
+from diffusers import UniPCMultistepScheduler
 from jsonargparse import auto_cli
 
 from ada.data import load_prompts
@@ -43,7 +43,7 @@ SETTINGS = (
     Setting("14 steps", (("num_inference_steps", 14),)),
     Setting("30 steps", (("num_inference_steps", 30),)),
     Setting("guidance 7", (("guidance_scale", 7.0),)),
-    Setting("DDIM", sampler=DDIMScheduler),
+    Setting("UniPC", sampler=UniPCMultistepScheduler),
 )
 
 
