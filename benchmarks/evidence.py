@@ -21,13 +21,13 @@ from torch import Tensor
 from ada.data import load_prompts
 from ada.policy import AdaPolicy, BaseModel
 from ada.policy.sight import NUM_SIGNS
+from ada.progress import progress
 from ada.rewards.damage import bounded_damage, visibly_changed
 from ada.rollouts import Case, FrozenPipeline, Table
 from ada.rollouts.table import stack
 from ada.schedules import Ladder, Mixture, Tree
 from ada.training import HeldOut, LadderTraining, Outcome, RolloutDataModule, measure_outcome
 from ada.training.ladder import kept_by_folds
-from ada.training.lines import progress
 from ada.training.outcome import paired_interval, rung_chances, rungs_over_weights
 from blockdance import Plan, full_compute
 

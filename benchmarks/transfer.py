@@ -15,11 +15,11 @@ from jsonargparse import auto_cli
 
 from ada.data import load_prompts
 from ada.policy import AdaPolicy, LadderPolicy
+from ada.progress import progress
 from ada.rollouts import Case, Collector, FrozenPipeline
 from ada.rollouts.table import stack
 from ada.schedules import Tree
 from ada.training import HeldOut, Outcome, RolloutDataModule, measure_outcome
-from ada.training.lines import progress
 from benchmarks.evidence import LEVELS, NOISE_OF_TEST, cell, load_data, write_table
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
 from ada.evaluation.cases import Cases
@@ -45,6 +44,7 @@ from ada.evaluation.methods import (
 from ada.evaluation.report import terminal_table, write_reports
 from ada.evaluation.request import Request
 from ada.policy import AdaPolicy
+from ada.progress import progress
 from ada.rollouts import FrozenPipeline
 from ada.rollouts.fingerprints import weights_digest
 
@@ -142,25 +142,22 @@ def _evaluate(
 
 def _measure(plan: Plan, request: Request, console: Console) -> list[MethodResult]:
     """Everything that is measured, then everything that is timed."""
-    with Progress(
-        TextColumn("{task.description:<36}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-        console=console,
-    ) as progress:  # fmt: skip
-        with _task(progress, "Measuring", len(plan.methods) * len(plan.cases.batches())) as advance:
-            reasons = measure(plan, advance)
-        timed = [method for method in plan.methods if method.main and method.timed and reasons[method.name] is None]
-        timing = request.timing(len(plan.cases.prompts))
-        with _task(progress, "Timing", len(timed) * len(timing.batch_sizes) * (timing.rounds + 1)) as advance:
-            timings = time_methods(plan, timed, timing, advance)
+    with _task("Measuring", len(plan.methods) * len(plan.cases.batches()), console) as advance:
+        reasons = measure(plan, advance)
+    timed = [method for method in plan.methods if method.main and method.timed and reasons[method.name] is None]
+    timing = request.timing(len(plan.cases.prompts))
+    with _task("Timing", len(timed) * len(timing.batch_sizes) * (timing.rounds + 1), console) as advance:
+        timings = time_methods(plan, timed, timing, advance)
     return collect_results(plan.store, plan.methods, reasons, timings, plan.cases)
 
 
 @contextmanager
-def _task(progress: Progress, title: str, total: int) -> Iterator[Advance]:
-    """A line of the bar; what it gives is called with what comes next before each of the `total` parts."""
-    task, started = progress.add_task(title, total=total), count()
-    yield lambda name: progress.update(task, description=name, completed=next(started))
-    progress.update(task, description=title, completed=next(started))
+def _task(title: str, total: int, console: Console) -> Iterator[Advance]:
+    """Progress; what it gives is called with what comes next before each of the `total` parts."""
+    with progress(title, total, console) as advance:
+        started = count()
+        yield lambda name: advance(min(1, next(started)), name)
+        advance(min(1, next(started)))
 
 
 def _results(plan: Plan, request: Request, recorded: dict[str, Any], measured: list[MethodResult]) -> Results:

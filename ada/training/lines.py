@@ -1,45 +1,11 @@
-"""Progress where there is no terminal: lines in a log file, not redrawn bars."""
+"""A run's progress where there is no terminal: lines in a log file, not a bar that is redrawn."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from time import monotonic
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-SECONDS_BETWEEN = 10
-
-
-@contextmanager
-def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar with an estimate; where there is no terminal, a line now and then."""
-    console = Console()
-    if console.is_terminal:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=console) as bar:
-            task = bar.add_task(title, total=total)
-            yield lambda done: bar.advance(task, done)
-        return
-    started, finished, shown = monotonic(), 0, monotonic()
-
-    def advance(done: int) -> None:
-        nonlocal finished, shown
-        finished += done
-        now = monotonic()
-        if now - shown > SECONDS_BETWEEN or finished >= total:
-            shown = now
-            left = (now - started) / finished * (total - finished)
-            print(f"{title}: {finished} of {total}, {now - started:.0f} s, about {left:.0f} s left", flush=True)
-
-    yield advance
+from ada.progress import SECONDS_BETWEEN
 
 
 class ProgressLines(Callback):

@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from ada.data import load_prompts
+from ada.progress import progress
 from ada.rewards import WeightedReward
 from ada.rewards.damage import VISIBLE_DISTANCE
 from ada.rollouts import Case, Collector, FrozenPipeline
 from ada.schedules import Ladder
 from ada.training.errors import together
-from ada.training.lines import progress
 
 NOISE_OF_VALIDATION = 2**40
 """Added to a validation case's seed, so that no noise is shared with training."""
