@@ -2,14 +2,14 @@
 
 import io
 
-from pytest import MonkeyPatch
+import pytest
 from rich.console import Console
 
 from ada import progress as module
 from ada.progress import progress
 
 
-def test_a_log_file_gets_lines_with_what_is_done(monkeypatch: MonkeyPatch) -> None:
+def test_a_log_file_gets_lines_with_what_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts of four seconds each: a line when more than ten have passed, and one at the end; none before a part is done."""
     clock = iter([0.0, 0.0, 4.0, 8.0, 12.0, 16.0])
     monkeypatch.setattr(module, "monotonic", lambda: next(clock))
