@@ -41,7 +41,7 @@ function leftOut() {
   const reasons = data.methods.filter((method) => method.reason);
   if (!reasons.length) return;
   const list = make("ul", {}, ...reasons.map((method) => make("li", {}, make("b", { textContent: `${method.name}: ` }), method.reason)));
-  byId("left-out").append(make("details", {}, make("summary", { textContent: `${reasons.length} methods do not apply here` }), list));
+  byId("left-out").append(make("details", {}, make("summary", { textContent: `${reasons.length} ${reasons.length === 1 ? "method does" : "methods do"} not apply here` }), list));
 }
 
 /* --- images --- */
