@@ -11,7 +11,10 @@ from typing import Any
 
 import torch
 from diffusers import UniPCMultistepScheduler
+from evidence import NOISE_OF_TEST, load_data
 from jsonargparse import auto_cli
+from variants import LEVELS
+from written_tables import cell, write_table
 
 from ada.data import load_prompts
 from ada.policy import AdaPolicy, LadderPolicy
@@ -20,7 +23,6 @@ from ada.rollouts import Case, Collector, FrozenPipeline
 from ada.rollouts.table import stack
 from ada.schedules import Tree
 from ada.training import HeldOut, Outcome, RolloutDataModule, measure_outcome
-from benchmarks.evidence import LEVELS, NOISE_OF_TEST, cell, load_data, write_table
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,7 @@ import pytest
 import torch
 from conftest import build_pixart, scramble
 from families import FAMILIES
-from torch import Tensor, nn
-from torch.library import custom_op
+from torch import Tensor, library, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -69,12 +68,12 @@ def test_a_model_that_has_moved_is_counted(expected: Tensor) -> None:
     assert torch.equal(handle.report().macs_computed, expected)
 
 
-@custom_op("blockdance_test::packed_linear", mutates_args=())
+@library.custom_op("blockdance_test::packed_linear", mutates_args=())
 def packed_linear(features: Tensor, weight: Tensor) -> Tensor:
     return features @ weight.T
 
 
-@custom_op("blockdance_test::mystery", mutates_args=())
+@library.custom_op("blockdance_test::mystery", mutates_args=())
 def mystery(features: Tensor) -> Tensor:
     return features.clone()
 

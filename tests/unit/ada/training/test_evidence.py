@@ -1,11 +1,18 @@
 """What `benchmarks/evidence.py` computes of a table of rollouts."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
 import torch
 from ladders import build_ladder
 
 from ada.policy.sight import NUM_SIGNS
 from ada.schedules import Tree
-from benchmarks.evidence import at_looks, best_single, keep_inputs, spread
+from benchmarks.rivals import best_single, spread
+from benchmarks.variants import at_looks, keep_inputs
 
 
 def test_spread_by_hand() -> None:
@@ -36,3 +43,13 @@ def test_fewer_looks_are_nodes_of_the_ladder() -> None:
     tree = Tree.of(ladder.actions, ladder.decision_steps)
     assert fewer.decision_steps == ladder.decision_steps[:1]
     assert tree.nodes[nodes].tolist() == Tree.of(fewer.actions, fewer.decision_steps).nodes.tolist()
+
+
+@pytest.mark.parametrize("name", ["evidence", "transfer"])
+def test_it_starts_as_the_docs_say(name: str) -> None:
+    """`python benchmarks/<name>.py`: from the checkout, with nothing but what is installed on the path."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    command = [sys.executable, f"benchmarks/{name}.py", "--help"]
+    finished = subprocess.run(command, cwd=Path(__file__).parents[4], env=environment, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    assert "--test_limit" in finished.stdout

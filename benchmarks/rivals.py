@@ -1,0 +1,176 @@
+"""What a policy stands beside: the best single schedule, simple rules, fewer steps, policies of another kind; and what it cost."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from variants import LEVELS, Judged
+
+from ada.policy import AdaPolicy
+from ada.progress import progress
+from ada.rewards.damage import bounded_damage, visibly_changed
+from ada.rollouts import Case, FrozenPipeline, Table
+from ada.rollouts.table import stack
+from ada.schedules import Mixture
+from ada.training import Outcome, RolloutDataModule
+from ada.training.outcome import paired_interval
+from blockdance import Plan, full_compute
+
+
+def compare_rivals(
+    ours: Judged, rivals: Mapping[str, Judged], data: RolloutDataModule, test: Sequence[Tensor]
+) -> list[list[str]]:
+    """Rows of the table: the policy's advantage over each rival and over the best single schedule that saves as much, paired; and the
+    raw distances of policy and mixture."""
+    visible, saved = data.visible_damage, data.ladder.saved(data.reuse_costs)
+    cost, train_cost = bounded_damage(test[1], visible).double(), bounded_damage(data.train_data.tensors[1], visible)
+    mixture = Mixture.of(train_cost, saved)
+    rows = [[f"policy's advantage over the {name}"] for name in ("best single schedule", *rivals)]
+    raw = [[f"distance, {name}: mean, median, 90 % quantile"] for name in ("policy", "mixture")]
+    for level in LEVELS:
+        chances = ours.chances(level)
+        if chances is None:
+            for row in (*rows, *raw):
+                row.append("not reached")
+            continue
+        error = (chances * cost).sum(1)
+        rows[0].append(advantage(cost[:, best_single(train_cost, saved, level)] - error, test[2]))
+        for row, rival in zip(rows[1:], rivals.values(), strict=True):
+            theirs = rival.chances(level)
+            row.append("not reached" if theirs is None else advantage((theirs * cost).sum(1) - error, test[2]))
+        for row, shares in zip(raw, (chances, mixture.shares(level, len(saved)).expand_as(chances)), strict=True):
+            row.append(spread(test[1], shares))
+    return rows + raw
+
+
+def best_single(cost: Tensor, saved: Tensor, level: float) -> int:
+    """The schedule of least mean damage among those that save as much, but for the hundredth part of a step that reuse costs."""
+    enough = (saved >= level - 0.01).nonzero().flatten()
+    return int(enough[cost[:, enough].mean(0).argmin()])
+
+
+def spread(damage: Tensor, chances: Tensor) -> str:
+    """Mean, median and 90 % quantile of damages `(cases, rungs)` that are taken with these chances."""
+    order = damage.flatten().argsort()
+    values, mass = damage.flatten()[order], (chances.flatten()[order] / len(damage)).cumsum(0)
+    quantiles = [float(values[int((mass < share).sum())]) for share in (0.5, 0.9)]
+    return f"{float((chances * damage).sum(1).mean()):.4f}, {quantiles[0]:.4f}, {quantiles[1]:.4f}"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """Another way to make the images: the pipeline, and what reuses."""
+
+    pipeline: FrozenPipeline
+    plan: Plan
+
+
+def try_out(
+    data: RolloutDataModule, cases: Sequence[Case], name: str, attempts: Mapping[str, Attempt], batch_size: int = 16
+) -> tuple[Tensor, Tensor]:
+    """Damage, and share of the MACs saved, of every attempt on every case: `(cases, attempts)` each; kept in a table of its own.
+
+    Args:
+        data: its pipeline makes the references.
+        cases: the cases.
+        name: for the progress.
+        attempts: by what tells them apart in the table's settings.
+        batch_size: cases per call.
+    """
+    pipeline, reward = data.pipeline, data.collector.reward
+    settings = {"base": pipeline.fingerprint(), "attempts": list(attempts), "reward": reward.describe()}
+    folder = data.collector.table.folder
+    table = Table(None if folder is None else folder.parent, settings)
+    todo = [case for case in cases if case not in table]
+    reference = Attempt(pipeline, full_compute(1, pipeline.num_inference_steps))
+    with progress(f"Running {name} on test captions", len(todo)) as advance:
+        for start in range(0, len(todo), batch_size):
+            batch = todo[start : start + batch_size]
+            prompts, seeds = [case.prompt for case in batch], [case.seed for case in batch]
+            made = [one.pipeline.generate(prompts, seeds, one.plan) for one in (reference, *attempts.values())]
+            with torch.inference_mode():
+                losses = [-reward(some.images, prompts, made[0].images).total for some in made]
+            damage = torch.stack([(loss - losses[0]).clamp(min=0) for loss in losses[1:]], 1)
+            saved = torch.stack([some.report.compute_saved for some in made[1:]], 1)
+            table.add(batch, {"damage": damage, "saved": saved}, torch.zeros(len(batch), 1, 1))
+            advance(len(batch))
+    return stack(table, cases, "damage"), stack(table, cases, "saved")
+
+
+def compare_fewer_steps(data: RolloutDataModule, cases: Sequence[Case], test: Sequence[Tensor]) -> list[list[str]]:
+    """Rows of the table: fewer steps at every level, and how much better the best static schedules are: mixed, and the single one."""
+    num_steps, visible = data.pipeline.num_inference_steps, data.visible_damage
+    counts = [round(num_steps * (1 - level)) for level in LEVELS]
+    attempts = {f"{count} steps": Attempt(data.pipeline.with_steps(count), full_compute(1, count)) for count in counts}
+    damage, _ = try_out(data, cases, "fewer steps", attempts)
+    cost, changed = bounded_damage(damage, visible), visibly_changed(damage, visible)
+    saved = data.ladder.saved(data.reuse_costs)
+    train_cost, static = bounded_damage(data.train_data.tensors[1], visible), bounded_damage(test[1], visible)
+    mixture = Mixture.of(train_cost, saved)
+    plain, mixed = ["as many steps fewer"], ["advantage of the mixture over fewer steps"]
+    single = ["advantage of the best single schedule that saves as much over fewer steps"]
+    for place, level in enumerate(LEVELS):
+        plain.append(f"{cost[:, place].mean():.4f}, visibly changed {changed[:, place].float().mean():.1%}")
+        mixed.append(advantage(cost[:, place] - mixture.errors(static, level), test[2]))
+        single.append(advantage(cost[:, place] - static[:, best_single(train_cost, saved, level)], test[2]))
+    return [plain, mixed, single]
+
+
+def compare_policy(folder: Path, data: RolloutDataModule, cases: Sequence[Case], test: Sequence[Tensor], ours: Judged) -> str:
+    """What another policy saves and damages, with the mixture and the ladder's policy at the same mean compute, in words.
+
+    Args:
+        folder: the policy's.
+        data: of the training.
+        cases: the first of the test cases.
+        test: what is known of them.
+        ours: the ladder's policy.
+    """
+    policy = AdaPolicy.from_pretrained(folder)
+    attempt = Attempt(data.pipeline, policy)
+    damage, saved = try_out(data, cases, f"the policy of {folder}", {f"policy {policy.digest()} {policy.config}": attempt})
+    level, cost = float(saved.mean()), bounded_damage(damage[:, 0], data.visible_damage)
+    told = (
+        f"The policy of {folder} saves {level:.1%} on average ({float(saved.min()):.1%} to {float(saved.max()):.1%}) at a damage of "
+        f"{cost.mean():.4f}"
+    )
+    costs, kept = data.ladder.saved(data.reuse_costs), bounded_damage(test[1], data.visible_damage).double()
+    if level > float(costs.max()):
+        return f"{told}, more than any rung."
+    mixture = Mixture.of(bounded_damage(data.train_data.tensors[1], data.visible_damage), costs)
+    static = mixture.errors(kept, level)
+    chances = ours.chances(level)
+    beside = "" if chances is None else f", and the policy's {(chances[: len(cases)] * kept).sum(1).mean():.4f}"
+    return f"{told}; at as much, the mixture's is {static.mean():.4f} (less by {advantage(cost - static, test[2])}){beside}."
+
+
+def equal_damage(outcome: Outcome) -> str:
+    """How much more than the mixture the policy saves at the same mean damage, in words."""
+    curve = outcome.curve
+    found = []
+    for level in outcome.levels:
+        reached = [saved for saved, damage in zip(curve.saved, curve.damage, strict=True) if damage <= level.mixture]
+        if reached:
+            found.append(f"{max(reached):.1%} rather than {level.saved:.0%}")
+    return f"At the damage of the mixture the policy saves {', '.join(found)}."
+
+
+def cost_of_training(data: RolloutDataModule, num_cases: int) -> str:
+    """What training computes, and after how many images it has paid, in words."""
+    forwards = len(
+        {tuple(rung[: step + 1]) for rung in data.ladder.actions.tolist() for step, action in enumerate(rung) if not action}
+    )
+    paid = num_cases * forwards / (0.2 * data.pipeline.num_inference_steps)
+    return (
+        f"An image's rungs compute {forwards} steps, as they share their beginnings ({len(data.ladder)} rungs of "
+        f"{data.pipeline.num_inference_steps}); with {num_cases} training images and 20 % "
+        f"saved, training has paid after {paid:,.0f} images."
+    )
+
+
+def advantage(differences: Tensor, captions: Tensor) -> str:
+    """The mean with its 95 % interval, captions resampled."""
+    mean, low, high = paired_interval(differences, captions)
+    return f"{mean:+.4f} ({low:+.4f} … {high:+.4f})"
