@@ -80,17 +80,16 @@ class RowCache:
         taken.depth = min(map(len, taken._levels))
         return taken
 
-    def newest_and_rate(self, index: int, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def newest_and_rate(self, index: int, rows: RowSet) -> tuple[Tensor, Tensor]:
         """Copies of the newest output of `rows`, and of its change since the one before per change of noise level (zero for rows that
         computed once only), of one stream of the output."""
-        chosen = RowSet(rows, self.num_rows)
         newest = _stream(self._newest, index)
         if self._previous is None:
-            return chosen.copy(newest), torch.zeros_like(chosen.take(newest))
-        change = chosen.take(newest) - chosen.take(_stream(self._previous, index))
-        steps = [levels[0] - levels[1] if len(levels) > 1 else 0.0 for levels in (self._levels[row] for row in rows)]
+            return rows.copy(newest), torch.zeros_like(rows.take(newest))
+        change = rows.take(newest) - rows.take(_stream(self._previous, index))
+        steps = [levels[0] - levels[1] if len(levels) > 1 else 0.0 for levels in (self._levels[row] for row in rows.rows)]
         rates = [1.0 / step if step else 0.0 for step in steps]
-        return chosen.copy(newest), _by_row(torch._foreach_mul, rates, change)
+        return rows.copy(newest), _by_row(torch._foreach_mul, rates, change)
 
     def forget(self, rows: Sequence[int]) -> None:
         """Takes these rows as never computed."""

@@ -1,6 +1,7 @@
 """What passes between a running generation and a decider: what it is shown, when it is asked, what its answer changes."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ class Consultation:
             return
         rows = self._conditional_rows(state)
         latents = inputs[self._layout.latents]
-        chosen = RowSet(rows, state.num_rows).copy(latents) if isinstance(latents, Tensor) else _stack(latents, rows)
+        chosen = rows.copy(latents) if isinstance(latents, Tensor) else _stack(latents, rows.rows)
         generation.observer.see(chosen, place.step, self._steps.sigmas, self._noise_scale())
 
     def decide(self, generation: Generation, step: int) -> None:
@@ -84,7 +85,7 @@ class Consultation:
 
         def select(name: str) -> Any:
             value = inputs.get(name)
-            return value if value is None else RowSet(rows, state.num_rows).copy(value)
+            return value if value is None else rows.copy(value)
 
         embeds, mask = select("encoder_hidden_states"), select("encoder_attention_mask")
         if embeds is not None and mask is None:
@@ -111,14 +112,19 @@ class Consultation:
         steps = [due for due in self._decider.decision_steps(self._steps.num_steps) if due >= earliest]
         return step in (steps or [earliest])
 
-    def _conditional_rows(self, state: ReuseState) -> list[int]:
+    def _conditional_rows(self, state: ReuseState) -> RowSet:
         """Fused guidance orders rows [uncond, cond] or [cond, uncond]; rows with perturbed attention come after them."""
         is_perturbed = getattr(self._pipeline, "do_perturbed_attention_guidance", False) is True
         branch = max(0, state.num_branches - 1 - is_perturbed) if self._layout.cond_last else 0
-        return list(range(branch * state.num_images, (branch + 1) * state.num_images))
+        return _consecutive(branch * state.num_images, state.num_images, state.num_rows)
 
     def _noise_scale(self) -> NoiseScale:
         return NoiseScale.of(getattr(self._pipeline, "scheduler", None), self._steps.sigmas)
+
+
+@lru_cache(maxsize=64)
+def _consecutive(first: int, count: int, num_rows: int) -> RowSet:
+    return RowSet(range(first, first + count), num_rows)
 
 
 def _as_tokens(features: Tensor, num_images: int, batch_dim: int) -> Tensor:

@@ -31,20 +31,16 @@ def signs(state: PolicyState) -> Tensor:
     """
     clean = state.clean.float()
     levels = state.sigmas.tolist()
-    last = state.step - 1
-    found = []
+    changes = []
     for age in range(NUM_CHANGES):
         newer = max(clean.shape[1] - 1 - age, 1)
-        step = last - (clean.shape[1] - 1 - newer)
-        moved = (clean[:, newer] - clean[:, newer - 1]) / max(abs(levels[step - 1] - levels[step]), 1e-6)
-        energy = patches(moved.square(), state.grid)
-        found += [
-            moved.flatten(1).square().mean(1).sqrt(),
-            moved.flatten(1).abs().mean(1),
-            moved.flatten(1).abs().amax(1),
-            energy.amax(1).sqrt(),
-            energy.std(1).sqrt(),
-        ]
+        step = state.step - clean.shape[1] + newer
+        changes.append((clean[:, newer] - clean[:, newer - 1]) / max(abs(levels[step - 1] - levels[step]), 1e-6))
+    moved = torch.cat(changes)  # all at once: on small models most of the time goes into calling operations
+    size, square = moved.flatten(1).abs(), moved.square()
+    energy = patches(square, state.grid)
+    of_changes = [square.flatten(1).mean(1).sqrt(), size.mean(1), size.amax(1), energy.amax(1).sqrt(), energy.std(1).sqrt()]
+    found = list(torch.stack(of_changes).unflatten(1, (NUM_CHANGES, -1)).transpose(0, 1).flatten(0, 1))
     newest = clean[:, -1]
     found += [newest.flatten(1).std(1), patches(newest.square(), state.grid).std(1).sqrt()]
     relative = state.feature_change.float().norm(dim=-1) / state.features.float().norm(dim=-1).clamp(min=1e-6)
