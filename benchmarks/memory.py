@@ -9,7 +9,7 @@ from model import Loop, add_model_arguments, pixart_loop
 from rich.console import Console
 from rich.table import Table
 
-from ada.evaluation.measure.counting import Count, counted_memory
+from ada.evaluation.measure.counting import weighed
 from blockdance import BlockDanceConfig, apply_blockdance
 
 
@@ -44,11 +44,7 @@ def main() -> None:
 
 def peak_memory(loop: Loop) -> int:
     """Most bytes that one generation holds at once, above what is held before: weights are not in it."""
-    count = Count()
-    with counted_memory(loop.transformer.device, count):
-        loop()
-    assert count.peak_bytes is not None
-    return count.peak_bytes
+    return weighed(loop.transformer.device, loop)[1]
 
 
 if __name__ == "__main__":

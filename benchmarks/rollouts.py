@@ -21,7 +21,7 @@ from timing import interleave, ratio
 from torch import Tensor, nn
 
 from ada.data import load_prompts
-from ada.evaluation.measure.counting import Count, counted_memory
+from ada.evaluation.measure.counting import weighed
 from ada.rewards import PerceptualDistance, WeightedReward
 from ada.rollouts import Case, FrozenPipeline, References, Tape
 from ada.rollouts import Table as RewardTable
@@ -274,11 +274,7 @@ def memory_table(work: Workload) -> Table:
     }
     table = Table("call", "peak above the weights, MiB", title=f"The frozen pipeline's weights: {weights / 2**20:.1f} MiB")
     for name, call in calls.items():
-        count = Count()
-        with counted_memory(work.pipeline.device, count):
-            call()
-        assert count.peak_bytes is not None
-        table.add_row(name, f"{count.peak_bytes / 2**20:.1f}")
+        table.add_row(name, f"{weighed(work.pipeline.device, call)[1] / 2**20:.1f}")
     return table
 
 

@@ -1,24 +1,26 @@
 """The whole evaluation: choose the methods, measure and time every one of them, write the reports."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from functools import lru_cache
-from itertools import count
 from typing import Any
 
 import torch
 from rich.console import Console
 from torch import Tensor
 
-from ada.evaluation.cases import Cases
 from ada.evaluation.measure import (
-    Advance,
+    PUBLISHED,
+    Column,
+    Embedding,
     MethodResult,
+    Metric,
     Plan,
     Results,
     Store,
     collect_results,
     columns,
+    default_metrics,
     describe_environment,
     measure,
     public_name,
@@ -27,6 +29,7 @@ from ada.evaluation.measure import (
     too_few_images,
 )
 from ada.evaluation.methods import (
+    Cases,
     Method,
     NotApplicableError,
     ada_methods,
@@ -42,18 +45,50 @@ from ada.evaluation.methods import (
     threshold_methods,
 )
 from ada.evaluation.report import terminal_table, write_reports
-from ada.evaluation.request import Request
+from ada.evaluation.request import EvaluationOptions, Request, Settings, find_prompts
 from ada.policy import AdaPolicy
-from ada.progress import progress
 from ada.rollouts import FrozenPipeline
-from ada.rollouts.fingerprints import weights_digest
+from ada.rollouts.fingerprints import digest, weights_digest
+from ada.schedules import Ladder
 
 GRID_PROMPTS = 8
+SEARCH_PROMPTS, QUICK_SEARCH_PROMPTS = 12, 4
 LOG_WIDTH = 180
 
 
 class EvaluationError(ValueError):
     """An evaluation that was asked for and makes no sense."""
+
+
+def run_options(options: EvaluationOptions) -> Results:
+    """Loads everything that the options name, and evaluates.
+
+    Raises:
+        FileNotFoundError: a folder that is not there.
+        EvaluationError, BlockDanceError: a policy or settings that do not fit the model.
+        ValueError: prompts without the column.
+    """
+    device = str(torch.accelerator.current_accelerator() or "cpu") if options.device == "auto" else options.device
+    policy = AdaPolicy.from_pretrained(options.policy)
+    prompts, others = find_prompts(options.prompts, options.split, options.column, options.limit), {"prompt": (), "index": ()}
+    if options.search_prompts:
+        few = QUICK_SEARCH_PROMPTS if len(prompts) < PUBLISHED else SEARCH_PROMPTS
+        others = find_prompts(options.search_prompts, options.search_split, None, options.search_limit or few)
+    frozen = FrozenPipeline(options.base_model, options.num_inference_steps, options.arguments, dtype=options.dtype).to(device)
+    metrics = default_metrics(options.scorer, device)
+    for name, reward in (options.rewards or {}).items():
+        metrics[name] = Metric(reward.to(device), Column(name.replace("_", " ").capitalize()))
+    request = Request(
+        **{known.name: getattr(options, known.name) for known in fields(Settings)},
+        prompts=list(prompts["prompt"]), indices=list(prompts["index"]),
+        metrics=metrics, embed=Embedding(options.scorer),
+        search_prompts=list(others["prompt"]), search_indices=list(others["index"]),
+        ladder=Ladder.load(options.ladder) if options.ladder else None,
+        rivals={name: AdaPolicy.from_pretrained(source) for name, source in options.rivals.items()},
+        sources={name: getattr(options, name) for name in ("policy", "base_model", "scorer", "prompts")},
+        settings={"split": options.split},
+    )  # fmt: skip
+    return evaluate(frozen, policy, request)
 
 
 def evaluate(frozen: FrozenPipeline, policy: AdaPolicy, request: Request, console: Console | None = None) -> Results:
@@ -82,12 +117,12 @@ def evaluate(frozen: FrozenPipeline, policy: AdaPolicy, request: Request, consol
     weights = list(request.quality_weights or default_quality_weights(policy))
     recorded = _recorded(frozen, request) | {
         "quality_weights": weights, "budgets": list(request.budgets), "mean_budgets": list(request.mean_budgets),
-        "policy_weights": policy.digest(),
-        "rivals": {name: weights_digest(rival) for name, rival in request.rivals.items()},
+        "policy_weights": policy.digest(), "policy_config": digest(policy.config),
+        "rivals": {name: digest([rival.digest(), rival.config]) for name, rival in request.rivals.items()},
     }  # fmt: skip
-    store, cases = _store(request, recorded), _cases(request)
-    methods = _with_policy(frozen, policy.to(frozen.device).eval(), weights, request, store, cases)
-    return _evaluate(frozen, methods, request, store, recorded, console or _default_console())
+    store = _store(request, recorded)
+    methods = _with_policy(frozen, policy.to(frozen.device).eval(), weights, request, store)
+    return _evaluate(frozen, methods, request, store, recorded, console)
 
 
 def evaluate_methods(
@@ -102,69 +137,40 @@ def evaluate_methods(
         console: as in `evaluate`.
     """
     recorded = _recorded(frozen, request)
-    return _evaluate(frozen, methods, request, _store(request, recorded), recorded, console or _default_console())
+    return _evaluate(frozen, methods, request, _store(request, recorded), recorded, console)
 
 
 def _evaluate(
-    frozen: FrozenPipeline,
-    methods: Sequence[Method],
-    request: Request,
-    store: Store,
-    recorded: dict[str, Any],
-    console: Console,
-) -> Results:
-    names = [method.name for method in methods]
+    frozen: FrozenPipeline, methods: Sequence[Method], request: Request, store: Store, recorded: dict[str, Any],
+    console: Console | None,
+) -> Results:  # fmt: skip
+    console, names = console or _default_console(), [method.name for method in methods]
     if request.compare_with not in names:
         raise EvaluationError(f"No row is named {request.compare_with!r}. There are: {', '.join(names)}.")
-    cases, shown = _cases(request), grid_places(len(request.prompts))
-    plan = Plan(
-        frozen, [method for method in methods if request.wants(method)], cases, request.metrics, request.embed, store,
-        frozenset(range(len(cases.prompts))) if request.keep_images else shown, request.most_images,
-    )  # fmt: skip
-    measured = _measure(plan, request, console)
-    results = _results(plan, request, recorded, measured)
-    frames = store.read("frames")
-    images = {
-        method.name: {place: store.image(method, place, frames) for place in sorted(shown)}
-        for method, found in zip(plan.methods, measured, strict=True)
-        if found.reason is None
-    }
-    references = {place: store.image(plan.methods[0], place, frames) for place in range(len(request.prompts))}
+    cases, shown, methods = request.cases, grid_places(len(request.prompts)), [each for each in methods if request.wants(each)]
+    kept = frozenset(range(len(cases.prompts))) if request.keep_images else shown
+    plan = Plan(frozen, methods, cases, request.metrics, request.embed, store, kept, request.most_images)
+    reasons = measure(plan, console)
+    timed = [method for method in methods if request.times(method) and reasons[method.name] is None]
+    timings = time_methods(plan, timed, request.timing(), console)
+    results = _results(plan, request, recorded, collect_results(store, methods, reasons, timings, cases))
+    frames, applying = store.read("frames"), [method for method in methods if reasons[method.name] is None]
+    images = {method.name: {place: store.image(method, place, frames) for place in sorted(shown)} for method in applying}
+    references = {place: store.image(methods[0], place, frames) for place in range(len(request.prompts))}
     write_reports(results, images, references, request.output)
     console.print(terminal_table(results))
     for line in results.warnings:
         console.print(f"Warning: {line}")
     console.print(
-        f"Wrote results.json, table.md, figures, the grid and the page {request.output / 'index.html'}.", soft_wrap=True
+        f"Wrote results.json, tables, figures, the grid and the page {request.output / 'index.html'}.", soft_wrap=True
     )
     return results
-
-
-def _measure(plan: Plan, request: Request, console: Console) -> list[MethodResult]:
-    """Everything that is measured, then everything that is timed."""
-    with _task("Measuring", len(plan.methods) * len(plan.cases.batches()), console) as advance:
-        reasons = measure(plan, advance)
-    timed = [method for method in plan.methods if method.main and method.timed and reasons[method.name] is None]
-    timing = request.timing(len(plan.cases.prompts))
-    with _task("Timing", len(timed) * len(timing.batch_sizes) * (timing.rounds + 1), console) as advance:
-        timings = time_methods(plan, timed, timing, advance)
-    return collect_results(plan.store, plan.methods, reasons, timings, plan.cases)
-
-
-@contextmanager
-def _task(title: str, total: int, console: Console) -> Iterator[Advance]:
-    """Progress; what it gives is called with what comes next before each of the `total` parts."""
-    with progress(title, total, console) as advance:
-        started = count()
-        yield lambda name: advance(min(1, next(started)), name)
-        advance(min(1, next(started)))
 
 
 def _results(plan: Plan, request: Request, recorded: dict[str, Any], measured: list[MethodResult]) -> Results:
     """What `results.json` holds."""
     shown = {name: metric.column for name, metric in request.metrics.items()}
     shown |= columns.VIDEO_COLUMNS if plan.store.read("frames") else {}
-    quick = f"A quick look: {len(request.prompts)} prompts are too few to publish, whose tables take 128 or more."
     few = too_few_images(len(plan.cases.prompts), plan.store.features(plan.methods[0], 0).shape[1])
     return Results(
         settings=recorded,
@@ -173,7 +179,7 @@ def _results(plan: Plan, request: Request, recorded: dict[str, Any], measured: l
         prompts=list(request.prompts),
         methods=measured,
         complexity=read_complexity(plan.store, plan.methods[0], plan.cases, measured),
-        warnings=[*([quick] if request.is_quick_look else []), *([few] if few else [])],
+        warnings=[warning for warning in (request.quick_look, few) if warning],
     ).compared_with(request.compare_with)
 
 
@@ -189,16 +195,15 @@ def grid_places(num_prompts: int) -> frozenset[int]:
 
 
 def _with_policy(
-    frozen: FrozenPipeline, policy: AdaPolicy, weights: Sequence[float], request: Request, store: Store, cases: Cases
+    frozen: FrozenPipeline, policy: AdaPolicy, weights: Sequence[float], request: Request, store: Store
 ) -> list[Method]:
     """Every method of the default matrix."""
     steps, num_blocks = frozen.num_inference_steps, frozen.num_blocks
     boundary = max(kind.boundary for kind in policy.kinds)
     ours = ada_methods(policy, weights, request.budgets, request.mean_budgets, steps)
-    weighted = ours[: len(weights)]
     controls = [
-        control_methods(row, policy, _actions_of(store, row, cases), request.seed, main=row is ours[len(weights) // 2])
-        for row in weighted
+        control_methods(row, policy, _actions_of(store, row, request.cases), request.seed, main=place == len(weights) // 2)
+        for place, row in enumerate(ours[: len(weights)])
     ]
     methods = [
         full_method(steps),
@@ -236,10 +241,6 @@ def _actions_of(store: Store, method: Method, cases: Cases) -> Callable[[slice],
         return torch.tensor([batch(number)[place] for number, place in places])
 
     return actions_of
-
-
-def _cases(request: Request) -> Cases:
-    return Cases.of(request.prompts, request.indices, request.batch_size, request.seed, request.seeds)
 
 
 def _store(request: Request, recorded: Mapping[str, Any]) -> Store:

@@ -1,19 +1,24 @@
-"""What is asked of an evaluation."""
+"""What is asked of an evaluation: by a program, or by the command `python evaluate.py`, whose options these are."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from datasets import Dataset
 from torch import Tensor
 
+from ada.data import load_prompts
 from ada.evaluation.measure import MOST_IMAGES, PUBLISHED, Metric, TimingPlan
-from ada.evaluation.methods import FULL_COMPUTE, Method
+from ada.evaluation.methods import FULL_COMPUTE, Cases, Method
 from ada.policy import AdaPolicy
+from ada.rewards import Reward
+from ada.rollouts.pipeline import Dtype
 from ada.schedules import Ladder
 
 ROUNDS, QUICK_ROUNDS = 10, 3
 TIMING_MINUTES, QUICK_TIMING_MINUTES = 3.0, 0.4
+QUICKLY_TIMED = ("plain", "ada")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +36,7 @@ class Settings:
     sweeps: bool = False
     """Whether to run the settings around the main ones as well: about twice as many rows."""
     rounds: int | None = None
-    """Most rounds of timing; by default 10, in a quick look 3, and then at batch 1 alone."""
+    """Most rounds of timing; by default 10, in a quick look 3, and then of plain pipelines and the policy at batch 1 alone."""
     timing_minutes: float | None = None
     """No round of timing begins later, but for the first two at each batch size; by default 3, in a quick look 0.4."""
     most_images: int = MOST_IMAGES
@@ -69,7 +74,7 @@ class Request(Settings):
             is compared.
         ladder: searched static schedules, every rung of which is a row; None leaves them out.
         rivals: other policies by name, each a row per mean budget, such as a gate of six scalars.
-        extra_methods: further methods, such as calibrated schedules; see `planned_method`.
+        extra_methods: further methods, such as calibrated schedules; see `Method`.
         sources: folders and Hub ids to name in `results.json`, such as the policy's; of a folder, only its last part is kept.
         settings: what else to record there.
     """
@@ -92,19 +97,128 @@ class Request(Settings):
             raise ValueError("There are no prompts to evaluate on.")
 
     @property
-    def is_quick_look(self) -> bool:
-        """Whether there are too few prompts to publish."""
-        return len(self.prompts) < PUBLISHED
+    def cases(self) -> Cases:
+        """Every prompt with every noise seed."""
+        return Cases.of(self.prompts, self.indices, self.batch_size, self.seed, self.seeds)
+
+    @property
+    def quick_look(self) -> str | None:
+        """What a reader should know of figures from too few prompts to publish; None of 128 or more."""
+        if len(self.prompts) >= PUBLISHED:
+            return None
+        few = f"A quick look: {len(self.prompts)} prompts are too few to publish, whose tables take {PUBLISHED} or more."
+        return few if self.rounds is not None else f"{few} Latency is that of plain pipelines and the policy, at batch 1 alone."
 
     def wants(self, method: Method) -> bool:
         """Whether a method runs."""
         return method.main or self.sweeps or method.name == self.compare_with
 
-    def timing(self, num_cases: int) -> TimingPlan:
+    def times(self, method: Method) -> bool:
+        """Whether latency is measured of a method; in a quick look only of those that decide whether a policy pays."""
+        is_brief = self.quick_look is not None and self.rounds is None
+        return method.main and method.timed and (not is_brief or method.group in QUICKLY_TIMED)
+
+    def timing(self) -> TimingPlan:
         """How latency is measured."""
-        minutes = QUICK_TIMING_MINUTES if self.is_quick_look else TIMING_MINUTES
+        minutes = TIMING_MINUTES if self.quick_look is None else QUICK_TIMING_MINUTES
         seconds = 60 * (minutes if self.timing_minutes is None else self.timing_minutes)
-        if self.rounds is None and self.is_quick_look:
+        if self.rounds is None and self.quick_look is not None:
             return TimingPlan([1], QUICK_ROUNDS, seconds)
-        rounds = ROUNDS if self.rounds is None else self.rounds
-        return TimingPlan(sorted({1, min(self.batch_size, num_cases)}), rounds, seconds)
+        sizes = sorted({1, min(self.batch_size, len(self.prompts) * self.seeds)})
+        return TimingPlan(sizes, ROUNDS if self.rounds is None else self.rounds, seconds)
+
+
+class PromptSet(NamedTuple):
+    """Hub id or folder of a known set, its split, and the column that holds the prompt."""
+
+    source: str
+    split: str
+    column: str
+
+
+PROMPT_SETS = {
+    # 128 held-out captions of the embedded model
+    "emoji": PromptSet("checkpoints/emoji-prompts", "test", "prompt"),
+    # PartiPrompts, 1632 prompts (Yu et al., 2022)
+    "parti": PromptSet("nateraw/parti-prompts", "train", "Prompt"),
+    # DrawBench, 200 prompts (Saharia et al., 2022)
+    "drawbench": PromptSet("sayakpaul/drawbench", "train", "Prompts"),
+    # 30 000 captions of COCO 2014's validation images
+    "coco": PromptSet("sayakpaul/coco-30-val-2014", "train", "caption"),
+}
+COLUMNS = ("prompt", "Prompt", "Prompts", "prompts", "caption", "text")
+"""Tried in this order for a set that has no name here."""
+
+
+def find_prompts(source: str, split: str | None = None, column: str | None = None, limit: int | None = None) -> Dataset:
+    """Loads prompts with the columns `prompt` and `index`.
+
+    Args:
+        source: a name of `PROMPT_SETS`; or a folder, a file or the Hub id of a data set, as in `ada.data.load_prompts`.
+        split: of the data set; by default a named set's own, else `test`.
+        column: that holds the prompt; by default a named set's own, else the usual names are tried.
+        limit: take only so many, spread evenly.
+
+    Raises:
+        FileNotFoundError: `source` looks like a path that is not there.
+        ValueError: no such column.
+    """
+    known = PROMPT_SETS.get(source)
+    if known is not None and not Path(source).exists():
+        return load_prompts(known.source, split or known.split, column or known.column, limit)
+    candidates = [column] if column else list(COLUMNS)
+    for name in candidates:
+        try:
+            return load_prompts(source, split or "test", name, limit)
+        except ValueError as error:
+            if "has no column" not in str(error) or name == candidates[-1]:
+                raise
+    raise AssertionError("unreachable: the last candidate returns or raises")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions(Settings):
+    """Compares a trained policy with everything that one might pick instead.
+
+    Prints a table over held-out prompts and writes results.json, table.md, Pareto plots, schedules, an image grid, TensorBoard
+    events and the page index.html. A run that was killed goes on where it was when the same command is given again.
+    """
+
+    policy: str
+    """Folder or Hub id of the policy."""
+    base_model: str = "checkpoints/emoji-dit"
+    """Folder or Hub id of the diffusers pipeline that it was trained on."""
+    scorer: str = "checkpoints/emoji-scorer"
+    """Folder or Hub id of the CLIP that measures quality and perceptual distance."""
+    rewards: dict[str, Reward] | None = None
+    """Further rewards to measure quality by: names, each with a class_path, as in a training configuration."""
+    prompts: str = "emoji"
+    """A known set (emoji, parti, drawbench, coco), or a folder, file or Hub id of prompts."""
+    split: str | None = None
+    """Their split; by default that of the known set, else test."""
+    column: str | None = None
+    """The column that holds the prompt, where it has an unusual name."""
+    limit: int = 128
+    """Number of prompts, spread evenly over the split; fewer than 128 are a quick look of a few minutes."""
+    search_prompts: str | None = "checkpoints/emoji-prompts"
+    """Other prompts, to calibrate BlockDance and peers on; none leaves them out."""
+    search_split: str = "validation"
+    """Their split."""
+    search_limit: int | None = None
+    """Number of them; by default 12, in a quick look 4."""
+    ladder: str | None = "configs/ladders/emoji.json"
+    """File of searched static schedules, each of which is a row; none leaves them out."""
+    num_inference_steps: int = 20
+    """Denoising steps of full compute."""
+    arguments: dict[str, Any] = field(
+        default_factory=lambda: {
+            "guidance_scale": 4.0, "max_sequence_length": 24, "use_resolution_binning": False, "clean_caption": False
+        }
+    )  # fmt: skip
+    """Further arguments of the pipeline's call, as in the training configuration."""
+    dtype: Dtype = "float32"
+    """Precision of the pipeline."""
+    rivals: dict[str, str] = field(default_factory=dict)
+    """Other policies to compare with: names, each with a folder or Hub id."""
+    device: str = "auto"
+    """Such as cpu or cuda; auto takes the accelerator where there is one."""

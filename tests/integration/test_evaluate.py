@@ -28,7 +28,6 @@ from ada.evaluation import (
     evaluate,
     evaluate_methods,
     full_method,
-    unchanged,
 )
 from ada.policy import AdaPolicy, BaseModel, LadderPolicy, StepPolicy
 from ada.policy.curve import Curve
@@ -67,10 +66,7 @@ def request(folder: Path, **options: Any) -> Request:
 
 def test_evaluate(folder: Path) -> None:
     console = Console(record=True, width=180)
-    extra = Method(
-        name="Peer", family="Peers", group="peers", label="peer", num_inference_steps=5, accelerate=unchanged,
-        note="Somebody's method.",
-    )  # fmt: skip
+    extra = Method(name="Peer", family="Peers", group="peers", num_inference_steps=5, note="Somebody's method.")
     results = evaluate(
         pipeline_of(folder, 10),
         AdaPolicy.from_pretrained(folder / "policy"),

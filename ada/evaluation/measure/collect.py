@@ -1,20 +1,27 @@
-"""From stored measurements to results: means over seeds, estimates, Fréchet distances, complexity, and what stands beside what."""
+"""From stored measurements to results: means over seeds, estimates, and what every method is set beside.
+
+A user gets without it: the plain pipeline that is just as fast, and mixtures of static ways that save as much.
+"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any
 
 import numpy as np
+import torch
 
-from ada.evaluation.cases import Cases
 from ada.evaluation.measure import columns, statistics
 from ada.evaluation.measure.columns import BOUNDED, COMPUTE_SAVED, DISTANCE, LATENT, MACS, VISIBLE
-from ada.evaluation.measure.matches import with_matches
-from ada.evaluation.measure.results import MethodResult, differences_of
-from ada.evaluation.measure.statistics import Array, Estimate
+from ada.evaluation.measure.results import Match, MethodResult, differences_of
+from ada.evaluation.measure.run import Timing
+from ada.evaluation.measure.statistics import LEAST_DISTANCE, Array, Estimate
 from ada.evaluation.measure.store import Store
-from ada.evaluation.measure.timing import Timing
-from ada.evaluation.methods import STATIC, Method
+from ada.evaluation.methods import FEWER_STEPS, FULL_COMPUTE, STATIC, STATIC_GROUPS, Cases, Method
+from ada.schedules import Mixture
+
+Parts = Sequence[tuple[MethodResult, float]]
+"""Rows on the same prompts and noise, and the share of the images that each takes."""
 
 
 @dataclass(frozen=True)
@@ -60,38 +67,69 @@ class Record:
             max((part["cache_bytes"] for part in parts if part["cache_bytes"] is not None), default=None),
         )
 
+    def estimates(self, num_seeds: int) -> dict[str, Estimate]:
+        """Each quantity with the interval that holds for its kind."""
+        kinds = {VISIBLE: statistics.share, DISTANCE: statistics.raw_mean, LATENT: statistics.raw_mean}
+        found = {name: kinds.get(name, statistics.mean)(values) for name, values in self.per_prompt.items()}
+        if self.distances:
+            if max(self.distances) <= LEAST_DISTANCE:  # the reference, by definition
+                found |= dict.fromkeys((BOUNDED, VISIBLE), Estimate(0.0, 0.0, 0.0))
+            found[columns.MEDIAN] = statistics.quantile(self.distances, 0.5, num_seeds)
+            found[columns.TAIL] = statistics.quantile(self.distances, 0.9, num_seeds)
+        return found
+
+    def single_figures(self, reference: "Record", timing: Timing) -> dict[str, Estimate]:
+        """What is one number for the whole run, and has no interval."""
+        figures: dict[str, float | None] = {
+            columns.CACHE: timing.cache_bytes if self.cache_bytes is None else self.cache_bytes,
+            columns.MEMORY: timing.peak_bytes,
+            columns.OWN_MACS: self.own_macs,
+            columns.SCHEDULES: len(set(map(tuple, self.actions))) or None,
+        }
+        if len(self.features) > 1:
+            figures[columns.FRECHET] = statistics.frechet_distance(self.features, reference.features)
+        return {name: Estimate(float(value), None, None) for name, value in figures.items() if value is not None}
+
 
 def collect_results(
     store: Store, methods: Sequence[Method], reasons: Mapping[str, str | None], timings: Mapping[str, Timing], cases: Cases
 ) -> list[MethodResult]:
     """Results of all methods, the first of which is the reference; those that do not apply carry the reason alone."""
-    reference = Record.read(store, methods[0], cases)
+    reference, reference_timing = Record.read(store, methods[0], cases), timings.get(methods[0].name, Timing())
     full = reference.per_prompt[MACS]
     reference.per_prompt[COMPUTE_SAVED] = [0.0] * len(full)
-    reference_timing = timings.get(methods[0].name, Timing())
     results = []
     for method in methods:
-        names = ("name", "family", "group", "label", "note", "num_inference_steps")
-        known: dict[str, Any] = {name: getattr(method, name) for name in names} | {"settings": dict(method.settings)}
+        names = ("name", "family", "group", "note", "num_inference_steps")
+        result = MethodResult(**{name: getattr(method, name) for name in names}, settings=method.described)
         if reasons[method.name] is not None:
-            results.append(MethodResult(**known, reason=reasons[method.name]))
+            results.append(replace(result, reason=reasons[method.name]))
             continue
         record, timing = Record.read(store, method, cases), timings.get(method.name, Timing())
         record.per_prompt[COMPUTE_SAVED] = [1 - own / theirs for own, theirs in zip(record.per_prompt[MACS], full, strict=True)]
         estimates = {
-            **_estimates(record, cases.num_seeds),
+            **record.estimates(cases.num_seeds),
             **differences_of(record.per_prompt, reference.per_prompt),
             **latencies(timing, reference_timing, min(cases.batch_size, len(cases.prompts))),
-            **_single_figures(record, reference, timing),
+            **record.single_figures(reference, timing),
         }
         seconds = {str(size): values for size, values in timing.seconds_per_image.items() if values}
-        results.append(
-            MethodResult(
-                **known, estimates=estimates, per_prompt=record.per_prompt, distances=record.distances, seconds_per_image=seconds,
-                actions=record.actions or None, action_names=record.action_names,
-            )
-        )  # fmt: skip
+        result = replace(result, estimates=estimates, per_prompt=record.per_prompt, distances=record.distances)
+        actions = record.actions or None
+        results.append(replace(result, seconds_per_image=seconds, actions=actions, action_names=record.action_names))
     return with_matches(results)
+
+
+def latencies(timing: Timing, reference: Timing, batch_size: int) -> dict[str, Estimate]:
+    """Medians over the rounds; a speed-up is that of the rounds' ratios: both ran within minutes of each other."""
+    estimates: dict[str, Estimate] = {}
+    kinds = ((1, columns.SECONDS_ALONE, columns.SPEED_UP_ALONE), (batch_size, columns.SECONDS, columns.SPEED_UP))
+    for size, seconds, speed_up in kinds:
+        own = timing.seconds_per_image.get(size)
+        if own:
+            ratios = [theirs / ours for ours, theirs in zip(own, reference.seconds_per_image[size], strict=True)]
+            estimates |= {seconds: statistics.quantile(own, 0.5), speed_up: statistics.quantile(ratios, 0.5)}
+    return estimates
 
 
 def read_complexity(
@@ -108,38 +146,82 @@ def read_complexity(
     return {columns.EDGE_DENSITY: densities, columns.PROMPT_LENGTH: words, **sensitivity}
 
 
-def _estimates(record: Record, num_seeds: int) -> dict[str, Estimate]:
-    """Each quantity with the interval that holds for its kind."""
-    kinds = {VISIBLE: statistics.share, DISTANCE: statistics.raw_mean, LATENT: statistics.raw_mean}
-    estimates = {name: kinds.get(name, statistics.mean)(values) for name, values in record.per_prompt.items()}
-    if record.distances:
-        if max(record.distances) <= statistics.LEAST_DISTANCE:  # the reference, by definition
-            estimates |= dict.fromkeys((BOUNDED, VISIBLE), Estimate(0.0, 0.0, 0.0))
-        estimates[columns.MEDIAN] = statistics.quantile(record.distances, 0.5, num_seeds)
-        estimates[columns.TAIL] = statistics.quantile(record.distances, 0.9, num_seeds)
-    return estimates
+def with_matches(results: Sequence[MethodResult]) -> list[MethodResult]:
+    """Sets beside every method what a user gets without it.
+
+    The plain pipeline whose number of steps takes nearest as long; the mixture of two plain pipelines that save as much; and the
+    best mixture of two static ways, which are all that do not look at the image: plain, BlockDance, searched.
+    """
+    measured = [method for method in results if method.reason is None]
+    plain = [method for method in measured if method.family in (FULL_COMPUTE, FEWER_STEPS)]
+    static = [method for method in measured if method.group in STATIC_GROUPS]
+
+    def matched(method: MethodResult) -> MethodResult:
+        if method.reason is not None or method.family == FULL_COMPUTE or BOUNDED not in method.per_prompt:
+            return method
+        column = columns.SECONDS if columns.SECONDS in method.estimates else columns.SECONDS_ALONE
+        timed = [row for row in plain if column in row.estimates]
+        beside: dict[str, Parts | None] = {}
+        if method not in plain:
+            if column in method.estimates and timed:
+                latency = method.estimates[column].value
+                nearest = min(timed, key=lambda row: abs(row.estimates[column].value - latency))
+                beside[columns.SAME_LATENCY] = [(nearest, 1.0)]
+            beside[columns.SAME_COMPUTE] = mixture_at(method.saved, plain)
+        if method not in static:
+            beside[columns.STATIC_MIXTURE] = mixture_at(method.saved, static)
+        return replace(method, matches={kind: compare(method, parts) for kind, parts in beside.items() if parts})
+
+    return [matched(method) for method in results]
 
 
-def latencies(timing: Timing, reference: Timing, batch_size: int) -> dict[str, Estimate]:
-    """Medians over the rounds; a speed-up is that of the rounds' ratios: both ran within minutes of each other."""
-    estimates: dict[str, Estimate] = {}
-    kinds = ((1, columns.SECONDS_ALONE, columns.SPEED_UP_ALONE), (batch_size, columns.SECONDS, columns.SPEED_UP))
-    for size, seconds, speed_up in kinds:
-        own = timing.seconds_per_image.get(size)
-        if own:
-            ratios = [theirs / ours for ours, theirs in zip(own, reference.seconds_per_image[size], strict=True)]
-            estimates |= {seconds: statistics.quantile(own, 0.5), speed_up: statistics.quantile(ratios, 0.5)}
-    return estimates
+def mixture_at(saved: float, rows: Sequence[MethodResult], metric: str = BOUNDED) -> Parts | None:
+    """The two rows whose mixture saves `saved` at the smallest mean of a metric: what a mean budget gives without looking at images.
+
+    The rows are chosen by the very figures that they are then compared with, which flatters the mixture, not the method beside it.
+
+    Args:
+        saved: mean share of the compute to save.
+        rows: the rows to choose from.
+        metric: lower is better.
+
+    Returns:
+        One row or two with their shares; None where no mixture saves exactly as much.
+    """
+    gains = [row.saved for row in rows]
+    if not rows or not min(gains) <= saved <= max(gains):
+        return None
+    errors = torch.tensor([row.per_prompt[metric] for row in rows], dtype=torch.float64).T
+    shares = Mixture.of(errors, torch.tensor(gains, dtype=torch.float64)).shares(saved, len(rows))
+    return [(row, part) for row, part in zip(rows, shares.tolist(), strict=True) if part > 0]
 
 
-def _single_figures(record: Record, reference: Record, timing: Timing) -> dict[str, Estimate]:
-    """What is one number for the whole run, and has no interval."""
-    figures: dict[str, float | None] = {
-        columns.CACHE: timing.cache_bytes if record.cache_bytes is None else record.cache_bytes,
-        columns.MEMORY: timing.peak_bytes,
-        columns.OWN_MACS: record.own_macs,
-        columns.SCHEDULES: len(set(map(tuple, record.actions))) or None,
-    }
-    if len(record.features) > 1:
-        figures[columns.FRECHET] = statistics.frechet_distance(record.features, reference.features)
-    return {name: Estimate(float(value), None, None) for name, value in figures.items() if value is not None}
+def mixed(parts: Parts, metric: str) -> list[float]:
+    """What is expected of each prompt where every image takes a row at random, with the given probabilities."""
+    values: list[float] = sum(part * np.asarray(row.per_prompt[metric]) for row, part in parts).tolist()  # type: ignore[union-attr]
+    return values
+
+
+def compare(own: MethodResult, parts: Parts) -> Match:
+    """Sets a method beside one row or a mixture."""
+    expected, differences = {}, {}
+    for metric, values in own.per_prompt.items():
+        if metric not in (*columns.COSTS, LATENT):
+            others = mixed(parts, metric)
+            expected[metric] = fmean(others)
+            if metric != DISTANCE:  # for whose mean no interval holds
+                differences[metric] = statistics.difference(values, others)
+    match = Match([(row.name, part) for row, part in parts], expected, differences)
+    if not own.distances:
+        return match
+    num_seeds = len(own.distances) // len(own.per_prompt[BOUNDED])
+    logs, better = statistics.log_distances(own.distances), np.zeros(len(own.distances))
+    for row, part in parts:
+        logs = logs - part * statistics.log_distances(row.distances)
+        better += part * statistics.wins(own.distances, row.distances)
+    match = replace(match, better=statistics.share(statistics.per_prompt(better, num_seeds)))
+    if any(max(row.distances) <= LEAST_DISTANCE for row, _ in parts):
+        return match
+    log_ratio = statistics.mean(statistics.per_prompt(logs, num_seeds))
+    ends = [None if end is None else float(np.exp(end)) for end in (log_ratio.low, log_ratio.high)]
+    return replace(match, ratio=Estimate(float(np.exp(log_ratio.value)), *ends))

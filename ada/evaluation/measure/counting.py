@@ -1,11 +1,13 @@
-"""Counts what a pipeline really did, from outside: MACs of its transformer, and the most memory it took at once."""
+"""One call of the pipeline, and what it really did, counted from outside: MACs of its transformer, memory, seconds."""
 
 import gc
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,72 +15,26 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
+from ada.evaluation.methods import BatchReport, Cases, Generated, Method, generate
+from ada.rollouts import FrozenPipeline
+from blockdance import BlockDanceConfig, ReuseSchedule
+
 MEMORY_EVENT = "[memory]"
-
-
-@dataclass
-class Count:
-    """What was counted so far.
-
-    Args:
-        macs: multiply-accumulate operations inside the transformer's calls.
-        peak_bytes: most bytes held at once above those held at the start; None before the end of `counted_memory`.
-    """
-
-    macs: float = 0.0
-    peak_bytes: int | None = None
-
-
-@contextmanager
-def counted_macs(transformer: nn.Module, count: Count) -> Iterator[None]:
-    """Adds the MACs of every call of the transformer, whatever wraps or patches it, to `count`.
-
-    Counting slows the model down: never time what runs inside.
-    """
-    counter = MacCounter(count)
-
-    def start(*arguments: Any) -> None:
-        counter.__enter__()  # type: ignore[no-untyped-call]
-
-    def end(*arguments: Any) -> None:
-        counter.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-
-    with ExitStack() as hooks:
-        hooks.callback(transformer.register_forward_pre_hook(start).remove)
-        hooks.callback(transformer.register_forward_hook(end, always_call=True).remove)
-        yield
-
-
-@contextmanager
-def counted_decisions(decider: nn.Module, count: Count) -> Iterator[None]:
-    """Adds the MACs of everything that a policy does to decide."""
-    decide = decider.decide
-
-    def counted(state: Any) -> Any:
-        with MacCounter(count):
-            return decide(state)  # type: ignore[operator]
-
-    vars(decider)["decide"] = counted
-    try:
-        yield
-    finally:
-        del vars(decider)["decide"]
-
-
 _SINGLE: set[Any] = {torch.ops.prim.device.default}
 """Operations that are made of no others."""
+Result = TypeVar("Result")
 
 
 class MacCounter(TorchDispatchMode):
-    """Adds the MACs of everything that runs inside to a count, with the formulas of `torch.utils.flop_counter`.
+    """Adds up the MACs of everything that runs inside, with the formulas of `torch.utils.flop_counter`.
 
     Its `FlopCounterMode` also keeps the tree of modules, and never comes back from a module that contains itself, as those of
     cache-dit do.
     """
 
-    def __init__(self, count: Count) -> None:
+    def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._count = count
+        self.macs = 0.0
         self._formulas = dict(flop_registry)
         self._formulas[torch.ops.aten._scaled_dot_product_flash_attention_for_cpu] = _attention_flops
 
@@ -94,7 +50,7 @@ class MacCounter(TorchDispatchMode):
             _SINGLE.add(function)
         output = function(*args, **kwargs)
         if formula is not None:
-            self._count.macs += formula(*args, **kwargs, out_val=output) / 2
+            self.macs += formula(*args, **kwargs, out_val=output) / 2
         return output
 
 
@@ -103,27 +59,110 @@ def _attention_flops(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kw
 
 
 @contextmanager
-def counted_memory(device: torch.device, count: Count) -> Iterator[None]:
-    """Measures the most memory held at once above what is held at the start: weights are not in it.
+def counted_macs(transformer: nn.Module) -> Iterator[MacCounter]:
+    """Counts the MACs of every call of the transformer, whatever wraps or patches it.
 
-    On a GPU the allocator knows; on a CPU the profiler's allocation events are added up.
+    Counting slows the model down: never time what runs inside.
+    """
+    counter = MacCounter()
+
+    def start(*arguments: Any) -> None:
+        counter.__enter__()  # type: ignore[no-untyped-call]
+
+    def end(*arguments: Any) -> None:
+        counter.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+    with ExitStack() as hooks:
+        hooks.callback(transformer.register_forward_pre_hook(start).remove)
+        hooks.callback(transformer.register_forward_hook(end, always_call=True).remove)
+        yield counter
+
+
+@contextmanager
+def counted_decisions(decider: Any) -> Iterator[MacCounter]:
+    """Counts the MACs of everything that a decider does to decide."""
+    counter, decide = MacCounter(), decider.decide
+
+    def counted(state: Any) -> Any:
+        with counter:
+            return decide(state)
+
+    vars(decider)["decide"] = counted
+    try:
+        yield counter
+    finally:
+        del vars(decider)["decide"]
+
+
+def weighed(device: torch.device, call: Callable[[], Result]) -> tuple[Result, int]:
+    """What a call gives, and the most bytes that it held at once above those that are held before it: weights are not in it.
+
+    On a GPU the allocator knows; on a CPU the profiler's allocation events are added up, which slows the call down.
     """
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-        yield
-        count.peak_bytes = torch.cuda.max_memory_allocated(device) - before
-        return
+        return call(), torch.cuda.max_memory_allocated(device) - before
     # else the profiler announces itself on the terminal, in the middle of the progress bar
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        yield
+        result = call()
     held = peak = 0
     for event in profiler.profiler.kineto_results.events():
         if event.name() == MEMORY_EVENT:
             held += event.nbytes()
             peak = max(peak, held)
-    count.peak_bytes = peak
     # the profiler is part of a cycle and holds hundreds of megabytes of events
     del profiler, event
     gc.collect()
+    return result, peak
+
+
+@dataclass(frozen=True)
+class Ran:
+    """One call of the pipeline.
+
+    Args:
+        generated: what it made.
+        report: what the method says.
+        seconds: how long the call took; longer where something was counted or weighed.
+        macs: of the transformer, counted from outside; 0 where they were not.
+        own_macs: of the decider; 0 where they were not counted.
+        peak_bytes: most memory held at once beside the weights; None where it was not weighed.
+    """
+
+    generated: Generated
+    report: BatchReport
+    seconds: float
+    macs: float = 0.0
+    own_macs: float = 0.0
+    peak_bytes: int | None = None
+
+
+def run_batch(
+    frozen: FrozenPipeline, method: Method, cases: Cases, batch: slice, *, count: bool = False, weigh: bool = False
+) -> Ran:
+    """One call of the pipeline: with `count` its MACs are counted, with `weigh` its memory is; either slows it down.
+
+    Raises:
+        NotApplicableError: the method does not apply.
+    """
+    decider = None if isinstance(method.plan, BlockDanceConfig | ReuseSchedule) else method.plan
+    with ExitStack() as stack:
+        run = stack.enter_context(method.accelerate(frozen.pipeline, batch))
+        call = partial(generate, frozen, cases.prompts[batch], cases.seeds[batch], method.num_inference_steps, run.call)
+        _synchronize(frozen.device)
+        start = time.perf_counter()
+        with ExitStack() as counters:
+            macs = counters.enter_context(counted_macs(frozen.transformer)) if count else None
+            own = counters.enter_context(counted_decisions(decider)) if count and decider is not None else None
+            generated, peak = weighed(frozen.device, call) if weigh else (call(), None)
+        _synchronize(frozen.device)
+        seconds = time.perf_counter() - start
+        return Ran(generated, run.report(), seconds, macs.macs if macs else 0.0, own.macs if own else 0.0, peak)
+    raise AssertionError("a method must not swallow errors")
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ada.evaluation.cases import Generated
 from ada.evaluation.measure.columns import BOUNDED, DISTANCE, FLICKER, LATENT, QUALITY, VISIBLE, WORST_FRAME, Column
+from ada.evaluation.methods import Generated
 from ada.rewards import PSNR, SSIM, ClipScore, PerceptualDistance, Reward, load_features
 from ada.rewards.damage import bounded_damage, visibly_changed
 
@@ -33,14 +33,12 @@ def default_metrics(scorer: str, device: torch.device | str = "cpu") -> dict[str
     Raises:
         FileNotFoundError: `scorer` looks like a folder that is not there.
     """
+    distance = Column("Mean distance", higher_is_better=False, decimals=4, in_terminal=False)
     metrics = {
         QUALITY: Metric(ClipScore(scorer), Column("Quality", decimals=2)),
         "psnr": Metric(PSNR(), Column("PSNR", unit="dB", decimals=1, in_terminal=False)),
         "ssim": Metric(SSIM(), Column("SSIM", decimals=4, in_terminal=False)),
-        DISTANCE: Metric(
-            PerceptualDistance(scorer, scale=-1.0),
-            Column("Mean distance", higher_is_better=False, decimals=4, in_terminal=False),
-        ),
+        DISTANCE: Metric(PerceptualDistance(scorer, scale=-1.0), distance),
     }
     for metric in metrics.values():
         metric.reward.to(device)
@@ -120,20 +118,16 @@ class Measured:
 
 
 def measure_images(
-    metrics: Mapping[str, Metric],
-    embed: Callable[[Tensor], Tensor],
-    generated: Generated,
-    prompts: Sequence[str],
-    reference: Generated,
-    batch_size: int,
-) -> Measured:
+    metrics: Mapping[str, Metric], embed: Callable[[Tensor], Tensor], generated: Generated, prompts: Sequence[str],
+    reference: Generated, batch_size: int,
+) -> Measured:  # fmt: skip
     """Metrics and features of any number of images, `batch_size` at a time; see `measure_batch`."""
     values: dict[str, list[float]] = {}
     features = []
     for start in range(0, len(prompts), batch_size):
         part = slice(start, start + batch_size)
-        own, beside = (Generated(each.images[part], each.latents[part]) for each in (generated, reference))
-        for name, found in measure_batch(metrics, own, prompts[part], beside).items():
+        own = generated.take(part)
+        for name, found in measure_batch(metrics, own, prompts[part], reference.take(part)).items():
             values.setdefault(name, []).extend(found)
         features.append(embed(own.images))
     return Measured(generated.images, values, torch.cat(features))

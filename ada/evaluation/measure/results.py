@@ -56,7 +56,8 @@ class MethodResult:
     """One method's measurements.
 
     Args:
-        name, family, group, label, note, settings, num_inference_steps: as in `Method`.
+        name, family, group, note, num_inference_steps: as in `Method`.
+        settings: what the method does, for programs.
         reason: why it does not apply, and then nothing else is there; None where it does.
         estimates: by column, the estimate with its interval.
         per_prompt: by metric, and for MACs and the compute saved, one value per prompt: the mean over the noise seeds.
@@ -70,9 +71,8 @@ class MethodResult:
     name: str
     family: str
     group: str
-    label: str
-    note: str
     num_inference_steps: int
+    note: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
     reason: str | None = None
     estimates: dict[str, Estimate] = field(default_factory=dict)

@@ -1,28 +1,25 @@
-"""Runs methods through the stock pipeline, so that what is measured is what users run. Nothing is timed here: see `timing`."""
+"""Runs methods through the stock pipeline, so that what is measured is what users run: every image once, and then latency in rounds."""
 
+import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
-import torch
-from torch import Tensor, nn
+from rich.console import Console
+from torch import Tensor
 
-from ada.evaluation.cases import Cases, Generated, generate
-from ada.evaluation.measure.counting import Count, counted_decisions, counted_macs, counted_memory
+from ada.evaluation.measure.counting import Ran, run_batch
 from ada.evaluation.measure.metrics import Measured, Metric, edge_density, measure_images
 from ada.evaluation.measure.store import Store
-from ada.evaluation.measure.together import run_together, shared_plan
-from ada.evaluation.methods import BatchReport, Method, NotApplicableError, Planned
+from ada.evaluation.measure.together import Outcome, run_together, shared_calls
+from ada.evaluation.methods import Cases, Generated, Method, NotApplicableError
+from ada.progress import Advance, progress
 from ada.rollouts import FrozenPipeline
-from blockdance import ReuseSchedule
 
 LEAST_SAVED = 0.001
+LEAST_ROUNDS = 2
 MOST_IMAGES = 256
 SKIPPED_NOTHING = "It attached without an error and skipped nothing: as many MACs as full compute."
-Advance = Callable[[str], None]
-"""Called with a method's name before each of its turns."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,7 @@ class Plan:
     most_images: int = MOST_IMAGES
 
 
-def measure(plan: Plan, advance: Advance = lambda name: None) -> dict[str, str | None]:
+def measure(plan: Plan, console: Console | None = None) -> dict[str, str | None]:
     """Runs every method on every case and stores what it measures; what is stored already is not run again.
 
     Every image is made once: MACs are counted in the same run, of the methods whose work depends on the images at every batch, of
@@ -58,61 +55,46 @@ def measure(plan: Plan, advance: Advance = lambda name: None) -> dict[str, str |
 
     Args:
         plan: what to run.
-        advance: called `len(cases.batches())` times for every method.
+        console: where to show progress.
 
     Returns:
         By method, why it does not apply; None where it does.
     """
-    store = plan.store
-    for number, batch in enumerate(plan.cases.batches()):
-        todo = [method for method in plan.methods if store.reason(method) is None and store.batch(method, number) is None]
-        for method in plan.methods:
-            if method not in todo:
-                advance(method.name)
-        if todo:
-            _measure_batch(plan, todo, number, batch, advance)
+    store, batches = plan.store, plan.cases.batches()
+    with progress("Measuring", len(plan.methods) * len(batches), console) as advance:
+        for number, batch in enumerate(batches):
+            todo = [method for method in plan.methods if store.reason(method) is None and store.batch(method, number) is None]
+            advance(len(plan.methods) - len(todo))
+            if todo:
+                _measure_batch(plan, todo, number, batch, advance)
     return {method.name: store.reason(method) for method in plan.methods}
 
 
 def _measure_batch(plan: Plan, todo: Sequence[Method], number: int, batch: slice, advance: Advance) -> None:
     """First the reference, then the methods that share their calls, then the others one by one."""
-    reference = plan.methods[0]
-    is_new = reference in todo
-    if is_new:
-        advance(reference.name)
-    ran = run_batch(plan.frozen, reference, plan.cases, batch, Count() if is_new and number == 0 else None)
+    reference, is_first = plan.methods[0], number == 0
+    ran = run_batch(plan.frozen, reference, plan.cases, batch, count=is_first and reference in todo)
     turn = Turn(plan, number, batch, ran.generated)
-    if is_new:
-        turn.keep(reference, turn.measured(ran.generated, range(len(ran.generated.images))), ran.report, ran.macs, 0.0)
+    if reference in todo:
+        turn.keep_alone(reference, ran)
+        advance(1, reference.name)
     alone = [method for method in todo if method is not reference]
-    for methods, plans in _calls(plan, alone, batch.stop - batch.start):
+    most = max(1, plan.most_images // (batch.stop - batch.start))
+    for methods, plans in shared_calls(plan.frozen, alone, most):
         alone = [method for method in alone if method not in methods]
-        for method in methods:
-            advance(method.name)
-        turn.run_shared(methods, plans)
+        generated, places, outcomes = run_together(plan.frozen, methods, plans, plan.cases, batch, counted=is_first)
+        measured = turn.measured(generated, places)
+        for method, outcome in zip(methods, outcomes, strict=True):
+            turn.keep(method, measured, outcome)
+            advance(1, method.name)
     for method in alone:
-        advance(method.name)
-        turn.run_alone(method)
-
-
-def _calls(plan: Plan, methods: Sequence[Method], num_images: int) -> Iterator[tuple[list[Method], list[Any]]]:
-    """The methods that run in one call of the pipeline each: of one number of steps, their deciders seeing the same block."""
-    waiting: dict[int, list[tuple[Method, Any]]] = {}
-    boundaries: dict[int, int] = {}
-    for method in methods:
-        shared, steps = shared_plan(plan.frozen, method), method.num_inference_steps
-        if shared is None:
-            continue
-        if not isinstance(shared, ReuseSchedule):
-            boundary = shared.kinds[0].boundary
-            if boundaries.setdefault(steps, boundary) != boundary:
-                continue
-        waiting.setdefault(steps, []).append((method, shared))
-    most = max(1, plan.most_images // num_images)
-    for together in waiting.values():
-        for start in range(0, len(together), most):
-            some = together[start : start + most]
-            yield [method for method, _ in some], [shared for _, shared in some]
+        try:
+            # counting slows a run down
+            ran = run_batch(plan.frozen, method, plan.cases, batch, count=is_first or method.data_dependent)
+            turn.keep_alone(method, ran)
+        except NotApplicableError as error:
+            plan.store.refuse(method, str(error))
+        advance(1, method.name)
 
 
 @dataclass(frozen=True)
@@ -131,125 +113,127 @@ class Turn:
     batch: slice
     reference: Generated
 
-    def run_shared(self, methods: Sequence[Method], plans: Sequence[Any]) -> None:
-        """Runs, measures and stores methods in one call."""
-        generated, places, shared = run_together(
-            self.plan.frozen, methods, plans, self.plan.cases, self.batch, counted=self.number == 0
-        )
-        measured = self.measured(generated, places)
-        for method, done in zip(methods, shared, strict=True):
-            if done.failure is not None:
-                self.plan.store.refuse(method, done.failure)
-            else:
-                self.keep(method, measured.take(done.images), done.report, 0.0, done.own_macs)
-
-    def run_alone(self, method: Method) -> None:
-        """Runs, measures and stores a method, or why it does not apply."""
-        plan, count = self.plan, Count() if _needs_count(method, self.number) else None
-        try:
-            ran = run_batch(plan.frozen, method, plan.cases, self.batch, count)
-        except NotApplicableError as error:
-            plan.store.refuse(method, str(error))
-            return
-        if self.number == 0 and method.must_save:
-            full = float(sum(plan.store.batch(plan.methods[0], 0)["macs"]))
-            if ran.macs > (1 - LEAST_SAVED) * full:
-                plan.store.refuse(method, SKIPPED_NOTHING)
-                return
-        measured = self.measured(ran.generated, range(len(ran.generated.images)))
-        self.keep(method, measured, ran.report, ran.macs, ran.own_macs)
-
     def measured(self, generated: Generated, places: Sequence[int]) -> Measured:
         """Measures images that have these places in the batch."""
-        device, which = generated.images.device, list(places)
-        beside = Generated(self.reference.images[which].to(device), self.reference.latents[which].to(device))
         prompts = [self.plan.cases.prompts[self.batch.start + place] for place in places]
+        beside = self.reference.take(list(places))
         return measure_images(self.plan.metrics, self.plan.embed, generated, prompts, beside, self.plan.cases.batch_size)
 
-    def keep(self, method: Method, measured: Measured, report: BatchReport, macs: float, own_macs: float) -> None:
+    def keep_alone(self, method: Method, ran: Ran) -> None:
+        """Measures and stores what a method made by itself; where it saves nothing and must, that it does not apply."""
+        if self.number == 0 and method.must_save:
+            full = float(sum(self.plan.store.batch(self.plan.methods[0], 0)["macs"]))
+            if ran.macs > (1 - LEAST_SAVED) * full:
+                raise NotApplicableError(SKIPPED_NOTHING)
+        images = range(len(ran.generated.images))
+        self.keep(method, self.measured(ran.generated, images), Outcome(images, ran.report, ran.macs, ran.own_macs))
+
+    def keep(self, method: Method, measured: Measured, outcome: Outcome) -> None:
         """Stores what a method did to the batch.
 
         Args:
             method: the method.
-            measured: a row per image of the batch.
-            report: what the method says.
-            macs: of the batch, counted from outside, for methods that report none; 0 where they were not counted.
-            own_macs: of its decider, the whole batch together.
+            measured: a row per image that was made; the outcome says which are the method's.
+            outcome: what it did.
         """
-        plan, batch, images = self.plan, self.batch, self.batch.stop - self.batch.start
-        counted = [macs / images] * images if macs else None
-        is_reference = method is plan.methods[0]
+        plan, batch, report = self.plan, self.batch, outcome.report
+        if outcome.failure is not None:
+            plan.store.refuse(method, outcome.failure)
+            return
+        own, images, is_reference = measured.take(outcome.images), batch.stop - batch.start, method is plan.methods[0]
+        counted = [outcome.macs / images] * images if outcome.macs else None
         measurements = {
-            "values": measured.values,
-            "edge_density": edge_density(measured.images).tolist() if is_reference else None,
+            "values": own.values,
+            "edge_density": edge_density(own.images).tolist() if is_reference else None,
             "macs": counted if report.macs is None else report.macs.tolist(),
-            "own_macs": own_macs / images,
+            "own_macs": outcome.own_macs / images,
             "actions": None if report.actions is None else report.actions.tolist(),
             "action_names": list(report.action_names),
             "cache_bytes": report.cache_bytes,
         }
         if is_reference:
-            plan.store.write("frames", measured.images.shape[1] if measured.images.ndim == 5 else None)
+            plan.store.write("frames", own.images.shape[1] if own.images.ndim == 5 else None)
         # thumbnails of any prompt's reference may be asked for
         kept = [place for place in range(batch.start, batch.stop) if is_reference or place in plan.kept]
-        plan.store.add_images(method, kept, measured.images[[place - batch.start for place in kept]])
-        plan.store.add_batch(method, self.number, measurements, measured.features)
-
-
-def _needs_count(method: Method, number: int) -> bool:
-    """Whether MACs are counted, which slows a run down: BlockDance reports its own, but for what a policy takes."""
-    reports = isinstance(method.accelerate, Planned) and _network_of(method) is None
-    return method.data_dependent or (number == 0 and not reports)
+        plan.store.add_images(method, kept, own.images[[place - batch.start for place in kept]])
+        plan.store.add_batch(method, self.number, measurements, own.features)
 
 
 @dataclass(frozen=True)
-class Ran:
-    """One call of the pipeline.
+class TimingPlan:
+    """How latency is measured: of the stock pipeline's call, text encoder and decoder included, and with Ada its policy.
 
     Args:
-        generated: what it made.
-        report: what the method says.
-        seconds: how long the call took; longer where something was counted.
-        macs: of the transformer, counted from outside; 0 where they were not.
-        own_macs: of the decider's own network; 0 where they were not counted.
+        batch_sizes: images per call, ascending, each at most the number of cases; each size has rounds of its own.
+        rounds: most rounds at each size; 0 measures no latency.
+        seconds: of all sizes together, shared equally; but for the first two of its size, no round begins later.
     """
 
-    generated: Generated
-    report: BatchReport
-    seconds: float
-    macs: float = 0.0
-    own_macs: float = 0.0
+    batch_sizes: Sequence[int]
+    rounds: int
+    seconds: float = float("inf")
 
 
-def run_batch(
-    frozen: FrozenPipeline, method: Method, cases: Cases, batch: slice, count: Count | None = None, weigh: bool = False
-) -> Ran:
-    """One call of the pipeline: with `count` its MACs are counted, with `weigh` its memory instead; either slows it down."""
-    own = Count()
-    with ExitStack() as stack:
-        run = stack.enter_context(method.accelerate(frozen.pipeline, batch))
-        _synchronize(frozen.device)
-        start = time.perf_counter()
-        with ExitStack() as counters:
-            if count is not None and weigh:
-                counters.enter_context(counted_memory(frozen.device, count))
-            elif count is not None:
-                counters.enter_context(counted_macs(frozen.transformer, count))
-                decider = _network_of(method)
-                counters.enter_context(nullcontext() if decider is None else counted_decisions(decider, own))
-            generated = generate(frozen, cases.prompts[batch], cases.seeds[batch], method.num_inference_steps, run.call)
-        _synchronize(frozen.device)
-        seconds = time.perf_counter() - start
-        return Ran(generated, run.report(), seconds, count.macs if count is not None else 0.0, own.macs)
-    raise AssertionError("a method must not swallow errors")
+@dataclass(frozen=True)
+class Timing:
+    """One method's latencies.
+
+    Args:
+        seconds_per_image: by batch size, one value per round, in the order of the rounds.
+        peak_bytes: most memory held at once beside the weights, at the largest batch size.
+        cache_bytes: most bytes that the method kept between steps there; None where nobody knows.
+    """
+
+    seconds_per_image: dict[int, list[float]] = field(default_factory=dict)
+    peak_bytes: int | None = None
+    cache_bytes: int | None = None
 
 
-def _network_of(method: Method) -> nn.Module | None:
-    """The network that decides, where there is one."""
-    plan = method.accelerate.plan if isinstance(method.accelerate, Planned) else None
-    return plan if isinstance(plan, nn.Module) else None
+def time_methods(
+    plan: Plan, methods: Sequence[Method], timing: TimingPlan, console: Console | None = None
+) -> dict[str, Timing]:
+    """Times methods; rounds that are stored already are not run again.
+
+    A first round, that does not count, warms up and weighs the memory. A round goes through all methods, so that a change of the
+    machine's pace meets all alike; its order is random, so that no method always runs after the same one. Latency hardly depends on
+    the prompt: what drifts is the machine, so a round takes some of the prompts.
+
+    Args:
+        plan: the evaluation.
+        methods: those to time, all of which apply.
+        timing: batch sizes, rounds and time.
+        console: where to show progress.
+    """
+    timings = {method.name: Timing() for method in methods}
+    sizes = timing.batch_sizes if timing.rounds else ()
+    with progress("Timing", len(methods) * len(sizes) * (timing.rounds + 1), console) as advance:
+        start = time.monotonic()
+        for method in methods if sizes else ():
+            # a process that goes on with stored rounds is new, and warms up as well
+            for size in sizes:
+                ran = run_batch(plan.frozen, method, plan.cases, slice(0, size), weigh=size == sizes[-1])
+                advance(1, method.name)
+            timings[method.name] = Timing({}, ran.peak_bytes, ran.report.cache_bytes)
+        for place, size in enumerate(sizes, 1):
+            end = start + timing.seconds * place / len(sizes)
+            for number in range(timing.rounds):
+                if number < LEAST_ROUNDS or time.monotonic() <= end:
+                    for name, seconds in _round(plan, methods, size, number, advance).items():
+                        timings[name].seconds_per_image.setdefault(size, []).append(seconds)
+    return timings
 
 
-def _synchronize(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
+def _round(plan: Plan, methods: Sequence[Method], size: int, number: int, advance: Advance) -> dict[str, float]:
+    """By method, seconds per image of one round."""
+    name = f"round-{size}-{number}"
+    stored: dict[str, float] = plan.store.read(name) or {}
+    turns = list(methods)
+    random.Random(number).shuffle(turns)
+    for method in turns:
+        if method.name not in stored:
+            start = number * size % (len(plan.cases.prompts) - size + 1)
+            ran = run_batch(plan.frozen, method, plan.cases, slice(start, start + size))
+            stored[method.name] = ran.seconds / size
+            plan.store.write(name, stored)
+        advance(1, method.name)
+    return {method.name: stored[method.name] for method in turns}

@@ -29,8 +29,6 @@ class Store:
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         self.parts = folder / "parts" / digest(settings)
         self.images = folder / "images"
-        for made in (self.parts, self.images):
-            made.mkdir(parents=True, exist_ok=True)
         self.write("settings", dict(settings))
 
     def read(self, name: str) -> Any:
@@ -41,10 +39,19 @@ class Store:
     def write(self, name: str, content: Any) -> None:
         """Writes JSON whole or not at all."""
         path = self.parts / f"{name}.json"
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".partial")
         temporary.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
         os.replace(temporary, path)
+
+    def reason(self, method: Method) -> str | None:
+        """Why a method does not apply; None where it does, or has not run yet."""
+        refused: str | None = self.read(f"{key_of(method)}/refused")
+        return refused
+
+    def refuse(self, method: Method, reason: str) -> None:
+        """Keeps why a method does not apply."""
+        self.write(f"{key_of(method)}/refused", reason)
 
     def batch(self, method: Method, number: int) -> Any:
         """A method's measurements of a batch; None where it has not run yet."""
@@ -62,15 +69,6 @@ class Store:
         loaded: np.ndarray[Any, np.dtype[np.float32]] = np.load(self.parts / key_of(method) / f"features-{number}.npy")
         return loaded
 
-    def reason(self, method: Method) -> str | None:
-        """Why a method does not apply; None where it does, or has not run yet."""
-        refused: str | None = self.read(f"{key_of(method)}/refused")
-        return refused
-
-    def refuse(self, method: Method, reason: str) -> None:
-        """Keeps why a method does not apply."""
-        self.write(f"{key_of(method)}/refused", reason)
-
     def add_images(self, method: Method, places: Sequence[int], images: Tensor) -> None:
         """Keeps images as PNG; the frames of a video lie one above the other.
 
@@ -80,7 +78,7 @@ class Store:
             images: `(images, 3, height, width)` or `(videos, frames, 3, height, width)` in [0, 1].
         """
         folder = self.images / key_of(method)
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         for place, image in zip(places, images, strict=True):
             tall = torch.cat(list(image), dim=-2) if image.ndim == 4 else image
             pixels = (tall.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
@@ -96,4 +94,4 @@ class Store:
 def key_of(method: Method) -> str:
     """Folder name of a method: readable, and another one when what it does is another."""
     readable = re.sub(r"[^A-Za-z0-9]+", "-", method.name).strip("-").lower()
-    return f"{readable}-{digest([method.name, method.num_inference_steps, dict(method.settings)])[:6]}"
+    return f"{readable}-{digest([method.name, method.num_inference_steps, method.described])[:6]}"

@@ -6,7 +6,7 @@ rows; those that end up with equal schedules cost one image, made, decoded and m
 method makes alone, up to rounding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,32 +14,33 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ada.evaluation.cases import Cases, Generated, generate
-from ada.evaluation.measure.counting import Count, MacCounter
-from ada.evaluation.methods import BatchReport, Method, Planned, names_of, rows_of
+from ada.evaluation.measure.counting import MacCounter
+from ada.evaluation.methods import BatchReport, Cases, Generated, Method, generate, names_of, rows_of
 from ada.rollouts import FrozenPipeline
 from ada.rollouts.sharing import shared_components
-from blockdance import BlockDanceConfig, Plan, PolicyState, Reuse, ReuseSchedule, apply_blockdance
+from blockdance import BlockDanceConfig, PolicyState, Reuse, ReuseSchedule, apply_blockdance
 
 FIRST_DECISION = 2
 """A decider is asked after the third step at the earliest; schedules that reuse before run alone."""
 
 
 @dataclass(frozen=True)
-class Shared:
-    """What one method of a shared call did.
+class Outcome:
+    """What a method did to a batch.
 
     Args:
         images: for each image of the batch, its place among the distinct ones.
         report: what it did.
-        own_macs: of the method's decider, the whole batch together; 0 where they were not counted.
+        macs: of the transformer, counted from outside, the whole batch together; 0 where they were not.
+        own_macs: of the method's decider, likewise.
         failure: why it could not decide; None where it could.
     """
 
-    images: list[int]
+    images: Sequence[int]
     report: BatchReport
-    own_macs: float
-    failure: str | None
+    macs: float = 0.0
+    own_macs: float = 0.0
+    failure: str | None = None
 
 
 class Together:
@@ -52,11 +53,12 @@ class Together:
     """
 
     def __init__(self, plans: Sequence[ReuseSchedule | Any], num_images: int, *, counted: bool = False) -> None:
-        deciders = [plan for plan in plans if not isinstance(plan, ReuseSchedule)]
-        self.kinds: tuple[Reuse, ...] = tuple(dict.fromkeys(kind for plan in (*deciders, *plans) for kind in plan.kinds))
+        self._deciders = [plan for plan in plans if not isinstance(plan, ReuseSchedule)]
+        # the first kind's block is where deciders see features
+        self.kinds: tuple[Reuse, ...] = tuple(dict.fromkeys(kind for plan in (*self._deciders, *plans) for kind in plan.kinds))
         self.failures: dict[int, str] = {}
-        self.counts = [Count() for _ in plans]
-        self._plans, self._deciders, self._num_images, self._counted = plans, deciders, num_images, counted
+        self.counters = [MacCounter() for _ in plans]
+        self._plans, self._num_images, self._counted = plans, num_images, counted
         self._numbers = [torch.tensor([0, *(1 + self.kinds.index(kind) for kind in plan.kinds)]) for plan in plans]
         self._decided: dict[int, Tensor] = {}
 
@@ -66,8 +68,7 @@ class Together:
 
     def decide(self, state: PolicyState) -> ReuseSchedule:
         """Asks each decider about its own rows."""
-        actions = torch.cat([self._rows(place, plan, state) for place, plan in enumerate(self._plans)])
-        return ReuseSchedule(actions, self.kinds)
+        return ReuseSchedule(torch.cat([self._rows(place, plan, state) for place, plan in enumerate(self._plans)]), self.kinds)
 
     def check(self, transformer: nn.Module) -> None:
         for decider in self._deciders:
@@ -86,7 +87,6 @@ class Together:
         return slice(place * self._num_images, (place + 1) * self._num_images)
 
     def _rows(self, place: int, plan: Any, state: PolicyState) -> Tensor:
-        nothing = torch.zeros(self._num_images, state.num_steps, dtype=torch.int64)
         if isinstance(plan, ReuseSchedule):
             return self._numbers[place][plan.actions.cpu()].expand(self._num_images, -1)
         if place not in self.failures and state.step - 1 in plan.decision_steps(state.num_steps):
@@ -94,19 +94,19 @@ class Together:
             own = state.take(range(rows.start, rows.stop))
             own = replace(own, actions=self.own_actions(place, state.actions).to(state.actions.device))
             try:
-                with MacCounter(self.counts[place]) if self._counted else nullcontext():
+                with self.counters[place] if self._counted else nullcontext():
                     decided = plan.decide(own)
+                self._decided[place] = self._numbers[place][decided.actions.cpu()].expand(self._num_images, -1)
             except ValueError as error:  # a wish that the policy cannot meet, which its row says
                 self.failures[place] = str(error)
-                return nothing
-            self._decided[place] = self._numbers[place][decided.actions.cpu()].expand(self._num_images, -1)
-        return nothing if place in self.failures else self._decided.get(place, nothing)
+                self._decided.pop(place, None)
+        return self._decided.get(place, torch.zeros(self._num_images, state.num_steps, dtype=torch.int64))
 
 
 def shared_plan(frozen: FrozenPipeline, method: Method) -> ReuseSchedule | Any | None:
     """The plan by which a method can share a call with others; None where it has to run alone."""
-    plan: Plan | None = method.accelerate.plan if isinstance(method.accelerate, Planned) else None
-    if plan is None or not frozen.layout.splits_rows({}):
+    plan = method.plan
+    if plan is None or method.reason is not None or not frozen.layout.splits_rows({}):
         return None
     if isinstance(plan, BlockDanceConfig):
         plan = plan.schedule(method.num_inference_steps, frozen.num_blocks)
@@ -117,9 +117,27 @@ def shared_plan(frozen: FrozenPipeline, method: Method) -> ReuseSchedule | Any |
     return plan
 
 
+def shared_calls(frozen: FrozenPipeline, methods: Sequence[Method], most: int) -> Iterator[tuple[list[Method], list[Any]]]:
+    """The methods that run in one call of the pipeline each, `most` at most, and their plans: of one number of steps, their deciders
+    seeing the same block."""
+    waiting: dict[int, list[tuple[Method, Any]]] = {}
+    boundaries: dict[int, int] = {}
+    for method in methods:
+        plan, steps = shared_plan(frozen, method), method.num_inference_steps
+        if plan is None:
+            continue
+        sees = None if isinstance(plan, ReuseSchedule) else plan.kinds[0].boundary
+        if sees is None or boundaries.setdefault(steps, sees) == sees:
+            waiting.setdefault(steps, []).append((method, plan))
+    for together in waiting.values():
+        for start in range(0, len(together), most):
+            some = together[start : start + most]
+            yield [method for method, _ in some], [plan for _, plan in some]
+
+
 def run_together(
     frozen: FrozenPipeline, methods: Sequence[Method], plans: Sequence[Any], cases: Cases, batch: slice, *, counted: bool
-) -> tuple[Generated, list[int], list[Shared]]:
+) -> tuple[Generated, list[int], list[Outcome]]:
     """Runs methods of the same number of steps on one batch.
 
     Args:
@@ -136,23 +154,23 @@ def run_together(
     count, every, most_rows = batch.stop - batch.start, len(methods), cases.batch_size
     fitted = [rows_of(plan, batch) for plan in plans]
     decider = Together(fitted, count, counted=counted)
-    prompts, seeds = list(cases.prompts[batch]) * every, list(cases.seeds[batch]) * every
     groups = list(range(count)) * every
     with (
         shared_components(frozen.pipeline, most_rows),
         apply_blockdance(frozen.pipeline, decider, groups=groups, max_rows=2 * most_rows) as handle,
     ):
-        generated = generate(frozen, prompts, seeds, methods[0].num_inference_steps)
+        steps = methods[0].num_inference_steps
+        generated = generate(frozen, list(cases.prompts[batch]) * every, list(cases.seeds[batch]) * every, steps)
         report = handle.report()
     # rows of the same image with the same actions are the same: the first one stands for them
     first: dict[tuple[int, ...], int] = {}
     rows = [first.setdefault((row % count, *actions), row) for row, actions in enumerate(report.actions.tolist())]
     kept = list(first.values())
     place_of = {row: place for place, row in enumerate(kept)}
-    shared = []
+    outcomes = []
     for place, plan in enumerate(fitted):
         own = decider.rows(place)
         done = BatchReport(decider.own_actions(place, report.actions), names_of(plan.kinds), report.macs_computed[own])
         images = [place_of[row] for row in rows[own]]
-        shared.append(Shared(images, done, decider.counts[place].macs, decider.failures.get(place)))
-    return Generated(generated.images[kept], generated.latents[kept]), [row % count for row in kept], shared
+        outcomes.append(Outcome(images, done, own_macs=decider.counters[place].macs, failure=decider.failures.get(place)))
+    return generated.take(kept), [row % count for row in kept], outcomes

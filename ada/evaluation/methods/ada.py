@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ada.evaluation.methods.base import ADA, ADA_BUDGET, RANDOM, Accelerate, Group, Method, Planned, Run, Unavailable
+from ada.evaluation.methods.base import ADA, ADA_BUDGET, RANDOM, Group, Method, Run, planned
 from ada.policy import AdaPolicy
 from blockdance import Decider, PolicyState, Reuse, ReuseSchedule, full_compute, random_schedule
 
@@ -24,49 +24,24 @@ def ada_methods(
 
     Args:
         policy: the policy.
-        weights: values of λ.
+        weights: values of λ; of the middle one latency is measured.
         budgets: shares of the denoising compute to spend on every image.
         mean_budgets: shares to spend on average; a policy without a measured curve has none.
         num_inference_steps: denoising steps.
     """
-
-    def row(label: str, family: str, options: dict[str, float], note: str, *, timed: bool = True) -> Method:
-        return _policy_row(
-            policy,
-            f"{ADA} {label}",
-            family,
-            "ada",
-            label.removeprefix("budget "),
-            num_inference_steps,
-            options,
-            note,
-            timed=timed,
-        )
-
-    means = mean_budgets if policy.config.get("curve") is not None else ()
-    return [
-        *(
-            row(
-                f"λ={weight:.3g}", ADA, {"quality_weight": weight}, f"The policy's greedy decisions at quality weight {weight:.3g}.",
-                timed=place == len(weights) // 2,
-            )
-            for place, weight in enumerate(weights)
-        ),
-        *(
-            row(
-                f"budget {budget:.0%}", ADA_BUDGET, {"compute": budget},
-                f"Every image spends as near to {budget:.0%} as the policy can.", timed=False,
-            )
-            for budget in budgets
-        ),
-        *(
-            row(
-                f"mean {budget:.0%}", ADA, {"mean_compute": budget},
-                f"Images spend {budget:.0%} on average over held-out prompts.",
-            )
-            for budget in means
-        ),
+    greedy, near = "The policy's greedy decisions at quality weight", "Every image spends as near to"
+    rows: list[tuple[str, str, str, float, str, bool]] = [
+        *((ADA, f"λ={weight:.3g}", "quality_weight", weight, f"{greedy} {weight:.3g}.", place == len(weights) // 2)
+          for place, weight in enumerate(weights)),
+        *((ADA_BUDGET, f"budget {budget:.0%}", "compute", budget, f"{near} {budget:.0%} as the policy can.", False)
+          for budget in budgets),
+        *((ADA, f"mean {budget:.0%}", "mean_compute", budget, f"Images spend {budget:.0%} on average over held-out prompts.", True)
+          for budget in (mean_budgets if policy.config.get("curve") is not None else ())),
     ]  # fmt: skip
+    return [
+        _policy_row(policy, f"{ADA} {label}", family, "ada", num_inference_steps, {option: value}, note, timed=timed)
+        for family, label, option, value, note, timed in rows
+    ]
 
 
 def rival_methods(name: str, policy: AdaPolicy, mean_budgets: Sequence[float], num_inference_steps: int) -> list[Method]:
@@ -78,56 +53,52 @@ def rival_methods(name: str, policy: AdaPolicy, mean_budgets: Sequence[float], n
         mean_budgets: shares of the compute to spend on average.
         num_inference_steps: denoising steps.
     """
-    wishes = {f"mean {budget:.0%}": {"mean_compute": budget} for budget in mean_budgets} if policy.config.get("curve") else {}
+    wishes = (
+        {f"{name} mean {budget:.0%}": {"mean_compute": budget} for budget in mean_budgets} if policy.config.get("curve") else {}
+    )
+    note = f"The policy {name} at the budgets of Ada."
     return [
-        _policy_row(
-            policy, f"{name} {label}".strip(), name, "peers", label or name, num_inference_steps, options,
-            f"The policy {name} at the budgets of Ada.", timed=place == 0,
-        )
-        for place, (label, options) in enumerate((wishes or {"": {}}).items())
-    ]  # fmt: skip
+        _policy_row(policy, row, name, "peers", num_inference_steps, wish, note, timed=place == 0)
+        for place, (row, wish) in enumerate((wishes or {name: {}}).items())
+    ]
 
 
 def _policy_row(
-    policy: AdaPolicy, name: str, family: str, group: Group, label: str, num_inference_steps: int, options: dict[str, float],
-    note: str, *, timed: bool,
+    policy: AdaPolicy, name: str, family: str, group: Group, num_inference_steps: int, wish: dict[str, float], note: str,
+    *, timed: bool,
 ) -> Method:  # fmt: skip
-    return Method(
-        name=name, family=family, group=group, label=label, num_inference_steps=num_inference_steps,
-        accelerate=_wished(policy, options), note=f"{note} Its MACs and its latency contain the policy network.", settings=options,
-        timed=timed,
-    )  # fmt: skip
-
-
-def _wished(policy: AdaPolicy, options: dict[str, float], control: Callable[[AdaPolicy], Decider] | None = None) -> Accelerate:
     """The policy with a wish, or why it cannot be met."""
+    plan, reason = None, None
     try:
-        wished = policy.with_options(**options)
-        return Planned(wished if control is None else control(wished))
+        plan = policy.with_options(**wish)
     except ValueError as error:
-        return Unavailable(str(error))
+        reason = str(error)
+    return Method(
+        name=name, family=family, group=group, num_inference_steps=num_inference_steps, plan=plan, reason=reason, settings=wish,
+        note=f"{note} Its MACs and its latency contain the policy network.", timed=timed,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Shuffled:
-    """A policy that sees of every image another one of the batch: what it gains without looking at the right image."""
+    """A decider that sees of every image another one of the batch: what it gains without looking at the right image."""
 
-    policy: AdaPolicy
+    decider: Decider
 
     @property
     def kinds(self) -> tuple[Reuse, ...]:
-        return self.policy.kinds
+        return self.decider.kinds
 
     def decision_steps(self, num_steps: int) -> tuple[int, ...]:
-        return self.policy.decision_steps(num_steps)
+        return self.decider.decision_steps(num_steps)
 
     def decide(self, state: PolicyState) -> ReuseSchedule:
         """Every image is decided by its neighbour's state; the steps that are done stay its own."""
         others = state.take([*range(1, state.num_images), 0])
-        return self.policy.decide(replace(others, actions=state.actions))
+        return self.decider.decide(replace(others, actions=state.actions))
 
-    def check(self, transformer: nn.Module) -> None:
-        self.policy.check(transformer)
+    def check(self, transformer: torch.nn.Module) -> None:
+        self.decider.check(transformer)
 
 
 @dataclass(frozen=True)
@@ -161,7 +132,7 @@ class RandomAsOften:
 
     @contextmanager
     def __call__(self, pipeline: Any, images: slice) -> Iterator[Run]:
-        with Planned(self.schedule(images))(pipeline, slice(0, images.stop - images.start)) as run:
+        with planned(pipeline, self.schedule(images)) as run:
             yield run
 
 
@@ -178,18 +149,20 @@ def control_methods(
         main: as in `Method`.
     """
     steps = like.num_inference_steps
-    common: dict[str, Any] = {
-        "group": "static", "label": like.label, "num_inference_steps": steps, "settings": {"like": like.name, **like.settings},
-        "main": main, "timed": False,
-    }  # fmt: skip
     open_steps = range(policy.decision_steps(steps)[0] + 1, steps - 1)
+    common: dict[str, Any] = {
+        "group": "static", "num_inference_steps": steps, "settings": {"like": like.name, **like.settings}, "main": main,
+        "timed": False, "reason": like.reason,
+    }  # fmt: skip
     return [
         Method(
-            name=f"Random, rate of {like.label}", family=RANDOM, accelerate=RandomAsOften(actions_of, policy.kinds, open_steps, seed),
+            name=f"Random, rate of {like.name.removeprefix(f'{ADA} ')}", family=RANDOM,
+            attach=RandomAsOften(actions_of, policy.kinds, open_steps, seed),
             note=f"Per image, uniformly drawn steps reuse, on average over each batch as many as in {like.name}.", **common,
         ),
         Method(
-            name=f"Shuffled {like.name}", family="Ada, shuffled states", accelerate=_wished(policy, dict(like.settings), Shuffled),
+            name=f"Shuffled {like.name}", family="Ada, shuffled states",
+            plan=Shuffled(like.plan) if isinstance(like.plan, Decider) else None,
             note=f"{like.name}, but every image is decided by what the policy sees of the next one of its batch.", **common,
         ),
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a method is: a way to accelerate a pipeline for the time of a context, and what it tells afterwards."""
+"""What a method is, the cases that it runs on, and what a stock pipeline makes of them: images and videos alike."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -8,15 +8,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ada.rollouts import FrozenPipeline
 from blockdance import BlockDanceConfig, Plan, ReuseSchedule, apply_blockdance
 from blockdance.kinds import Kind
 
-FULL_COMPUTE = "Full compute"
-FEWER_STEPS = "Fewer steps"
-RANDOM = "Random, as often as Ada"
-STATIC = "Best static schedule"
-ADA = "Ada"
-ADA_BUDGET = "Ada, within a budget"
+FULL_COMPUTE, FEWER_STEPS, STATIC = "Full compute", "Fewer steps", "Best static schedule"
+ADA, ADA_BUDGET, RANDOM = "Ada", "Ada, within a budget", "Random, as often as Ada"
 
 Group = Literal["plain", "blockdance", "static", "ada", "peers"]
 """Whose idea it is; gives the colour in every figure."""
@@ -26,6 +23,98 @@ STATIC_GROUPS = ("plain", "blockdance", "static")
 
 class NotApplicableError(RuntimeError):
     """A method that cannot run on this pipeline; the message says why, for its row of the table."""
+
+
+@dataclass(frozen=True)
+class Cases:
+    """What every method is run on, `batch_size` at a time: every prompt once per sampler seed, all prompts of a seed in a row.
+
+    Args:
+        prompts: one per case.
+        seeds: of each case's noise.
+        batch_size: cases per call of the pipeline.
+        num_seeds: how often each prompt occurs.
+    """
+
+    prompts: Sequence[str]
+    seeds: Sequence[int]
+    batch_size: int
+    num_seeds: int = 1
+
+    @classmethod
+    def of(cls, prompts: Sequence[str], indices: Sequence[int], batch_size: int, seed: int = 0, num_seeds: int = 1) -> "Cases":
+        """Cases of prompts, whose noise depends on their index in the data set and on the sampler seeds `seed`, `seed + 1`, …"""
+        seeds = [prompt_seed(seed + offset, index) for offset in range(num_seeds) for index in indices]
+        return cls(list(prompts) * num_seeds, seeds, batch_size, num_seeds)
+
+    def batches(self) -> list[slice]:
+        """Places of the batches among the cases; the last may be smaller."""
+        count = len(self.prompts)
+        return [slice(start, min(start + self.batch_size, count)) for start in range(0, count, self.batch_size)]
+
+
+def prompt_seed(seed: int, index: int) -> int:
+    """Seed of a prompt's noise, from a noise seed and the prompt's index in its data set; it depends on no batch."""
+    return (seed * 1_000_003 + index) % 2**63
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What a pipeline made of a batch.
+
+    Args:
+        images: `(images, 3, height, width)`, for videos `(videos, frames, 3, height, width)`, float32 in [0, 1].
+        latents: what its VAE was given, `(images, values)`, float32.
+    """
+
+    images: Tensor
+    latents: Tensor
+
+    def take(self, places: Sequence[int] | slice) -> "Generated":
+        """Some of the images, on the same device."""
+        return Generated(self.images[places], self.latents[places])
+
+
+def generate(
+    frozen: FrozenPipeline, prompts: Sequence[str], seeds: Sequence[int], num_inference_steps: int,
+    call: Callable[..., Any] | None = None,
+) -> Generated:  # fmt: skip
+    """Runs the pipeline as a user would.
+
+    Args:
+        frozen: the pipeline.
+        prompts: one per image.
+        seeds: of each image's noise.
+        num_inference_steps: denoising steps.
+        call: called in place of the pipeline; see `Run`.
+    """
+    with recorded_latents(frozen.pipeline.vae) as latents:
+        output = (call or frozen.pipeline)(
+            list(prompts), num_inference_steps=num_inference_steps, output_type="pt", return_dict=False,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds], **frozen.arguments,
+        )  # fmt: skip
+    images: Tensor = output[0]
+    # a VAE that decodes frames in chunks is called several times
+    return Generated(images.float(), torch.cat(latents).float().reshape(len(prompts), -1))
+
+
+@contextmanager
+def recorded_latents(vae: Any) -> Iterator[list[Tensor]]:
+    """Collects what the VAE decodes, which is the end of denoising in every family of pipelines."""
+    decode, overridden, seen = vae.decode, "decode" in vars(vae), list[Tensor]()
+
+    def record(latents: Tensor, *args: Any, **kwargs: Any) -> Any:
+        seen.append(latents.detach().clone())
+        return decode(latents, *args, **kwargs)
+
+    vae.decode = record
+    try:
+        yield seen
+    finally:
+        if overridden:
+            vae.decode = decode
+        else:
+            del vae.decode
 
 
 @dataclass(frozen=True)
@@ -58,23 +147,31 @@ class Run:
     call: Callable[..., Any] | None = None
 
 
-Accelerate = Callable[[Any, slice], AbstractContextManager[Run]]
+Attach = Callable[[Any, slice], AbstractContextManager[Run]]
 """Called with the pipeline and the batch's place among all cases; the pipeline is accelerated while the context lasts."""
+
+
+@contextmanager
+def unchanged(pipeline: Any, images: slice) -> Iterator[Run]:
+    """Leaves the pipeline as it is."""
+    yield Run(lambda: BatchReport(cache_bytes=0))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """One way to run a pipeline.
+    """One way to run a pipeline: plain, by a BlockDance plan, or with something else attached.
 
     Args:
         name: unique, for the table.
         family: methods that form a line in the plot.
         group: whose colour it takes.
-        label: its name among its family.
         num_inference_steps: denoising steps.
-        accelerate: see `Accelerate`; `Planned` makes one of a BlockDance plan, calibrated and Block Caching plans among them.
         note: what exactly it does, in words.
-        settings: the same for programs; with the name it tells stored measurements apart.
+        plan: what `apply_blockdance` takes: a config, a decider, or a schedule with a single row or one row per case of the whole
+            evaluation. Calibrated, learnt and handwritten schedules are plans.
+        attach: what accelerates the pipeline where there is no plan.
+        reason: why it does not apply, where that is known before it runs.
+        settings: what it does, for programs, but for what the plan says; with the name it tells stored measurements apart.
         data_dependent: whether the work depends on the images, so that it is counted for every batch, not once.
         must_save: whether a run that does not save MACs means that the method never took hold.
         main: whether it runs by default; the others are settings around a main one, which a sweep runs as well.
@@ -84,61 +181,60 @@ class Method:
     name: str
     family: str
     group: Group
-    label: str
     num_inference_steps: int
-    accelerate: Accelerate
-    note: str
+    note: str = ""
+    plan: Plan | None = None
+    attach: Attach = unchanged
+    reason: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     data_dependent: bool = False
     must_save: bool = False
     main: bool = True
     timed: bool = True
 
+    @property
+    def described(self) -> dict[str, Any]:
+        """The settings, and of a plan a configuration's fields, or a schedule's actions and kinds."""
+        if isinstance(self.plan, BlockDanceConfig):
+            return {**asdict(self.plan), "reuse_range": list(self.plan.reuse_range), **self.settings}
+        if isinstance(self.plan, ReuseSchedule):
+            rows = [("" if len(self.plan.kinds) < 10 else " ").join(map(str, row)) for row in self.plan.actions.tolist()]
+            known = {"actions": rows[0] if len(rows) == 1 else rows, "kinds": [str(kind) for kind in self.plan.kinds]}
+            return {**known, **self.settings}
+        return dict(self.settings)
+
+    @contextmanager
+    def accelerate(self, pipeline: Any, images: slice) -> Iterator[Run]:
+        """Accelerates a pipeline while the context lasts.
+
+        Args:
+            pipeline: the pipeline.
+            images: the batch's place among all cases.
+
+        Raises:
+            NotApplicableError: it does not apply.
+        """
+        if self.reason is not None:
+            raise NotApplicableError(self.reason)
+        with self.attach(pipeline, images) if self.plan is None else planned(pipeline, rows_of(self.plan, images)) as run:
+            yield run
+
 
 @contextmanager
-def unchanged(pipeline: Any, images: slice) -> Iterator[Run]:
-    """Leaves the pipeline as it is."""
-    yield Run(lambda: BatchReport(cache_bytes=0))
+def planned(pipeline: Any, plan: Plan) -> Iterator[Run]:
+    """Runs a BlockDance plan."""
+    with apply_blockdance(pipeline, plan) as handle:
 
+        def report() -> BatchReport:
+            done = handle.report()
+            return BatchReport(done.actions, names_of(done.kinds), done.macs_computed, done.peak_cache_bytes)
 
-@dataclass(frozen=True)
-class Unavailable:
-    """Does not apply, and says why."""
-
-    reason: str
-
-    @contextmanager
-    def __call__(self, pipeline: Any, images: slice) -> Iterator[Run]:
-        raise NotApplicableError(self.reason)
-        yield Run()
-
-
-@dataclass(frozen=True)
-class Planned:
-    """Runs a BlockDance plan.
-
-    Args:
-        plan: whatever `apply_blockdance` takes: a config, a decider, or a schedule with a single row or one row per case of the
-            whole evaluation.
-    """
-
-    plan: Plan
-
-    @contextmanager
-    def __call__(self, pipeline: Any, images: slice) -> Iterator[Run]:
-        plan = rows_of(self.plan, images)
-        with apply_blockdance(pipeline, plan) as handle:
-
-            def report() -> BatchReport:
-                done = handle.report()
-                return BatchReport(done.actions, names_of(done.kinds), done.macs_computed, done.peak_cache_bytes)
-
-            try:
-                yield Run(report)
-            except ValueError as error:  # a wish that a policy finds out too late that it cannot meet
-                if isinstance(plan, BlockDanceConfig | ReuseSchedule):
-                    raise
-                raise NotApplicableError(str(error)) from error
+        try:
+            yield Run(report)
+        except ValueError as error:  # a wish that a policy finds out too late that it cannot meet
+            if isinstance(plan, BlockDanceConfig | ReuseSchedule):
+                raise
+            raise NotApplicableError(str(error)) from error
 
 
 def rows_of(plan: Any, images: slice) -> Any:
@@ -152,56 +248,24 @@ def names_of(kinds: Sequence[Kind]) -> tuple[str, ...]:
     return ("compute", *(f"reuse {kind}" for kind in kinds))
 
 
-@dataclass(frozen=True)
-class OneByOne:
-    """Runs a method image by image: for those that decide for the whole batch, a batch of one is where they are at their best.
-
-    Args:
-        accelerate: of the method; it is entered anew for every image.
-    """
-
-    accelerate: Accelerate
+def one_by_one(method: Method) -> Method:
+    """The method image by image: for those that decide for the whole batch, a batch of one is where they are at their best."""
 
     @contextmanager
-    def __call__(self, pipeline: Any, images: slice) -> Iterator[Run]:
+    def attach(pipeline: Any, images: slice) -> Iterator[Run]:
         kept: list[int] = []
 
         def call(prompts: Sequence[str], *, generator: Sequence[torch.Generator], **arguments: Any) -> tuple[Tensor]:
             made = []
             for place, (prompt, noise) in enumerate(zip(prompts, generator, strict=True), images.start):
-                with self.accelerate(pipeline, slice(place, place + 1)) as run:
+                with method.accelerate(pipeline, slice(place, place + 1)) as run:
                     made.append((run.call or pipeline)([prompt], generator=[noise], **arguments)[0])
                     kept.append(run.report().cache_bytes or 0)
             return (torch.cat(made),)
 
         yield Run(lambda: BatchReport(cache_bytes=max(kept)), call)
 
-
-def one_by_one(method: Method) -> Method:
-    """The method image by image."""
     return replace(
-        method, name=f"{method.name}, batch 1", family=f"{method.family}, batch 1", label=f"{method.label}, batch 1",
-        accelerate=OneByOne(method.accelerate), note=f"{method.note} Here every image is a batch of its own.",
-        settings={**method.settings, "batch_size": 1}, timed=False,
+        method, name=f"{method.name}, batch 1", family=f"{method.family}, batch 1", plan=None, attach=attach, timed=False,
+        note=f"{method.note} Here every image is a batch of its own.", settings={**method.described, "batch_size": 1},
     )  # fmt: skip
-
-
-def planned_method(
-    name: str, family: str, group: Group, label: str, num_inference_steps: int, plan: Plan, note: str,
-    *, main: bool = True, timed: bool = True,
-) -> Method:  # fmt: skip
-    """A method that runs a BlockDance plan: the place for schedules that were calibrated, learnt or written by hand."""
-    return Method(
-        name=name, family=family, group=group, label=label, num_inference_steps=num_inference_steps, accelerate=Planned(plan),
-        note=note, settings=settings_of(plan), main=main, timed=timed,
-    )  # fmt: skip
-
-
-def settings_of(plan: Plan) -> dict[str, Any]:
-    """A configuration's fields, or a schedule's actions and kinds; of a decider nothing, which its method has to add."""
-    if isinstance(plan, BlockDanceConfig):
-        return {**asdict(plan), "reuse_range": list(plan.reuse_range)}
-    if isinstance(plan, ReuseSchedule):
-        rows = [("" if len(plan.kinds) < 10 else " ").join(map(str, row)) for row in plan.actions.tolist()]
-        return {"actions": rows[0] if len(rows) == 1 else rows, "kinds": [str(kind) for kind in plan.kinds]}
-    return {}

@@ -1,15 +1,21 @@
-"""Attaching other people's caches: the step that their hooks ask for, one clear error, and a model left as it was found.
+"""Attaching other people's caches: diffusers' hooks, and the packages of the extra `peers`: cache-dit, T-GATE and ToMe.
 
-Here are those of `diffusers.hooks`; `packages` has the others.
+Whatever they raise is one clear reason, and the model is left as it was found.
 """
 
 import ast
 import io
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stdout
-from dataclasses import dataclass, fields
+from contextlib import AbstractContextManager, ExitStack, contextmanager, redirect_stdout
+from dataclasses import fields
+from functools import partial
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
+import torch
+from diffusers import PixArtAlphaPipeline, PixArtSigmaPipeline
 from diffusers.hooks.faster_cache import FasterCacheConfig, apply_faster_cache
 from diffusers.hooks.first_block_cache import FirstBlockCacheConfig, apply_first_block_cache
 from diffusers.hooks.hooks import HookRegistry
@@ -17,12 +23,12 @@ from diffusers.hooks.mag_cache import MagCacheConfig, apply_mag_cache
 from diffusers.hooks.pyramid_attention_broadcast import PyramidAttentionBroadcastConfig, apply_pyramid_attention_broadcast
 from diffusers.hooks.sea_cache import SeaCacheConfig, apply_sea_cache
 from diffusers.hooks.taylorseer_cache import TaylorSeerCacheConfig, apply_taylorseer_cache
+from diffusers.models.attention_processor import Attention
 from diffusers.models.cache_utils import CacheMixin
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 
-from ada.evaluation.cases import generate
-from ada.evaluation.methods.base import BatchReport, NotApplicableError, Run
+from ada.evaluation.methods.base import Attach, BatchReport, NotApplicableError, Run, generate
 from ada.rollouts import FrozenPipeline
 
 REGISTRY = "_diffusers_hook"
@@ -37,9 +43,62 @@ APPLY: dict[type, Callable[..., None]] = {
 }
 
 
-@dataclass(frozen=True)
-class DiffusersCache:
-    """Attaches one of diffusers' caches while its context lasts.
+def attaching(package: str, enter: Callable[[Any], AbstractContextManager[Run]]) -> Attach:
+    """Makes a method's `attach` of a peer: an error of its own becomes the reason why it does not apply, and nothing of it stays.
+
+    Args:
+        package: whose it is.
+        enter: attaches it to a pipeline.
+    """
+
+    @contextmanager
+    def attach(pipeline: Any, images: slice) -> Iterator[Run]:
+        try:
+            with left_as_found(pipeline), quiet(), enter(pipeline) as run:
+                yield run
+        except NotApplicableError:
+            raise
+        except Exception as error:
+            text = " ".join(str(error).split())
+            raise NotApplicableError(f"{package} raised {type(error).__name__}: {text[:300]}") from error
+
+    return attach
+
+
+@contextmanager
+def left_as_found(pipeline: Any) -> Iterator[None]:
+    """Gives a pipeline, its transformer's modules and their hooks all their attributes back, such as a `forward` that was replaced."""
+    parts = [pipeline, *pipeline.transformer.modules()]
+    before = [(part, dict(vars(part))) for part in parts]
+    registries = [vars(part)[REGISTRY] for part in parts if REGISTRY in vars(part)]
+    before += [
+        (registry, {name: value.copy() if isinstance(value, dict | list) else value for name, value in vars(registry).items()})
+        for registry in registries
+    ]
+    try:
+        yield
+    finally:
+        for part, attributes in before:
+            vars(part).clear()
+            vars(part).update(attributes)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps peers' warnings out of the progress bar: attaching again for every batch repeats them."""
+    level = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(level)
+
+
+@contextmanager
+def diffusers_cache(
+    config: type[Any], settings: Mapping[str, Any], pipeline: Any, measured: Callable[[], Mapping[str, Any]] = dict
+) -> Iterator[Run]:
+    """Attaches one of diffusers' caches.
 
     Where the transformer is no `CacheMixin` (PixArt, DiT, SD3), `enable_cache` does not exist and the pipeline sets no cache
     context. Then the cache is attached with its documented `apply_…` function, and every call of the transformer is wrapped in
@@ -48,45 +107,69 @@ class DiffusersCache:
     Args:
         config: class of its configuration.
         settings: fields of the configuration; the callback that asks for the step is added where there is one.
+        pipeline: the pipeline.
         measured: gives further fields, which have to be measured on the pipeline.
     """
+    transformer, weighed = pipeline.transformer, [0]
+    with watched(pipeline, give_context=not isinstance(transformer, CacheMixin)) as timestep, ExitStack() as stack:
+        asked = {STEP_CALLBACK: timestep} if any(each.name == STEP_CALLBACK for each in fields(config)) else {}
+        APPLY[config](transformer, config(**settings, **asked, **measured()))
+        HookRegistry.check_if_exists_or_initialize(transformer).invalidate_child_registries_cache()
+        if not _hooks(transformer):
+            raise NotApplicableError(
+                f"{config.__name__} attaches no hook to {type(transformer).__name__}, without a word: the pipeline would run plain."
+            )
 
-    config: type[Any]
-    settings: Mapping[str, Any]
-    measured: Callable[[], Mapping[str, Any]] = dict
+        def weigh(*_: Any) -> None:
+            kept = [{name: value for name, value in vars(hook).items() if name != "fn_ref"} for hook in _hooks(transformer)]
+            weighed.append(num_bytes(kept))
 
-    @contextmanager
-    def __call__(self, pipeline: Any, images: slice) -> Iterator[Run]:
-        transformer = pipeline.transformer
-        with ExitStack() as stack:
-            stack.enter_context(explained("diffusers"))
-            stack.enter_context(quiet_diffusers())
-            stack.enter_context(hooks_removed(transformer))
-            watcher = stack.enter_context(watched(pipeline, give_context=not isinstance(transformer, CacheMixin)))
-            APPLY[self.config](transformer, self.configure(watcher))
-            HookRegistry.check_if_exists_or_initialize(transformer).invalidate_child_registries_cache()
-            if not any(registry.hooks for _, registry in _registries(transformer)):
-                raise NotApplicableError(
-                    f"{self.config.__name__} attaches no hook to {type(transformer).__name__}, without a word: the pipeline would "
-                    "run plain."
-                )
-            # pipelines reset the caches of a `CacheMixin` at the end, so what is kept is weighed before
-            weighed = [0]
-            stack.callback(transformer.register_forward_hook(lambda *_: weighed.append(_hook_bytes(transformer))).remove)
-            yield Run(lambda: BatchReport(cache_bytes=max(weighed)))
+        # pipelines reset the caches of a `CacheMixin` at the end, so what is kept is weighed before
+        stack.callback(transformer.register_forward_hook(weigh).remove)
+        yield Run(lambda: BatchReport(cache_bytes=max(weighed)))
 
-    def configure(self, watcher: "StepWatcher") -> Any:
-        """The configuration."""
-        asks = any(each.name == STEP_CALLBACK for each in fields(self.config))
-        callback = {STEP_CALLBACK: lambda: watcher.timestep} if asks else {}
-        return self.config(**self.settings, **callback, **self.measured())
+
+@contextmanager
+def watched(pipeline: Any, *, give_context: bool) -> Iterator[Callable[[], float]]:
+    """Watches the transformer's calls, and gives diffusers' hooks the cache context that some pipelines do not set.
+
+    Args:
+        pipeline: the pipeline.
+        give_context: whether to wrap each call in a `cache_context`, as diffusers' own error message asks for.
+
+    Returns:
+        What tells the timestep of the newest call.
+    """
+    transformer, scheduler, timestep, inside = pipeline.transformer, pipeline.scheduler, 0.0, ExitStack()
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal timestep
+        given = kwargs["timestep"] if "timestep" in kwargs else args[2]
+        timestep = float(given.flatten()[0]) if isinstance(given, Tensor) else float(given)
+        if give_context:
+            step, sigmas = int((scheduler.timesteps.float() - timestep).abs().argmin()), getattr(scheduler, "sigmas", None)
+            # the noise level of schedulers without sigmas is the timestep's share of all
+            sigma = float(sigmas[step]) if sigmas is not None else timestep / 1000
+            told = {"step_index": step, "num_inference_steps": len(scheduler.timesteps), "sigma": sigma}
+            inside.enter_context(CacheMixin.cache_context(transformer, "cond_uncond", **told))
+
+    with ExitStack() as hooks:
+        hooks.callback(transformer.register_forward_pre_hook(before, with_kwargs=True).remove)
+        hooks.callback(transformer.register_forward_hook(lambda *_: inside.close(), always_call=True).remove)
+        yield lambda: timestep
+
+
+def _hooks(transformer: nn.Module) -> list[Any]:
+    """Everything that is attached with diffusers' hooks."""
+    registries = [vars(module)[REGISTRY] for module in transformer.modules() if REGISTRY in vars(module)]
+    return [hook for registry in registries for hook in registry.hooks.values()]
 
 
 def magnitude_ratios(frozen: FrozenPipeline, prompts: Sequence[str], seeds: Sequence[int]) -> list[float]:
     """MagCache's ratios of this model, as its documentation says: run once in calibration mode, which prints them to be copied."""
-    transformer, steps, printed = frozen.transformer, frozen.num_inference_steps, io.StringIO()
-    with hooks_removed(transformer), redirect_stdout(printed):
-        apply_mag_cache(transformer, MagCacheConfig(calibrate=True, num_inference_steps=steps))
+    steps, printed = frozen.num_inference_steps, io.StringIO()
+    with left_as_found(frozen.pipeline), redirect_stdout(printed):
+        apply_mag_cache(frozen.transformer, MagCacheConfig(calibrate=True, num_inference_steps=steps))
         generate(frozen, prompts, seeds, steps)
     lines = [line for line in printed.getvalue().splitlines() if line.startswith("[") and "," in line]
     if not lines:
@@ -101,102 +184,106 @@ def latents_as_vision(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     return [one[:, None] if one.ndim == 3 else one for one in latents]
 
 
-class StepWatcher:
-    """Which denoising step the transformer is at, from the timestep that it is given."""
+def optional_package(name: str) -> ModuleType:
+    """Imports a package of the extra `peers`.
 
-    def __init__(self, pipeline: Any) -> None:
-        self._pipeline = pipeline
-        self.timestep = 0.0
-
-    def observe(self, timestep: Any) -> None:
-        """Notes the timestep of a call."""
-        self.timestep = float(timestep.flatten()[0]) if isinstance(timestep, Tensor) else float(timestep)
-
-    def context(self) -> dict[str, Any]:
-        """The fields of a cache context; the noise level of schedulers without sigmas is the timestep's share of all."""
-        scheduler = self._pipeline.scheduler
-        step = int((scheduler.timesteps.float() - self.timestep).abs().argmin())
-        sigmas = getattr(scheduler, "sigmas", None)
-        sigma = float(sigmas[step]) if sigmas is not None else self.timestep / 1000
-        return {"step_index": step, "num_inference_steps": len(scheduler.timesteps), "sigma": sigma}
+    Raises:
+        NotApplicableError: it is not installed, or cannot be imported with these versions.
+    """
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise NotApplicableError(
+            f"The package {name} cannot be imported ({error}). Install it with `pip install 'blockdance-ada[peers]'`."
+        ) from error
 
 
 @contextmanager
-def watched(pipeline: Any, *, give_context: bool) -> Iterator[StepWatcher]:
-    """Watches the transformer's calls, and gives diffusers' hooks the cache context that some pipelines do not set.
+def cache_dit(settings: Mapping[str, Any], taylorseer_order: int | None, pipeline: Any) -> Iterator[Run]:
+    """cache-dit's DBCache: after the first blocks it skips the others where their residual changed little.
 
     Args:
+        settings: fields of its `DBCacheConfig`.
+        taylorseer_order: of its TaylorSeer calibrator, which extrapolates what is skipped; None leaves it out.
         pipeline: the pipeline.
-        give_context: whether to wrap each call in a `cache_context`, as diffusers' own error message asks for.
     """
-    watcher, transformer = StepWatcher(pipeline), pipeline.transformer
-    inside: list[Any] = []
-
-    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        watcher.observe(kwargs["timestep"] if "timestep" in kwargs else args[2])
-        if give_context:
-            inside.append(CacheMixin.cache_context(transformer, "cond_uncond", **watcher.context()))
-            inside[-1].__enter__()
-
-    def after(*arguments: Any) -> None:
-        if inside:
-            inside.pop().__exit__(None, None, None)
-
-    with ExitStack() as hooks:
-        hooks.callback(transformer.register_forward_pre_hook(before, with_kwargs=True).remove)
-        hooks.callback(transformer.register_forward_hook(after, always_call=True).remove)
-        yield watcher
-
-
-@contextmanager
-def hooks_removed(transformer: nn.Module) -> Iterator[None]:
-    """Removes at the end every diffusers hook that was attached inside."""
-    before = {module: set(registry.hooks) for module, registry in _registries(transformer)}
-    patched = {module for module in transformer.modules() if "forward" in vars(module)}
+    package = optional_package("cache_dit")
+    for name in [name for name in logging.Logger.manager.loggerDict if name.lower().startswith("cache")]:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    order = taylorseer_order
+    calibrator = None if order is None else package.TaylorSeerCalibratorConfig(taylorseer_order=order)
+    package.enable_cache(pipeline, cache_config=package.DBCacheConfig(**settings), calibrator_config=calibrator)
     try:
-        yield
+        # None where this version keeps its tensors elsewhere
+        yield Run(lambda: BatchReport(cache_bytes=num_bytes(getattr(pipeline, "_context_manager", None)) or None))
     finally:
-        for module, registry in reversed(_registries(transformer)):
-            for name in set(registry.hooks) - before.get(module, set()):
-                registry.remove_hook(name, recurse=False)
-            if module not in before:
-                delattr(module, REGISTRY)
-        # what is removed puts the class's own `forward` back, but as an attribute of the module
-        for module in set(transformer.modules()) - patched:
-            vars(module).pop("forward", None)
-
-
-def _registries(transformer: nn.Module) -> list[tuple[nn.Module, HookRegistry]]:
-    return [(module, vars(module)[REGISTRY]) for module in transformer.modules() if REGISTRY in vars(module)]
-
-
-def _hook_bytes(transformer: nn.Module) -> int:
-    """Bytes of the tensors that the attached hooks keep."""
-    hooks = [hook for _, registry in _registries(transformer) for hook in registry.hooks.values()]
-    return num_bytes([{name: value for name, value in vars(hook).items() if name != "fn_ref"} for hook in hooks])
+        package.disable_cache(pipeline)
 
 
 @contextmanager
-def explained(peer: str) -> Iterator[None]:
-    """Turns whatever a peer raises into the reason why it does not apply."""
-    try:
-        yield
-    except NotApplicableError:
-        raise
-    except Exception as error:
-        text = " ".join(str(error).split())
-        raise NotApplicableError(f"{peer} raised {type(error).__name__}: {text[:300]}") from error
+def t_gate(settings: Mapping[str, int], pipeline: Any) -> Iterator[Run]:
+    """T-GATE (Liu et al., 2024): after the gate step, cross-attention comes from a cache and guidance is dropped.
+
+    Runs the authors' own loop, which is made for PixArt-α and PixArt-Σ among the diffusion transformers.
+
+    Args:
+        settings: `gate_step`, `sp_interval`, `fi_interval` and `warm_up`.
+        pipeline: the pipeline.
+    """
+    package = optional_package("tgate")
+    loaders = {PixArtAlphaPipeline: "TgatePixArtAlphaLoader", PixArtSigmaPipeline: "TgatePixArtSigmaLoader"}
+    names = [name for family, name in loaders.items() if isinstance(pipeline, family)]
+    if not names:
+        raise NotApplicableError(
+            f"The package tgate has loaders for PixArt-α and PixArt-Σ, none for {type(pipeline).__name__}."
+        )
+    getattr(package, names[0])(pipeline)
+    attentions = [module for module in pipeline.transformer.modules() if isinstance(module, Attention)]
+    weighed = [0]
+
+    def weigh(*_: Any) -> None:
+        weighed.append(num_bytes([vars(module).get("cache") for module in attentions]))
+
+    with ExitStack() as stack:
+        stack.callback(pipeline.transformer.register_forward_hook(weigh).remove)
+        yield Run(lambda: BatchReport(cache_bytes=max(weighed)), partial(pipeline.tgate, **settings))
 
 
 @contextmanager
-def quiet_diffusers() -> Iterator[None]:
-    """Keeps diffusers' warnings out of the progress bar: attaching again for every batch repeats them."""
-    level = diffusers_logging.get_verbosity()
-    diffusers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        diffusers_logging.set_verbosity(level)
+def token_merging(ratio: float, pipeline: Any, seed: int = 0) -> Iterator[Run]:
+    """Token merging (ToMe, Bolya and Hoffman, 2023): self-attention runs on merged tokens.
+
+    `tomesd.apply_patch` patches the blocks of Stable Diffusion's UNet and fails on a PixArt block (it asks for a `norm3`), so the
+    package's matching and merging is put around the self-attention here, which is what its default settings do.
+
+    Args:
+        ratio: share of the tokens that are merged into others.
+        pipeline: the pipeline.
+        seed: of the choice of tokens to merge into.
+    """
+    merging, transformer = optional_package("tomesd.merge"), pipeline.transformer
+    blocks = [part for name, part in transformer.named_modules() if name.endswith("attn1") and isinstance(part, Attention)]
+    if not blocks:
+        raise NotApplicableError(
+            f"{type(transformer).__name__} has no self-attention named `attn1` whose tokens could be merged; joint attention over "
+            "text and image tokens is not what ToMe's matching is made for."
+        )
+    generator = torch.Generator(device=transformer.device).manual_seed(seed)
+
+    def merged(attend: Callable[..., Tensor], hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        tokens = hidden_states.shape[1]
+        side = round(tokens**0.5)
+        if side * side != tokens:
+            raise NotApplicableError(f"ToMe matches tokens on a square grid; this model has {tokens}.")
+        merge, unmerge = merging.bipartite_soft_matching_random2d(
+            hidden_states, side, side, 2, 2, int(tokens * ratio), generator=generator
+        )
+        joined: Tensor = unmerge(attend(merge(hidden_states), *args, **kwargs))
+        return joined
+
+    for block in blocks:
+        vars(block)["forward"] = partial(merged, block.forward)
+    yield Run(lambda: BatchReport(cache_bytes=0))
 
 
 def num_bytes(tree: object) -> int:

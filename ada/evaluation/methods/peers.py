@@ -4,8 +4,8 @@ Nothing of ours is imposed: warm-up steps, intervals and thresholds are the pack
 around them are not `main`: they run in a sweep only.
 """
 
-from collections.abc import Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -16,12 +16,18 @@ from diffusers.hooks.pyramid_attention_broadcast import PyramidAttentionBroadcas
 from diffusers.hooks.sea_cache import SeaCacheConfig
 from diffusers.hooks.taylorseer_cache import TaylorSeerCacheConfig
 
-from ada.evaluation.methods.base import Accelerate, Method, one_by_one
-from ada.evaluation.methods.caches import DiffusersCache, latents_as_vision, magnitude_ratios
-from ada.evaluation.methods.packages import CacheDit, TGate, TokenMerging
+from ada.evaluation.methods.base import Attach, Method, one_by_one
+from ada.evaluation.methods.caches import (
+    attaching,
+    cache_dit,
+    diffusers_cache,
+    latents_as_vision,
+    magnitude_ratios,
+    t_gate,
+    token_merging,
+)
 from ada.rollouts import FrozenPipeline
 
-WHOLE_BATCH = " It decides for the whole batch."
 SUBLAYERS = [r".*transformer_blocks\.\d+\.(attn\d?|ff|ff_context)"]
 CACHE_DIT_DEFAULTS = {"Fn_compute_blocks": 8, "Bn_compute_blocks": 0, "residual_diff_threshold": 0.08, "max_warmup_steps": 8}
 SGLANG = {
@@ -40,71 +46,73 @@ def peer_methods(frozen: FrozenPipeline, prompts: Sequence[str], seeds: Sequence
         seeds: of their noise.
     """
     steps = frozen.num_inference_steps
+    first_block, sea, dit = _first_block_cache(steps), _sea_cache(steps), _cache_dit(steps)
     return [
-        *_first_block_cache(steps),
+        *first_block,
+        *(one_by_one(method) for method in first_block[1:3]),
         *_taylorseer(steps),
         *_magcache(frozen, list(prompts), list(seeds)),
         *_attention_caches(steps),
-        *_sea_cache(steps),
-        *_cache_dit(steps),
+        *sea,
+        one_by_one(sea[1]),
+        *dit,
+        one_by_one(dit[4]),
         *_t_gate(steps),
         *_token_merging(steps),
     ]
 
 
 def _peer(
-    name: str, family: str, label: str, steps: int, accelerate: Accelerate, settings: Mapping[str, Any], note: str,
-    *, main: bool, data_dependent: bool = False,
+    name: str, family: str, steps: int, attach: Attach, settings: Mapping[str, Any], note: str, main: bool,
+    *, data_dependent: bool = False,
 ) -> Method:  # fmt: skip
-    if isinstance(accelerate, DiffusersCache):
-        note += " Where the pipeline sets no cache context, one is set for it around every call."
-    if data_dependent:
-        note += WHOLE_BATCH
     return Method(
-        name=name, family=family, group="peers", label=label, num_inference_steps=steps, accelerate=accelerate, note=note,
-        settings=settings, data_dependent=data_dependent, must_save=True, main=main,
+        name=name, family=family, group="peers", num_inference_steps=steps, attach=attach, settings=settings, main=main,
+        note=f"{note} It decides for the whole batch." if data_dependent else note, data_dependent=data_dependent, must_save=True,
     )  # fmt: skip
+
+
+def _hooked(
+    name: str, family: str, steps: int, config: type[Any], settings: Mapping[str, Any], note: str, main: bool,
+    *, data_dependent: bool = False, measured: Callable[[], Mapping[str, Any]] = dict, **further: Any,
+) -> Method:  # fmt: skip
+    """One of diffusers' caches; `further` are fields of its configuration that the settings cannot record."""
+    note = f"diffusers: {note} Where the pipeline sets no cache context, one is set for it around every call."
+    attach = attaching("diffusers", partial(diffusers_cache, config, {**settings, **further}, measured=measured))
+    return _peer(name, family, steps, attach, settings, note, main, data_dependent=data_dependent)
 
 
 def _first_block_cache(steps: int) -> list[Method]:
-    methods = [
-        _peer(
-            f"FirstBlockCache {threshold:g}", "FirstBlockCache", f"{threshold:g}", steps,
-            DiffusersCache(FirstBlockCacheConfig, {"threshold": threshold}), {"threshold": threshold},
-            f"diffusers: skips all blocks but the first where its residual changed by less than {threshold:g} (0.05 is the default, "
-            "0.2 the documentation's example).",
-            main=threshold == 0.2, data_dependent=True,
+    return [
+        _hooked(
+            f"FirstBlockCache {threshold:g}", "FirstBlockCache", steps, FirstBlockCacheConfig, {"threshold": threshold},
+            f"skips all blocks but the first where its residual changed by less than {threshold:g} (0.05 is the default, 0.2 the "
+            "documentation's example).", threshold == 0.2, data_dependent=True,
         )
         for threshold in (0.05, 0.1, 0.2, 0.3)
     ]  # fmt: skip
-    return [*methods, *(one_by_one(method) for method in methods[1:3])]
 
 
 def _taylorseer(steps: int) -> list[Method]:
-    defaults = _peer(
-        "TaylorSeer, defaults", "TaylorSeer", "defaults", steps, DiffusersCache(TaylorSeerCacheConfig, {}), {},
-        "diffusers: its default patterns, which name attention modules.", main=True,
-    )  # fmt: skip
-    modes: tuple[tuple[str, str, dict[str, Any], dict[str, Any], str], ...] = (
-        ("TaylorSeer, sublayers", "TaylorSeer", {}, {"cache_identifiers": SUBLAYERS},
-         "extrapolates attention and feed-forward outputs"),
-        ("TaylorSeer, lite", "TaylorSeer, lite", {"use_lite_mode": True}, {}, "its lite mode extrapolates the model's output"),
-    )  # fmt: skip
+    modes: tuple[tuple[str, str, dict[str, Any], str], ...] = (
+        (
+            "TaylorSeer, sublayers",
+            "TaylorSeer",
+            {"cache_identifiers": SUBLAYERS},
+            "extrapolates attention and feed-forward outputs",
+        ),
+        ("TaylorSeer, lite", "TaylorSeer, lite", {"use_lite_mode": True}, "its lite mode extrapolates the model's output"),
+    )
+    note = "its default patterns, which name attention modules."
     return [
-        defaults,
+        _hooked("TaylorSeer, defaults", "TaylorSeer", steps, TaylorSeerCacheConfig, {}, note, True),
         *(
-            _peer(
-                f"{name}, N={interval}", family, f"N={interval}", steps,
-                DiffusersCache(
-                    TaylorSeerCacheConfig,
-                    {**mode, **patterns, "cache_interval": interval, "taylor_factors_dtype": torch.float32},
-                ),
-                {**mode, "cache_interval": interval},
-                f"diffusers: {words}; every {interval}th step computes (5 is the default), and the first 3 (the default); order 1 "
-                "(the default).",
-                main=interval == 5,
+            _hooked(
+                f"{name}, N={interval}", family, steps, TaylorSeerCacheConfig, {**mode, "cache_interval": interval},
+                f"{words}; every {interval}th step computes (5 is the default), and the first 3 (the default); order 1 (the default).",
+                interval == 5, taylor_factors_dtype=torch.float32,
             )
-            for name, family, mode, patterns, words in modes
+            for name, family, mode, words in modes
             for interval in (2, 3, 5)
         ),
     ]  # fmt: skip
@@ -114,14 +122,11 @@ def _magcache(frozen: FrozenPipeline, prompts: list[str], seeds: list[int]) -> l
     steps = frozen.num_inference_steps
     ratios = cache(lambda: {"mag_ratios": magnitude_ratios(frozen, prompts, seeds)})
     return [
-        _peer(
-            f"MagCache {threshold:g}", "MagCache", f"{threshold:g}", steps,
-            DiffusersCache(MagCacheConfig, {"threshold": threshold, "num_inference_steps": steps}, ratios),
-            {"threshold": threshold, "prompts": prompts},
-            f"diffusers: skips while the accumulated error estimate is below {threshold:g} (0.06 is the default), never in the first "
-            f"20 % nor more than 3 steps in a row (the defaults); its magnitude ratios were calibrated on {len(prompts)} other "
-            "prompts, as its documentation says.",
-            main=threshold == 0.06,
+        _hooked(
+            f"MagCache {threshold:g}", "MagCache", steps, MagCacheConfig, {"threshold": threshold, "num_inference_steps": steps},
+            f"skips while the accumulated error estimate is below {threshold:g} (0.06 is the default), never in the first 20 % nor more "
+            f"than 3 steps in a row (the defaults); its magnitude ratios were calibrated on {len(prompts)} other prompts, as its "
+            "documentation says.", threshold == 0.06, measured=ratios,
         )
         for threshold in (0.03, 0.06, 0.12)
     ]  # fmt: skip
@@ -129,45 +134,33 @@ def _magcache(frozen: FrozenPipeline, prompts: list[str], seeds: list[int]) -> l
 
 def _attention_caches(steps: int) -> list[Method]:
     spatial = {"spatial_attention_block_skip_range": 2}
-    rows = (
-        ("PyramidAttentionBroadcast", "spatial 2", spatial,
-         "self-attention is computed every second step (the documentation's example)"),
-        ("PyramidAttentionBroadcast, cross 6", "cross 6", {**spatial, "cross_attention_block_skip_range": 6},
-         "self-attention is computed every second step, cross-attention every sixth (the paper's)"),
-    )  # fmt: skip
-    broadcast = [
-        _peer(
-            name, "PyramidAttentionBroadcast", label, steps, DiffusersCache(PyramidAttentionBroadcastConfig, ranges), ranges,
-            f"diffusers: between timesteps 100 and 800 (the default), {words}.", main=ranges is spatial,
-        )
-        for name, label, ranges, words in rows
+    name, config = "PyramidAttentionBroadcast", PyramidAttentionBroadcastConfig
+    between = "between timesteps 100 and 800 (the default), self-attention is computed every second step"
+    return [
+        _hooked(name, name, steps, config, spatial, f"{between} (the documentation's example).", True),
+        _hooked(
+            f"{name}, cross 6", name, steps, config, {**spatial, "cross_attention_block_skip_range": 6},
+            f"{between}, cross-attention every sixth (the paper's).", False,
+        ),
+        _hooked(
+            "FasterCache", "FasterCache", steps, FasterCacheConfig, {"tensor_format": "BCHW"},
+            "its defaults below timestep 681: every second attention, every fifth unconditional branch; weight 0.3 as in the "
+            "documentation's example.", True, attention_weight_callback=lambda _: 0.3,
+        ),
     ]  # fmt: skip
-    fixed = {"tensor_format": "BCHW", "attention_weight_callback": lambda _: 0.3}
-    faster = _peer(
-        "FasterCache", "FasterCache", "defaults", steps, DiffusersCache(FasterCacheConfig, fixed), {},
-        "diffusers: its defaults below timestep 681: every second attention, every fifth unconditional branch; weight 0.3 as in "
-        "the documentation's example.",
-        main=True,
-    )  # fmt: skip
-    return [*broadcast, faster]
 
 
 def _sea_cache(steps: int) -> list[Method]:
-    methods = [
-        _peer(
-            f"SeaCache {threshold:g}, power {power:g}", f"SeaCache, power {power:g}", f"{threshold:g}", steps,
-            DiffusersCache(
-                SeaCacheConfig, {"threshold": threshold, "power_exp": power, "raw_vision_callback": latents_as_vision}
-            ),
+    return [
+        _hooked(
+            f"SeaCache {threshold:g}, power {power:g}", f"SeaCache, power {power:g}", steps, SeaCacheConfig,
             {"threshold": threshold, "power_exp": power},
-            f"diffusers: threshold {threshold:g} (0.25 is the default), power {power:g} (3 is the default, for videos); 1 step at "
-            "either end computes (the defaults); the model's latents through its `raw_vision_callback`, which other models than "
-            "Cosmos 3 and Wan need.",
-            main=(threshold, power) == (0.25, 3.0), data_dependent=True,
+            f"threshold {threshold:g} (0.25 is the default), power {power:g} (3 is the default, for videos); 1 step at either end "
+            "computes (the defaults); the model's latents through its `raw_vision_callback`, which other models than Cosmos 3 and Wan "
+            "need.", (threshold, power) == (0.25, 3.0), data_dependent=True, raw_vision_callback=latents_as_vision,
         )
         for threshold, power in ((0.25, 3.0), (0.12, 3.0), (0.12, 2.0), (0.25, 2.0))
     ]  # fmt: skip
-    return [*methods, one_by_one(methods[1])]
 
 
 def _cache_dit(steps: int) -> list[Method]:
@@ -181,40 +174,39 @@ def _cache_dit(steps: int) -> list[Method]:
         ("SGLang, TaylorSeer", "SGLang's defaults with the TaylorSeer calibrator of order 1", SGLANG, 1, True),
         ("SGLang, 0.12", "SGLang's defaults, threshold 0.12", SGLANG | {"residual_diff_threshold": 0.12}, None, False),
     )  # fmt: skip
-    methods = [
+    return [
         _peer(
-            f"cache-dit, {label}", "cache-dit with TaylorSeer" if order else "cache-dit", label, steps,
-            CacheDit({**settings, "num_inference_steps": steps}, order), {**settings, "taylorseer_order": order},
+            f"cache-dit, {label}", "cache-dit with TaylorSeer" if order else "cache-dit", steps,
+            attaching("cache-dit", partial(cache_dit, {**settings, "num_inference_steps": steps}, order)),
+            {**settings, "taylorseer_order": order},
             f"cache-dit's DBCache, {words}: skips the blocks after the first {settings['Fn_compute_blocks']} where the residual changed "
             f"by less than {settings['residual_diff_threshold']:g}, never in the first {settings['max_warmup_steps']} steps.",
-            main=main, data_dependent=True,
+            main, data_dependent=True,
         )
         for label, words, settings, order, main in rows
     ]  # fmt: skip
-    return [*methods, one_by_one(methods[4])]
 
 
 def _t_gate(steps: int) -> list[Method]:
+    gates = {round(8 / 25 * steps): 1, round(15 / 25 * steps): 3}
     return [
         _peer(
-            f"T-GATE, gate {round(gate * steps)}", "T-GATE", f"gate {round(gate * steps)}", steps,
-            TGate({"gate_step": round(gate * steps), "sp_interval": interval, "fi_interval": 1, "warm_up": 2}),
+            f"T-GATE, gate {gate}", "T-GATE", steps,
+            attaching("tgate", partial(t_gate, {"gate_step": gate, "sp_interval": interval, "fi_interval": 1, "warm_up": 2})),
             {"gate": gate, "sp_interval": interval},
-            f"The package tgate: after step {round(gate * steps)} cross-attention comes from the cache and guidance is dropped; "
-            f"before, self-attention is computed every {interval} steps (its documentation's PixArt settings, for 25 steps).",
-            main=interval == 1,
+            f"The package tgate: after step {gate} cross-attention comes from the cache and guidance is dropped; before, self-attention "
+            f"is computed every {interval} steps (its documentation's PixArt settings, for 25 steps).", interval == 1,
         )
-        for gate, interval in ((8 / 25, 1), (15 / 25, 3))
+        for gate, interval in gates.items()
     ]  # fmt: skip
 
 
 def _token_merging(steps: int) -> list[Method]:
     return [
         _peer(
-            f"ToMe {ratio:.0%}", "ToMe", f"{ratio:.0%}", steps, TokenMerging(ratio), {"ratio": ratio},
-            f"tomesd's matching around the self-attention of every block: {ratio:.0%} of the tokens are merged into others (50 % is "
-            "the default).",
-            main=ratio == 0.5,
+            f"ToMe {ratio:.0%}", "ToMe", steps, attaching("tomesd", partial(token_merging, ratio)), {"ratio": ratio},
+            f"tomesd's matching around the self-attention of every block: {ratio:.0%} of the tokens are merged into others (50 % is the "
+            "default).", ratio == 0.5,
         )
         for ratio in (0.25, 0.5)
     ]  # fmt: skip

@@ -1,10 +1,12 @@
 """What does not look at the image: fewer steps, BlockDance-N, DeepCache carried over, and schedules searched or calibrated on others."""
 
 from collections.abc import Callable, Sequence
+from itertools import product
+from typing import Any
 
 import torch
 
-from ada.evaluation.methods.base import FEWER_STEPS, FULL_COMPUTE, STATIC, Method, Unavailable, planned_method, unchanged
+from ada.evaluation.methods.base import FEWER_STEPS, FULL_COMPUTE, STATIC, Method
 from ada.rollouts import FrozenPipeline
 from ada.schedules import Ladder
 from blockdance import BlockDanceConfig, BlockReuse, Plan, ReuseSchedule, ScheduleError, measure_feature_change
@@ -28,10 +30,8 @@ def training_free(frozen: FrozenPipeline) -> list[Method]:
 
 def full_method(num_inference_steps: int) -> Method:
     """The reference of all others."""
-    return Method(
-        name=FULL_COMPUTE, family=FULL_COMPUTE, group="plain", label="full", num_inference_steps=num_inference_steps,
-        accelerate=unchanged, note="The plain pipeline: every block at every step. The reference of the others.",
-    )  # fmt: skip
+    note = "The plain pipeline: every block at every step. The reference of the others."
+    return Method(name=FULL_COMPUTE, family=FULL_COMPUTE, group="plain", num_inference_steps=num_inference_steps, note=note)
 
 
 def fewer_steps(num_inference_steps: int) -> list[Method]:
@@ -40,8 +40,8 @@ def fewer_steps(num_inference_steps: int) -> list[Method]:
     counts = counts[:: -(-len(counts) // MOST_STEP_COUNTS)]
     return [
         Method(
-            name=f"{FEWER_STEPS} ({count})", family=FEWER_STEPS, group="plain", label=str(count), num_inference_steps=count,
-            accelerate=unchanged, note=f"The plain pipeline with {count} steps.", settings={"num_inference_steps": count},
+            name=f"{FEWER_STEPS} ({count})", family=FEWER_STEPS, group="plain", num_inference_steps=count,
+            note=f"The plain pipeline with {count} steps.", settings={"num_inference_steps": count},
             # every second one, down to the fewest: latencies between them are as good as on a line
             main=place % 2 == (len(counts) - 1) % 2,
         )
@@ -59,46 +59,32 @@ def blockdance(num_blocks: int, num_inference_steps: int, other_boundary: int | 
     """
     paper = BlockDanceConfig().kind(num_blocks).boundary
     last = num_blocks - 1 if other_boundary is None else other_boundary
-    methods = [
-        _dance(
-            f"BlockDance-{interval}, block {boundary}, order {order}", f"BlockDance, block {boundary}, order {order}",
-            f"N={interval}", num_inference_steps, BlockDanceConfig(interval=interval, boundary=boundary, order=order),
-            main=order == 0 and (interval == 2 or (interval == 3 and boundary == last)), timed=interval == 2,
-        )
-        for boundary in dict.fromkeys((paper, last))
-        for order in (0, 1)
-        for interval in (2, 3, 4)
-    ]  # fmt: skip
-    methods += [
-        _dance(
-            f"BlockDance-{interval}, {start:.0%} to {end:.0%}", f"BlockDance, {start:.0%} to {end:.0%}", f"N={interval}, {start:.0%}",
-            num_inference_steps, BlockDanceConfig(interval=interval, boundary=last, reuse_range=(start, end)), main=False,
-        )
-        for start, end in PAPER_RANGES
-        for interval in (2, 3)
-    ]  # fmt: skip
-    methods += [
-        _dance(
-            f"BlockDance-{interval} of {count} steps", "BlockDance with fewer steps", f"N={interval} of {count}", count,
-            BlockDanceConfig(interval=interval, boundary=last),
-            main=interval == 2 and count > 0.75 * num_inference_steps, timed=False,
-        )
-        for count in dict.fromkeys(round(share * num_inference_steps) for share in (0.85, 0.7))
-        for interval in (2, 3)
-    ]  # fmt: skip
+    steps, methods = num_inference_steps, list[Method]()
+    for boundary, order, interval in product(dict.fromkeys((paper, last)), (0, 1), (2, 3, 4)):
+        main = order == 0 and (interval == 2 or (interval == 3 and boundary == last))
+        kind, options = f", block {boundary}, order {order}", {"boundary": boundary, "order": order}
+        methods.append(_dance(interval, kind, steps, options, main=main, timed=interval == 2))
+    for (start, end), interval in product(PAPER_RANGES, (2, 3)):
+        kind = f", {start:.0%} to {end:.0%}"
+        methods.append(_dance(interval, kind, steps, {"boundary": last, "reuse_range": (start, end)}, main=False))
+    for count, interval in product(dict.fromkeys(round(share * steps) for share in (0.85, 0.7)), (2, 3)):
+        family, main = "BlockDance with fewer steps", interval == 2 and count > 0.75 * steps
+        methods.append(_dance(interval, f" of {count} steps", count, {"boundary": last}, family, main=main, timed=False))
     return methods
 
 
 def _dance(
-    name: str, family: str, label: str, num_inference_steps: int, config: BlockDanceConfig, *, main: bool, timed: bool = True
+    interval: int, kind: str, steps: int, options: dict[str, Any], family: str | None = None, *, main: bool, timed: bool = True
 ) -> Method:
+    config = BlockDanceConfig(interval=interval, **options)
     first, last = config.reuse_range
     source = "the cached output (the paper)" if config.order == 0 else "an extrapolation of the cached outputs"
-    note = (
-        f"Of every {config.interval} steps between {first:.0%} and {last:.0%}, the first computes; the others start after block "
-        f"{config.boundary} from {source}."
-    )
-    return planned_method(name, family, "blockdance", label, num_inference_steps, config, note, main=main, timed=timed)
+    return Method(
+        name=f"BlockDance-{interval}{kind}", family=family or f"BlockDance{kind}", group="blockdance", num_inference_steps=steps,
+        plan=config, main=main, timed=timed,
+        note=f"Of every {interval} steps between {first:.0%} and {last:.0%}, the first computes; the others start after block "
+        f"{config.boundary} from {source}.",
+    )  # fmt: skip
 
 
 def deep_cache(num_blocks: int, num_inference_steps: int) -> list[Method]:
@@ -110,17 +96,15 @@ def deep_cache(num_blocks: int, num_inference_steps: int) -> list[Method]:
     """
     outer = max(1, round(OUTER_SHARE * num_blocks))
     inner = tuple(range(outer, num_blocks - outer))
+    rows = {interval: [[int(step % interval > 0) for step in range(num_inference_steps)]] for interval in DEEP_CACHE_INTERVALS}
     return [
-        planned_method(
-            f"DeepCache, N={interval}", "DeepCache", "peers", f"N={interval}", num_inference_steps,
-            ReuseSchedule(
-                torch.tensor([[int(step % interval > 0) for step in range(num_inference_steps)]]), (BlockReuse(blocks=inner),)
-            ),
-            f"Every {interval}th step computes; at the others blocks {inner[0]} to {inner[-1]} are skipped and the change that each "
-            "made when it last ran is added.",
-            main=interval == 2,
+        Method(
+            name=f"DeepCache, N={interval}", family="DeepCache", group="peers", num_inference_steps=num_inference_steps,
+            plan=ReuseSchedule(torch.tensor(actions), (BlockReuse(blocks=inner),)), main=interval == 2,
+            note=f"Every {interval}th step computes; at the others blocks {inner[0]} to {inner[-1]} are skipped and the change that "
+            "each made when it last ran is added.",
         )
-        for interval in DEEP_CACHE_INTERVALS
+        for interval, actions in rows.items()
         if inner
     ]  # fmt: skip
 
@@ -132,10 +116,10 @@ def ladder_methods(ladder: Ladder, num_inference_steps: int) -> list[Method]:
     timed = {int((reused - level).abs().argmin()) for level in TIMED_LEVELS}
     rows = {tuple(rung): place for place, rung in enumerate(fitted.actions.tolist()) if any(rung)}
     return [
-        planned_method(
-            f"Static rung {place}, {float(reused[place]):.0%}", STATIC, "static", f"{float(reused[place]):.0%}", num_inference_steps,
-            fitted.schedule(torch.tensor([place])), f"Rung {place} of the ladder: {''.join(map(str, rung))}, searched on training prompts.",
-            timed=place in timed,
+        Method(
+            name=f"Static rung {place}, {float(reused[place]):.0%}", family=STATIC, group="static", timed=place in timed,
+            num_inference_steps=num_inference_steps, plan=fitted.schedule(torch.tensor([place])),
+            note=f"Rung {place} of the ladder: {''.join(map(str, rung))}, searched on training prompts.",
         )
         for rung, place in rows.items()
     ]  # fmt: skip
@@ -149,43 +133,29 @@ def calibrated_methods(frozen: FrozenPipeline, prompts: Sequence[str], seeds: Se
         prompts: held out from the evaluation.
         seeds: of their noise.
     """
-    steps = frozen.num_inference_steps
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    steps, generators = frozen.num_inference_steps, [torch.Generator().manual_seed(seed) for seed in seeds]
     measured = measure_feature_change(
         frozen.pipeline, prompts, num_inference_steps=steps, generator=generators, output_type="latent", **frozen.arguments
     )
-
-    def method(
-        name: str, family: str, value: float, note: str, choose: Callable[[float], Plan], *, main: bool, timed: bool
-    ) -> Method:
-        """The method, or one that says why nothing was chosen."""
-        note = f"{note} {value:g}, measured on {len(prompts)} other prompts"
+    proposed = "The BlockDance-N that saves most while the injected features stay within"
+    cached = "arXiv 2312.03209, without scale-shift: every block is reused until its changes add up to"
+    rows: list[tuple[str, str, str, Callable[[float], Plan], float]] = [
+        *(("Calibrated, tolerance", "BlockDance, calibrated", proposed, measured.propose, value) for value in TOLERANCES),
+        *(("Block Caching, δ", "Block Caching", cached, measured.block_caching, value) for value in THRESHOLDS),
+    ]
+    middle, methods = (TOLERANCES[len(TOLERANCES) // 2], THRESHOLDS[len(THRESHOLDS) // 2]), []
+    for name, family, note, choose, value in rows:
+        plan, reason, chosen = None, None, ""
         try:
             plan = choose(value)
+            chosen = f": {len(plan.kinds)} different sets of blocks" if isinstance(plan, ReuseSchedule) else f": {plan}"
         except ScheduleError as error:
-            return Method(
-                name=f"{name} {value:g}", family=family, group="blockdance", label=f"{value:g}", num_inference_steps=steps,
-                accelerate=Unavailable(str(error)), note=f"{note}.", main=main,
-            )  # fmt: skip
-        chosen = f"{len(plan.kinds)} different sets of blocks" if isinstance(plan, ReuseSchedule) else str(plan)
-        return planned_method(
-            f"{name} {value:g}", family, "blockdance", f"{value:g}", steps, plan, f"{note}: {chosen}.", main=main, timed=timed
-        )
-
-    calibrated = [
-        method(
-            "Calibrated, tolerance", "BlockDance, calibrated", tolerance,
-            "The BlockDance-N that saves most while the injected features stay within", measured.propose,
-            main=tolerance == TOLERANCES[len(TOLERANCES) // 2], timed=False,
-        )
-        for tolerance in TOLERANCES
-    ]  # fmt: skip
-    cached = [
-        method(
-            "Block Caching, δ", "Block Caching", threshold,
-            "arXiv 2312.03209, without scale-shift: every block is reused until its changes add up to", measured.block_caching,
-            main=threshold == THRESHOLDS[len(THRESHOLDS) // 2], timed=True,
-        )
-        for threshold in THRESHOLDS
-    ]  # fmt: skip
-    return [*calibrated, *cached]
+            reason = str(error)
+        methods.append(
+            Method(
+                name=f"{name} {value:g}", family=family, group="blockdance", num_inference_steps=steps, plan=plan, reason=reason,
+                note=f"{note} {value:g}, measured on {len(prompts)} other prompts{chosen}.", main=value in middle,
+                timed=family == "Block Caching",
+            )
+        )  # fmt: skip
+    return methods

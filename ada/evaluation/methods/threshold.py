@@ -10,10 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ada.evaluation.cases import generate
-from ada.evaluation.methods.base import Method, Planned
+from ada.evaluation.methods.base import Method, generate
 from ada.rollouts import FrozenPipeline
-from blockdance import PolicyState, Reuse, ReuseSchedule
+from blockdance import PolicyState, Reuse, ReuseSchedule, apply_blockdance
 
 FAMILY = "Threshold per image"
 FIRST_DECISION = 2
@@ -85,16 +84,16 @@ def threshold_methods(frozen: FrozenPipeline, prompts: Sequence[str], seeds: Seq
         boundary: last block that is skipped.
     """
     kind, steps, seen = Reuse(boundary=boundary), frozen.num_inference_steps, list[Tensor]()
-    with Planned(ThresholdRule(kind, -1.0, seen))(frozen.pipeline, slice(0, len(prompts))):
+    with apply_blockdance(frozen.pipeline, ThresholdRule(kind, -1.0, seen)):
         generate(frozen, prompts, seeds, steps)
     moved = torch.stack(seen, 1)
     return [
         Method(
-            name=f"{FAMILY}, {level:.0%}", family=FAMILY, group="peers", label=f"{level:.0%}", num_inference_steps=steps,
-            accelerate=Planned(ThresholdRule(kind, fit_threshold(moved, level, steps))),
+            name=f"{FAMILY}, {level:.0%}", family=FAMILY, group="peers", num_inference_steps=steps,
+            plan=ThresholdRule(kind, fit_threshold(moved, level, steps)), timed=level == LEVELS[1],
             note=f"Each image reuses {kind} while the relative change of its predicted clean latents since its last computed step adds "
             f"up to a threshold at most, which saves about {level:.0%} on {len(prompts)} other prompts.",
-            settings={"level": level, "prompts": list(prompts), "boundary": boundary}, timed=level == LEVELS[1],
+            settings={"level": level, "prompts": list(prompts), "boundary": boundary},
         )
         for level in LEVELS
     ]  # fmt: skip

@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 from conftest import build_pixart_pipeline
 
-from ada.evaluation.cases import Cases
-from ada.evaluation.measure.run import run_batch
-from ada.evaluation.methods import NotApplicableError, Planned, full_method, static
+from ada.evaluation.measure.counting import run_batch
+from ada.evaluation.methods import Cases, NotApplicableError, full_method, static
 from ada.rollouts import FrozenPipeline
 from blockdance import BlockDanceConfig, ReuseSchedule
 
@@ -26,10 +25,8 @@ def test_they_run_and_save(subject: FrozenPipeline, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(static, "TOLERANCES", (9.0,))
     monkeypatch.setattr(static, "THRESHOLDS", (9.0,))
     proposed, cached = static.calibrated_methods(subject, ["d"], [5])
-    assert isinstance(proposed.accelerate, Planned)
-    assert isinstance(proposed.accelerate.plan, BlockDanceConfig)
-    assert isinstance(cached.accelerate, Planned)
-    assert isinstance(cached.accelerate.plan, ReuseSchedule)
+    assert isinstance(proposed.plan, BlockDanceConfig)
+    assert isinstance(cached.plan, ReuseSchedule)
     full = run_batch(subject, full_method(10), CASES, slice(0, 2)).generated
     for method in (proposed, cached):
         ran = run_batch(subject, method, CASES, slice(0, 2))

@@ -34,7 +34,7 @@ def test_easiest_and_hardest() -> None:
     """Prompts 3 and 1 save most; 0 and 2 save alike, and 2 is further from its reference."""
     ada, peer = (
         MethodResult(
-            name=group, family="", group=group, label="", note="", num_inference_steps=4,
+            name=group, family="", group=group, note="", num_inference_steps=4,
             per_prompt={"compute_saved": [0.1, 0.4, 0.1, 0.5], "perceptual_distance": [0.0, 0.3, 0.2, 0.1]},
         )
         for group in ("ada", "peers")

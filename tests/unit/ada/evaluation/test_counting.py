@@ -8,10 +8,8 @@ from conftest import build_pixart_pipeline
 from torch import nn
 from torch.profiler import profile
 
-from ada.evaluation.cases import Cases
-from ada.evaluation.measure.counting import Count, counted_macs, counted_memory
-from ada.evaluation.measure.run import run_batch
-from ada.evaluation.methods import full_method, planned_method
+from ada.evaluation.measure.counting import counted_macs, run_batch, weighed
+from ada.evaluation.methods import Cases, Method, full_method
 from ada.evaluation.methods.caches import num_bytes
 from ada.rollouts import FrozenPipeline
 from blockdance import Reuse, ReuseSchedule
@@ -32,16 +30,16 @@ class Twice(nn.Module):
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
 def test_macs_by_hand(context: type[torch.no_grad]) -> None:
     """5 tokens × 6 × 6 twice, and 5 × 5 × 6 for the scores and as many for the values; called two times."""
-    model, count = Twice(), Count()
-    with context(), counted_macs(model, count):
+    model = Twice()
+    with context(), counted_macs(model) as count:
         for _ in range(2):
             model(torch.rand(1, 5, 6))
     assert count.macs == 2 * (2 * 5 * 6 * 6 + 2 * 5 * 5 * 6)
 
 
 def test_what_runs_outside_the_model_is_not_counted() -> None:
-    model, count = Twice(), Count()
-    with torch.no_grad(), counted_macs(model, count):
+    model = Twice()
+    with torch.no_grad(), counted_macs(model) as count:
         torch.rand(50, 50) @ torch.rand(50, 50)
     model(torch.rand(1, 5, 6))
     assert count.macs == 0
@@ -49,9 +47,9 @@ def test_what_runs_outside_the_model_is_not_counted() -> None:
 
 def test_a_model_that_contains_itself_is_counted() -> None:
     """cache-dit's blocks do; `FlopCounterMode` never returns from them."""
-    model, count = Twice(), Count()
+    model = Twice()
     model.itself = model  # type: ignore[assignment]
-    with torch.no_grad(), counted_macs(model, count):
+    with torch.no_grad(), counted_macs(model) as count:
         model(torch.rand(1, 5, 6))
     assert count.macs > 0
 
@@ -61,27 +59,30 @@ def test_blockdance_reports_what_was_counted() -> None:
     subject = FrozenPipeline(build_pixart_pipeline(), 4, {"use_resolution_binning": False, "clean_caption": False})
     schedule = ReuseSchedule(torch.tensor([[0, 0, 1, 0], [0, 0, 2, 1]]), (Reuse(boundary=1), Reuse(boundary=3, order=1)))
     cases = Cases(["a", "b"], [1, 2], 2)
-    for method in (full_method(4), planned_method("mixed", "", "blockdance", "", 4, schedule, "")):
-        count = Count()
-        report = run_batch(subject, method, cases, slice(0, 2), count).report
-        if report.macs is not None:
-            assert float(report.macs.sum()) == count.macs
-    assert report.macs is not None
+    mixed = Method(name="mixed", family="", group="blockdance", num_inference_steps=4, plan=schedule)
+    ran = run_batch(subject, mixed, cases, slice(0, 2), count=True)
+    assert ran.report.macs is not None
+    assert (
+        0 < float(ran.report.macs.sum()) == ran.macs < run_batch(subject, full_method(4), cases, slice(0, 2), count=True).macs
+    )
 
 
 def test_peak_memory_is_what_lives_at_once() -> None:
     """Two tensors of 4 MB, one after the other, then both of them together."""
-    count = Count()
     megabytes = 4 * 2**20
-    with counted_memory(torch.device("cpu"), count):
+
+    def in_turn() -> str:
         for _ in range(2):
             held = torch.zeros(2**20)
             del held
-    assert count.peak_bytes == pytest.approx(megabytes, rel=0.01)
-    with counted_memory(torch.device("cpu"), count):
+        return "done"
+
+    def together() -> None:
         both = [torch.zeros(2**20) for _ in range(2)]
         del both
-    assert count.peak_bytes == pytest.approx(2 * megabytes, rel=0.01)
+
+    assert weighed(torch.device("cpu"), in_turn) == ("done", pytest.approx(megabytes, rel=0.01))
+    assert weighed(torch.device("cpu"), together) == (None, pytest.approx(2 * megabytes, rel=0.01))
 
 
 def test_bytes_of_a_tree_count_shared_storage_once() -> None:
@@ -91,6 +92,5 @@ def test_bytes_of_a_tree_count_shared_storage_once() -> None:
 
 
 def test_the_profilers_events_do_not_pile_up() -> None:
-    with counted_memory(torch.device("cpu"), Count()):
-        torch.zeros(10)
+    weighed(torch.device("cpu"), lambda: torch.zeros(10))
     assert not [found for found in gc.get_objects() if isinstance(found, profile)]

@@ -7,21 +7,17 @@ import torch
 from conftest import NUM_BLOCKS, build_pixart_pipeline
 from policies import build_step_policy
 
-from ada.evaluation.cases import Cases
-from ada.evaluation.measure.counting import Count
-from ada.evaluation.measure.run import run_batch
+from ada.evaluation.measure.counting import run_batch
 from ada.evaluation.methods import (
-    Planned,
+    Cases,
+    Method,
     ada_methods,
     full_method,
     ladder_methods,
     one_by_one,
-    planned_method,
     rival_methods,
-    unchanged,
 )
 from ada.evaluation.methods.ada import RandomAsOften, Shuffled
-from ada.evaluation.methods.base import Method, Unavailable
 from ada.evaluation.methods.static import MOST_STEP_COUNTS, blockdance, deep_cache, fewer_steps
 from ada.policy import StepPolicy
 from ada.rollouts import FrozenPipeline
@@ -82,14 +78,14 @@ def test_blockdance_over_boundaries_orders_ranges_and_fewer_steps() -> None:
     names += [f"BlockDance-{interval}, {start}% to 95%" for interval in (2, 3) for start in (25, 60)]
     names += [f"BlockDance-{interval} of {count} steps" for interval in (2, 3) for count in (17, 14)]
     assert set(methods) == set(names)
-    ranged = methods["BlockDance-3, 25% to 95%"].accelerate
-    assert ranged == Planned(BlockDanceConfig(interval=3, boundary=2, reuse_range=(0.25, 0.95)))
+    ranged = methods["BlockDance-3, 25% to 95%"].plan
+    assert ranged == BlockDanceConfig(interval=3, boundary=2, reuse_range=(0.25, 0.95))
     assert methods["BlockDance-2 of 14 steps"].num_inference_steps == 14
 
 
 def test_deep_cache_skips_the_inner_blocks_of_all_steps_but_every_nth() -> None:
     """Of 14 blocks the outer seventh at either end always runs: blocks 2 to 11 are reused."""
-    plan = deep_cache(14, 7)[1].accelerate.plan  # type: ignore[attr-defined]
+    plan = deep_cache(14, 7)[1].plan  # type: ignore[attr-defined]
     assert plan.kinds == (BlockReuse(blocks=tuple(range(2, 12))),)
     assert plan.actions.tolist() == [[0, 1, 1, 0, 1, 1, 0]]
     assert deep_cache(2, 7) == []
@@ -99,9 +95,7 @@ def test_deep_cache_saves_the_inner_blocks_macs(subject: FrozenPipeline) -> None
     """Of 4 blocks 2 are skipped at 3 of 6 steps."""
     counts = []
     for method in (full_method(6), deep_cache(NUM_BLOCKS, 6)[0]):
-        count = Count()
-        run_batch(subject, method, Cases(["a"], [1], 1), slice(0, 1), count)
-        counts.append(count.macs)
+        counts.append(run_batch(subject, method, Cases(["a"], [1], 1), slice(0, 1), count=True).macs)
     assert 0.2 < 1 - counts[1] / counts[0] < 0.25
 
 
@@ -116,11 +110,10 @@ def test_ada_at_weights_and_budgets(tmp_path: Path) -> None:
     build_pixart_pipeline().save_pretrained(tmp_path / "pipeline")
     policy = build_step_policy(FrozenPipeline(str(tmp_path / "pipeline"), STEPS, ARGUMENTS))
     at_weight, at_budget, beyond = ada_methods(policy, [2.0], [0.7, 1.7], [0.8], STEPS)
-    assert isinstance(beyond.accelerate, Unavailable)
+    assert "1.7" in str(beyond.reason)
     assert (at_weight.name, at_weight.settings) == ("Ada λ=2", {"quality_weight": 2.0})
-    assert isinstance(at_budget.accelerate, Planned)
-    assert isinstance(at_budget.accelerate.plan, StepPolicy)
-    assert at_budget.accelerate.plan.compute == 0.7
+    assert isinstance(at_budget.plan, StepPolicy)
+    assert at_budget.plan.compute == 0.7
 
 
 def test_another_policy_without_a_curve_runs_as_it_was_saved(tmp_path: Path) -> None:
@@ -128,28 +121,24 @@ def test_another_policy_without_a_curve_runs_as_it_was_saved(tmp_path: Path) -> 
     policy = build_step_policy(FrozenPipeline(str(tmp_path / "pipeline"), STEPS, ARGUMENTS)).with_options(quality_weight=3.0)
     (row,) = rival_methods("Gate", policy, [0.8, 0.7], STEPS)
     assert (row.name, row.family, row.group, row.settings) == ("Gate", "Gate", "peers", {})
-    assert isinstance(row.accelerate, Planned)
-    assert isinstance(row.accelerate.plan, StepPolicy)
-    assert row.accelerate.plan.quality_weight == 3.0
+    assert isinstance(row.plan, StepPolicy)
+    assert row.plan.quality_weight == 3.0
 
 
 def test_a_schedules_settings_say_what_it_does() -> None:
     plan = ReuseSchedule(torch.tensor([[0, 0, 1, 0]]), (Reuse(boundary=1),))
-    assert planned_method("a", "", "static", "", 4, plan, "").settings == {
-        "actions": "0010",
-        "kinds": ["after block 1, order 0"],
-    }
+    method = Method(name="a", family="", group="static", num_inference_steps=4, plan=plan)
+    assert method.described == {"actions": "0010", "kinds": ["after block 1, order 0"]}
 
 
 def test_one_by_one_gives_each_image_its_own_row_and_the_same_image(subject: FrozenPipeline) -> None:
     """As the batch does, up to rounding; the method is entered anew for every image."""
     plan = ReuseSchedule(torch.tensor([[0, 0, 1, 1, 0, 0], [0, 0, 0, 0, 1, 1]]), (Reuse(boundary=2),))
-    whole = planned_method("rows", "", "static", "", 6, plan, "")
+    whole = Method(name="rows", family="", group="static", num_inference_steps=6, plan=plan)
     cases = Cases(["a", "b c"], [1, 2], 2)
     images = [run_batch(subject, method, cases, slice(0, 2)).generated.images for method in (whole, one_by_one(whole))]
     torch.testing.assert_close(images[0], images[1], atol=1e-4, rtol=0)
-    plain = Method(name="p", family="", group="plain", label="", num_inference_steps=6, accelerate=unchanged, note="")
-    assert not torch.allclose(images[0], run_batch(subject, plain, cases, slice(0, 2)).generated.images, atol=1e-4)
+    assert not torch.allclose(images[0], run_batch(subject, full_method(6), cases, slice(0, 2)).generated.images, atol=1e-4)
 
 
 def test_the_rungs_of_a_ladder_are_static_rows() -> None:
@@ -158,11 +147,11 @@ def test_the_rungs_of_a_ladder_are_static_rows() -> None:
         torch.tensor([[0] * 10, [0, 0, 0, 0, 0, 1, 0, 1, 0, 0], [0, 0, 0, 1, 0, 1, 0, 1, 0, 1]]), (Reuse(boundary=2),), (2,)
     )
     methods = ladder_methods(ladder, 10)
-    assert [(method.name, method.label, method.timed) for method in methods] == [
-        ("Static rung 1, 20%", "20%", True),
-        ("Static rung 2, 40%", "40%", True),
+    assert [(method.name, method.timed) for method in methods] == [
+        ("Static rung 1, 20%", True),
+        ("Static rung 2, 40%", True),
     ]
-    assert methods[0].settings == {"actions": "0000010100", "kinds": ["after block 2, order 0"]}
+    assert methods[0].described == {"actions": "0000010100", "kinds": ["after block 2, order 0"]}
 
 
 def test_shuffled_decisions_are_those_of_the_neighbours(subject: FrozenPipeline) -> None:

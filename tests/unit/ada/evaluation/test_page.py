@@ -25,7 +25,7 @@ def method(name: str, group: str, saved: list[float]) -> MethodResult:
         "visibly_changed": [0.0, 0.0, 1.0], "compute_saved": saved,
     }  # fmt: skip
     return MethodResult(
-        name=name, family=name, group=group, label=name, note="", num_inference_steps=3,
+        name=name, family=name, group=group, note="", num_inference_steps=3,
         estimates={key: mean(values) for key, values in per_prompt.items()}, per_prompt=per_prompt,
         seconds_per_image={"2": [0.1, 0.2]}, actions=[[0, 1, 0]] * 3, action_names=["compute", "reuse after block 3, order 0"],
     )  # fmt: skip
@@ -36,9 +36,7 @@ def page(tmp_path: Path) -> str:
     distance = Column("Distance", higher_is_better=False)
     columns = all_columns({"quality": Column("Quality"), "perceptual_distance": distance})
     methods = [method("Full compute", "plain", [0.0] * 3), method("Ada", "ada", [0.1, 0.3, 0.2])]
-    gone = MethodResult(
-        name="Gone", family="Peers", group="peers", label="", note="", num_inference_steps=3, reason="It has no blocks."
-    )
+    gone = MethodResult(name="Gone", family="Peers", group="peers", note="", num_inference_steps=3, reason="It has no blocks.")
     results = Results(
         settings={"compared_with": "Full compute", "batch_size": 2}, environment={"torch": "2"}, columns=columns, prompts=PROMPTS,
         methods=[*methods, gone], complexity={"edge_density": [0.1, 0.2, 0.3], "prompt_length": [1.0, 2.0, 2.0]},

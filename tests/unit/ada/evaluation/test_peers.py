@@ -1,6 +1,7 @@
 """Every peer really attaches, really skips work, is the same twice, and leaves the pipeline as it was."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,20 @@ import pytest
 import torch
 from conftest import build_pixart_pipeline
 from diffusers.hooks.first_block_cache import FirstBlockCacheConfig
+from diffusers.hooks.hooks import HookRegistry, ModelHook
 
-from ada.evaluation.cases import Cases
-from ada.evaluation.measure.counting import Count
-from ada.evaluation.measure.run import run_batch
-from ada.evaluation.methods import Method, NotApplicableError, full_method, peer_methods
-from ada.evaluation.methods.base import OneByOne
-from ada.evaluation.methods.caches import DiffusersCache
-from ada.evaluation.methods.packages import CacheDit, TGate, TokenMerging, optional_package
+from ada.evaluation.measure.counting import run_batch
+from ada.evaluation.methods import Cases, Method, NotApplicableError, full_method, one_by_one, peer_methods
+from ada.evaluation.methods.caches import (
+    APPLY,
+    attaching,
+    cache_dit,
+    diffusers_cache,
+    left_as_found,
+    optional_package,
+    t_gate,
+    token_merging,
+)
 from ada.rollouts import FrozenPipeline
 
 ARGUMENTS = {"guidance_scale": 2.0, "max_sequence_length": 8, "use_resolution_binning": False, "clean_caption": False}
@@ -43,20 +50,19 @@ def subject(tmp_path: Path) -> FrozenPipeline:
 def peers(subject: FrozenPipeline) -> dict[str, Method]:
     found = {method.name: method for method in peer_methods(subject, ["d"], [7])}
     # features of a random model move more than a trained one's: the thresholds are set where some steps are skipped
-    bold = DiffusersCache(FirstBlockCacheConfig, {"threshold": 0.6})
+    bold = attaching("diffusers", partial(diffusers_cache, FirstBlockCacheConfig, {"threshold": 0.6}))
     eager = {"Fn_compute_blocks": 1, "Bn_compute_blocks": 0, "residual_diff_threshold": 0.9, "max_warmup_steps": 4}
     return found | {
-        CACHE_DIT: replace(found[CACHE_DIT], accelerate=CacheDit(eager)),
-        TAYLOR: replace(found[TAYLOR], accelerate=CacheDit(eager, taylorseer_order=1)),
-        FIRST_BLOCK: replace(found[FIRST_BLOCK], accelerate=bold),
-        "FirstBlockCache 0.2, batch 1": replace(found["FirstBlockCache 0.2, batch 1"], accelerate=OneByOne(bold)),
+        CACHE_DIT: replace(found[CACHE_DIT], attach=attaching("cache-dit", partial(cache_dit, eager, None))),
+        TAYLOR: replace(found[TAYLOR], attach=attaching("cache-dit", partial(cache_dit, eager, 1))),
+        FIRST_BLOCK: replace(found[FIRST_BLOCK], attach=bold),
+        "FirstBlockCache 0.2, batch 1": one_by_one(replace(found[FIRST_BLOCK], attach=bold)),
     }
 
 
 def counted(subject: FrozenPipeline, method: Method) -> tuple[Any, float]:
-    count = Count()
-    ran = run_batch(subject, method, CASES, WHOLE, count)
-    return ran.generated.images, count.macs
+    ran = run_batch(subject, method, CASES, WHOLE, count=True)
+    return ran.generated.images, ran.macs
 
 
 @pytest.mark.parametrize("name", SKIPPING)
@@ -82,23 +88,35 @@ def test_every_peer_is_tested_or_another_setting_of_one_that_is(subject: FrozenP
     assert len({method.name for method in every}) == len(every)
 
 
-def test_the_main_settings_are_the_documented_ones_and_impose_no_warm_up_of_ours(subject: FrozenPipeline) -> None:
+def test_the_main_settings_are_the_documented_ones_and_impose_no_warm_up_of_ours(
+    subject: FrozenPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """TaylorSeer's 3 steps, MagCache's 20 %, SeaCache's one step, cache-dit's 8 and SGLang's 4."""
-    known = {method.name: method for method in peer_methods(subject, ["d"], [7])}
-    lite, mag = known["TaylorSeer, lite, N=5"], known["MagCache 0.06"]
-    watcher: Any = object()
-    assert isinstance(lite.accelerate, DiffusersCache)
-    config = lite.accelerate.configure(watcher)
-    assert (config.cache_interval, config.disable_cache_before_step, config.max_order) == (5, 3, 1)
-    assert isinstance(mag.accelerate, DiffusersCache)
-    calibrated = mag.accelerate.configure(watcher)
-    assert (calibrated.threshold, calibrated.retention_ratio, calibrated.max_skip_steps) == (0.06, 0.2, 3)
-    sea = known["SeaCache 0.25, power 3"]
-    assert isinstance(sea.accelerate, DiffusersCache)
-    assert sea.accelerate.configure(watcher).retention_steps == 1
+    known, given = {method.name: method for method in peer_methods(subject, ["d"], [7])}, list[Any]()
+    for config in APPLY:
+        monkeypatch.setitem(APPLY, config, lambda transformer, config: given.append(config))
+    main = [known[name] for name in ("TaylorSeer, lite, N=5", "MagCache 0.06", "SeaCache 0.25, power 3")]
+    for method in main:
+        with pytest.raises(NotApplicableError, match="attaches no hook"), method.accelerate(subject.pipeline, WHOLE):
+            pass
+    lite, mag, sea = given
+    assert (lite.cache_interval, lite.disable_cache_before_step, lite.max_order) == (5, 3, 1)
+    assert (mag.threshold, mag.retention_ratio, mag.max_skip_steps) == (0.06, 0.2, 3)
+    assert sea.retention_steps == 1
     assert known["cache-dit, defaults"].settings["max_warmup_steps"] == 8
     assert known["cache-dit, SGLang"].settings["max_warmup_steps"] == 4
-    assert all(method.main for method in (lite, mag, sea, known["cache-dit, defaults"], known["cache-dit, SGLang"]))
+    assert all(method.main for method in (*main, known["cache-dit, defaults"], known["cache-dit, SGLang"]))
+
+
+def test_hooks_that_were_there_stay(subject: FrozenPipeline) -> None:
+    """A user's own hook on the transformer, such as one that casts its weights, beside which a peer puts another."""
+    registry = HookRegistry.check_if_exists_or_initialize(subject.transformer)
+    registry.register_hook(ModelHook(), "own")
+    forward = subject.transformer.forward
+    with left_as_found(subject.pipeline):
+        registry.register_hook(ModelHook(), "peer")
+    assert list(registry.hooks) == registry._hook_order == ["own"]
+    assert subject.transformer.forward is forward
 
 
 def test_the_calibrator_of_cache_dit_extrapolates(subject: FrozenPipeline) -> None:
@@ -138,20 +156,20 @@ def test_a_package_that_is_not_there_names_the_extra() -> None:
 
 
 def test_tgate_has_no_loop_for_other_pipelines() -> None:
-    with pytest.raises(NotApplicableError, match="none for object"), TGate({})(object(), WHOLE):
+    with pytest.raises(NotApplicableError, match="none for object"), t_gate({}, object()):
         pass
 
 
 def test_token_merging_of_no_tokens_changes_nothing(subject: FrozenPipeline) -> None:
     nothing = peers(subject)["ToMe 25%"]
-    unmerged = replace(nothing, accelerate=TokenMerging(0.0))
+    unmerged = replace(nothing, attach=attaching("tomesd", partial(token_merging, 0.0)))
     assert torch.equal(counted(subject, unmerged)[0], counted(subject, full_method(STEPS))[0])
 
 
 def test_tgate_equals_full_compute_until_the_gate(subject: FrozenPipeline) -> None:
     """A gate after the last step never caches nor drops guidance: the authors' loop is then the pipeline's."""
-    late = TGate({"gate_step": STEPS + 1, "sp_interval": 1, "fi_interval": 1, "warm_up": 2})
-    method = replace(peers(subject)["T-GATE, gate 3"], accelerate=late)
+    late = {"gate_step": STEPS + 1, "sp_interval": 1, "fi_interval": 1, "warm_up": 2}
+    method = replace(peers(subject)["T-GATE, gate 3"], attach=attaching("tgate", partial(t_gate, late)))
     images, macs = counted(subject, method)
     reference, full = counted(subject, full_method(STEPS))
     assert macs == full

@@ -25,7 +25,7 @@ COLUMNS = {
 
 def result(name: str, group: str, estimates: dict[str, float], **fields: object) -> MethodResult:
     known = {column: Estimate(value, value - 0.1, value + 0.1) for column, value in estimates.items()}
-    basics = {"name": name, "family": name, "group": group, "label": name, "note": "", "num_inference_steps": 4}
+    basics = {"name": name, "family": name, "group": group, "note": "", "num_inference_steps": 4}
     return MethodResult(**(basics | {"estimates": known} | fields))  # type: ignore[arg-type]
 
 

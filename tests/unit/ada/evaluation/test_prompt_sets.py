@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
-from ada.evaluation import options
-from ada.evaluation.options import PROMPT_SETS, find_prompts
+from ada.evaluation import request
+from ada.evaluation.request import PROMPT_SETS, find_prompts
 
 
 def test_the_embedded_set_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,7 +33,7 @@ def test_known_sets_know_their_columns(monkeypatch: pytest.MonkeyPatch, name: st
         asked.append(arguments)
         return Dataset.from_dict({"prompt": ["a"], "index": [0]})
 
-    monkeypatch.setattr(options, "load_prompts", load)
+    monkeypatch.setattr(request, "load_prompts", load)
     find_prompts(name, limit=5)
     assert asked == [expected]
 

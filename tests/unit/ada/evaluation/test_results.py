@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from ada.evaluation.measure.collect import latencies
+from ada.evaluation.measure.collect import compare, latencies, mixture_at, with_matches
 from ada.evaluation.measure.columns import Column, all_columns
-from ada.evaluation.measure.matches import compare, mixture_at, with_matches
 from ada.evaluation.measure.results import MethodResult, Results, differences_of
+from ada.evaluation.measure.run import Timing
 from ada.evaluation.measure.statistics import Estimate, mean
-from ada.evaluation.measure.timing import Timing
 from ada.evaluation.report.findings import headline_of, static_curve
 from ada.evaluation.report.table import format_estimate, format_interval, markdown_table, terminal_table
 
@@ -36,7 +35,7 @@ def result(name: str, family: str, group: str, damage: float, saved: float, late
     estimates |= latencies(Timing({8: [latency, 2 * latency]}), Timing({8: [0.2, 0.4]}), 8)
     distances = [each / (1 - each) * 0.003 for each in bounded]
     return MethodResult(
-        name=name, family=family, group=group, label=name, note="", num_inference_steps=steps, estimates=estimates,
+        name=name, family=family, group=group, note="", num_inference_steps=steps, estimates=estimates,
         per_prompt=per_prompt, distances=distances, seconds_per_image={"8": [latency, 2 * latency]},
     )  # fmt: skip
 
@@ -71,7 +70,7 @@ def test_a_speed_up_is_taken_round_by_round(results: Results) -> None:
 
 def sample(name: str, saved: float, damage: list[float], distances: list[float] | None = None) -> MethodResult:
     return MethodResult(
-        name=name, family="", group="static", label="", note="", num_inference_steps=20, distances=distances or [],
+        name=name, family="", group="static", note="", num_inference_steps=20, distances=distances or [],
         per_prompt={"bounded_damage": damage, "compute_saved": [saved] * len(damage)},
     )  # fmt: skip
 
@@ -161,7 +160,7 @@ def test_a_quick_look_says_so(results: Results) -> None:
 
 def test_a_method_that_does_not_apply_is_a_row_with_its_reason(results: Results) -> None:
     broken = MethodResult(
-        name="Peer", family="Peers", group="peers", label="", note="", num_inference_steps=4, reason="It has no blocks."
+        name="Peer", family="Peers", group="peers", note="", num_inference_steps=4, reason="It has no blocks."
     )
     both = replace(results, methods=[*results.methods, broken])
     assert "- Peer: It has no blocks." in markdown_table(both)

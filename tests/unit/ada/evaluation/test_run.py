@@ -11,18 +11,17 @@ import torch
 from conftest import NUM_BLOCKS, build_clip_folder, build_pixart_pipeline
 from policies import build_step_policy
 
-from ada.evaluation.cases import Cases, generate, prompt_seed
 from ada.evaluation.measure.collect import collect_results, read_complexity
-from ada.evaluation.measure.counting import Count, counted_macs
+from ada.evaluation.measure.counting import counted_macs
 from ada.evaluation.measure.metrics import Embedding, default_metrics, edge_density
 from ada.evaluation.measure.results import MethodResult
-from ada.evaluation.measure.run import Plan, measure
+from ada.evaluation.measure.run import Plan, TimingPlan, measure, time_methods
 from ada.evaluation.measure.statistics import Estimate
 from ada.evaluation.measure.store import Store
-from ada.evaluation.measure.timing import TimingPlan, time_methods
 from ada.evaluation.measure.together import run_together, shared_plan
-from ada.evaluation.methods import STATIC, Method, NotApplicableError, Planned, Run, full_method, planned_method, unchanged
+from ada.evaluation.methods import STATIC, Cases, Method, NotApplicableError, Run, full_method, generate
 from ada.evaluation.methods.ada import Shuffled
+from ada.evaluation.methods.base import prompt_seed, unchanged
 from ada.evaluation.methods.threshold import ThresholdRule
 from ada.policy import StepPolicy
 from ada.rollouts import FrozenPipeline
@@ -41,10 +40,8 @@ def backbone(tmp_path: Path) -> FrozenPipeline:
     return FrozenPipeline(str(tmp_path / "pipeline"), STEPS, ARGUMENTS)
 
 
-def method(name: str, accelerate: Any, steps: int = STEPS, **options: Any) -> Method:
-    return Method(
-        name=name, family=name, group="static", label=name, num_inference_steps=steps, accelerate=accelerate, note="", **options
-    )  # fmt: skip
+def method(name: str, plan: Any = None, steps: int = STEPS, **options: Any) -> Method:
+    return Method(name=name, family=name, group="static", num_inference_steps=steps, plan=plan, **options)
 
 
 def plan_of(
@@ -69,7 +66,7 @@ def run(backbone: FrozenPipeline, folder: Path, *methods: Method, cases: Cases =
 
 
 def test_the_reference_in_disguise_is_equal(backbone: FrozenPipeline, tmp_path: Path) -> None:
-    disguised = planned_method("disguised", "", "static", "", STEPS, full_compute(1, STEPS), "")
+    disguised = method("disguised", full_compute(1, STEPS))
     plan = plan_of(backbone, tmp_path, [disguised], kept=(0, 3, 4))
     reference, equal = collect_results(plan.store, plan.methods, measure(plan), {}, CASES)
     assert equal.per_prompt["perceptual_distance"] == [0.0] * 5
@@ -86,7 +83,7 @@ def test_the_reference_in_disguise_is_equal(backbone: FrozenPipeline, tmp_path: 
 
 
 def test_a_planted_worse_method_is_worse(backbone: FrozenPipeline, tmp_path: Path) -> None:
-    _, planted = run(backbone, tmp_path, method("worse", Planned(WORSE)))
+    _, planted = run(backbone, tmp_path, method("worse", WORSE))
     estimates = planted.estimates
     assert estimates["ssim_difference"].value < 0
     assert min(planted.per_prompt["perceptual_distance"]) > 0
@@ -96,7 +93,7 @@ def test_a_planted_worse_method_is_worse(backbone: FrozenPipeline, tmp_path: Pat
 
 
 def test_fewer_steps_save_exactly_their_share(backbone: FrozenPipeline, tmp_path: Path) -> None:
-    _, fewer = run(backbone, tmp_path, method("fewer", unchanged, steps=4))
+    _, fewer = run(backbone, tmp_path, method("fewer", steps=4))
     assert fewer.per_prompt["compute_saved"] == pytest.approx([1 / 3] * 5)
     assert max(fewer.per_prompt["ssim"]) < 1
 
@@ -105,7 +102,7 @@ def test_every_prompt_takes_its_own_row_of_a_schedule(backbone: FrozenPipeline, 
     """Prompt 0 computes everything, prompt 4 reuses most; batches of two must not mix them up."""
     rows = [[0, 0, 0, *(int(place > step) for step in range(1, STEPS - 2))] for place in range(5)]
     schedule = ReuseSchedule(torch.tensor(rows), (Reuse(boundary=2),))
-    _, scheduled = run(backbone, tmp_path, method("rows", Planned(schedule)))
+    _, scheduled = run(backbone, tmp_path, method("rows", schedule))
     assert scheduled.actions == rows
     assert scheduled.estimates["num_schedules"].value == len({tuple(row) for row in rows})
     assert scheduled.per_prompt["ssim"][:2] == pytest.approx([1.0, 1.0])
@@ -123,7 +120,7 @@ def noting(name: str, calls: list[tuple[str, int]], stop_at: int | None = None) 
         with unchanged(pipeline, images) as started:
             yield started
 
-    return method(name, accelerate)
+    return method(name, attach=accelerate)
 
 
 def test_every_image_is_made_once(backbone: FrozenPipeline, tmp_path: Path) -> None:
@@ -140,14 +137,14 @@ def test_a_killed_run_goes_on_without_measuring_anything_again(backbone: FrozenP
     """Killed in the second batch, after the first method: what was there stays, and all values equal one whole run."""
     calls: list[tuple[str, int]] = []
     with pytest.raises(KeyboardInterrupt):
-        run(backbone, tmp_path, method("worse", Planned(WORSE)), noting("two", calls, stop_at=2))
+        run(backbone, tmp_path, method("worse", WORSE), noting("two", calls, stop_at=2))
     assert calls == [("two", 0), ("two", 2)]
     store = Store(tmp_path / "out", {"cases": 5})
-    before = store.batch(method("worse", Planned(WORSE)), 1)
-    resumed = run(backbone, tmp_path, method("worse", Planned(WORSE)), noting("two", calls))
+    before = store.batch(method("worse", WORSE), 1)
+    resumed = run(backbone, tmp_path, method("worse", WORSE), noting("two", calls))
     assert calls[2:] == [("two", 2), ("two", 4)]
-    assert store.batch(method("worse", Planned(WORSE)), 1) == before
-    whole = run(backbone, tmp_path / "other", method("worse", Planned(WORSE)), noting("two", []))
+    assert store.batch(method("worse", WORSE), 1) == before
+    whole = run(backbone, tmp_path / "other", method("worse", WORSE), noting("two", []))
     assert [result.per_prompt for result in resumed] == [result.per_prompt for result in whole]
 
 
@@ -172,9 +169,9 @@ def test_a_method_that_does_not_apply_or_skips_nothing_says_so(backbone: FrozenP
         raise NotApplicableError("No such blocks.")
         yield Run()
 
-    idle = method("idle", unchanged, must_save=True)
-    busy = method("busy", Planned(WORSE), must_save=True)
-    _, refused, skipped_nothing, worked = run(backbone, tmp_path, method("refuses", refuses), idle, busy)
+    idle = method("idle", must_save=True)
+    busy = method("busy", WORSE, must_save=True)
+    _, refused, skipped_nothing, worked = run(backbone, tmp_path, method("refuses", attach=refuses), idle, busy)
     assert refused.reason == "No such blocks."
     assert refused.estimates == {}
     assert "skipped nothing" in str(skipped_nothing.reason)
@@ -186,11 +183,9 @@ def test_seeds_of_a_prompt_are_averaged(backbone: FrozenPipeline, tmp_path: Path
     cases = Cases.of(["a", "b c"], [3, 9], 2, seed=5, num_seeds=2)
     assert list(cases.prompts) == ["a", "b c", "a", "b c"]
     assert list(cases.seeds) == [prompt_seed(5, 3), prompt_seed(5, 9), prompt_seed(6, 3), prompt_seed(6, 9)]
-    both = run(backbone, tmp_path, method("worse", Planned(WORSE)), cases=cases)[1]
+    both = run(backbone, tmp_path, method("worse", WORSE), cases=cases)[1]
     singles = [
-        run(
-            backbone, tmp_path / str(seed), method("worse", Planned(WORSE)), cases=Cases.of(["a", "b c"], [3, 9], 2, seed=seed)
-        )[1]
+        run(backbone, tmp_path / str(seed), method("worse", WORSE), cases=Cases.of(["a", "b c"], [3, 9], 2, seed=seed))[1]
         for seed in (5, 6)
     ]
     values = [single.per_prompt["perceptual_distance"] for single in singles]
@@ -219,7 +214,7 @@ def test_latents_are_what_the_pipeline_returns_as_such(backbone: FrozenPipeline)
 
 
 def test_complexity_is_that_of_the_reference_images(backbone: FrozenPipeline, tmp_path: Path) -> None:
-    plan = plan_of(backbone, tmp_path, [method("worse", Planned(WORSE))])
+    plan = plan_of(backbone, tmp_path, [method("worse", WORSE)])
     measure(plan)
     found = read_complexity(plan.store, plan.methods[0], CASES)
     images = generate(plan.frozen, CASES.prompts, CASES.seeds, STEPS).images
@@ -228,8 +223,8 @@ def test_complexity_is_that_of_the_reference_images(backbone: FrozenPipeline, tm
 
 
 def test_sensitivity_is_the_mean_damage_of_searched_schedules(backbone: FrozenPipeline, tmp_path: Path) -> None:
-    searched = [replace(method(name, Planned(WORSE)), family=STATIC) for name in ("one", "two")]
-    plan = plan_of(backbone, tmp_path, [*searched, method("other", unchanged, steps=3)])
+    searched = [replace(method(name, WORSE), family=STATIC) for name in ("one", "two")]
+    plan = plan_of(backbone, tmp_path, [*searched, method("other", steps=3)])
     results = collect_results(plan.store, plan.methods, measure(plan), {}, CASES)
     found = read_complexity(plan.store, plan.methods[0], CASES, results)
     assert found["sensitivity"] == pytest.approx(results[1].per_prompt["bounded_damage"])
@@ -243,10 +238,9 @@ def policy(backbone: FrozenPipeline) -> StepPolicy:
 
 def test_the_policys_own_macs_count_among_its_rows(backbone: FrozenPipeline, tmp_path: Path, policy: StepPolicy) -> None:
     """What its schedules spend by the package's own count, and what its network takes, counted here on its only call."""
-    ada = run(backbone, tmp_path, method("ada", Planned(policy)))[1]
-    count = Count()
+    ada = run(backbone, tmp_path, method("ada", policy))[1]
     with apply_blockdance(backbone.pipeline, policy) as handle:
-        with counted_macs(policy, count):  # its forward call, which is all that this policy does
+        with counted_macs(policy) as count:  # its forward call, which is all that this policy does
             generate(backbone, ["a"], [11], STEPS)
         spent = float(handle.report().macs_computed[0])
     own = ada.estimates["own_macs_per_image"].value
@@ -256,12 +250,12 @@ def test_the_policys_own_macs_count_among_its_rows(backbone: FrozenPipeline, tmp
 
 
 def test_actions_have_names(backbone: FrozenPipeline, tmp_path: Path, policy: StepPolicy) -> None:
-    ada = run(backbone, tmp_path, method("ada", Planned(policy)))[1]
+    ada = run(backbone, tmp_path, method("ada", policy))[1]
     assert ada.action_names == ["compute", "reuse after block 3, order 1", "reuse after block 1, order 0"]
 
 
 def test_bounded_damage_and_visible_changes_come_from_the_distances(backbone: FrozenPipeline, tmp_path: Path) -> None:
-    planted = run(backbone, tmp_path, method("worse", Planned(WORSE)))[1]
+    planted = run(backbone, tmp_path, method("worse", WORSE))[1]
     distances = planted.distances
     assert planted.per_prompt["bounded_damage"] == pytest.approx([each / (each + 0.003) for each in distances])
     assert planted.per_prompt["visibly_changed"] == [float(each > 0.003) for each in distances]
@@ -308,11 +302,11 @@ def test_methods_that_share_a_call_make_the_images_that_they_make_alone(
     """A policy, its control, a rule and a schedule, in one call or each in its own: the same decisions, images and MACs."""
     late = ReuseSchedule(torch.tensor([[0, 0, 0, 1, 0, 1]]), (Reuse(boundary=1, order=1),))
     methods = [
-        method("ada", Planned(policy)),
-        method("shuffled", Planned(Shuffled(policy))),
-        method("rule", Planned(ThresholdRule(Reuse(boundary=3), 0.5))),
-        planned_method("late", "", "static", "", STEPS, late, ""),
-        planned_method("late again", "", "static", "", STEPS, late, ""),
+        method("ada", policy),
+        method("shuffled", Shuffled(policy)),
+        method("rule", ThresholdRule(Reuse(boundary=3), 0.5)),
+        method("late", late),
+        method("late again", late),
     ]
     found = []
     for name, most in (("together", 256), ("alone", 1)):
@@ -329,7 +323,7 @@ def test_methods_that_share_a_call_make_the_images_that_they_make_alone(
 
 def test_equal_schedules_are_made_once(backbone: FrozenPipeline, tmp_path: Path) -> None:
     late = ReuseSchedule(torch.tensor([[0, 0, 0, 1, 0, 1]]), (Reuse(boundary=1),))
-    methods = [planned_method(name, "", "static", "", STEPS, late, "") for name in "abc"]
+    methods = [method(name, late) for name in "abc"]
     plan = plan_of(backbone, tmp_path, methods)
     plans = [shared_plan(plan.frozen, each) for each in methods]
     generated, places, shared = run_together(plan.frozen, methods, plans, CASES, slice(0, 2), counted=False)
@@ -342,8 +336,8 @@ def test_a_wish_that_cannot_be_met_is_the_reason_of_its_row_alone(
     backbone: FrozenPipeline, tmp_path: Path, policy: StepPolicy
 ) -> None:
     """One step of six can reuse, so a fifth of the compute is out of reach; the policy sees it when it decides."""
-    impossible = method("impossible", Planned(policy.with_options(compute=0.2)))
-    _, refused, worked = run(backbone, tmp_path, impossible, method("ada", Planned(policy)))
+    impossible = method("impossible", policy.with_options(compute=0.2))
+    _, refused, worked = run(backbone, tmp_path, impossible, method("ada", policy))
     assert "cannot be met" in str(refused.reason)
     assert worked.reason is None
     alone = plan_of(backbone, tmp_path / "alone", [])

@@ -7,12 +7,11 @@ import pytest
 import torch
 from conftest import NUM_BLOCKS, build_pixart_pipeline
 
-from ada.evaluation.cases import Cases, generate
-from ada.evaluation.measure.run import run_batch
-from ada.evaluation.methods import Planned, full_method, threshold_methods
+from ada.evaluation.measure.counting import run_batch
+from ada.evaluation.methods import Cases, full_method, generate, threshold_methods
 from ada.evaluation.methods.threshold import ThresholdRule, fit_threshold, movement
 from ada.rollouts import FrozenPipeline
-from blockdance import PolicyState, Reuse
+from blockdance import PolicyState, Reuse, apply_blockdance
 
 ARGUMENTS = {"guidance_scale": 2.0, "max_sequence_length": 8, "use_resolution_binning": False, "clean_caption": False}
 KIND = Reuse(boundary=NUM_BLOCKS - 1)
@@ -62,7 +61,7 @@ def test_the_rule_by_hand(actions: list[int], threshold: float, reuses: int) -> 
 def test_it_lies_between_full_compute_and_two_of_three_steps(subject: FrozenPipeline) -> None:
     def ran(threshold: float) -> tuple[torch.Tensor, torch.Tensor]:
         method = threshold_methods(subject, ["x"], [9], NUM_BLOCKS - 1)[0]
-        method = replace(method, accelerate=Planned(ThresholdRule(KIND, threshold)))
+        method = replace(method, plan=ThresholdRule(KIND, threshold))
         found = run_batch(subject, method, CASES, slice(0, 3))
         assert found.report.actions is not None
         return found.generated.images, found.report.actions
@@ -77,12 +76,12 @@ def test_it_lies_between_full_compute_and_two_of_three_steps(subject: FrozenPipe
 def test_images_of_a_batch_decide_for_themselves(subject: FrozenPipeline) -> None:
     """With a threshold between their movements at the first decision two reuse and one computes, each as it does alone."""
     seen: list[torch.Tensor] = []
-    with Planned(ThresholdRule(KIND, -1.0, seen))(subject.pipeline, slice(0, 3)):
+    with apply_blockdance(subject.pipeline, ThresholdRule(KIND, -1.0, seen)):
         generate(subject, CASES.prompts, CASES.seeds, STEPS)
     moved = torch.stack(seen, 1)
     assert moved.shape == (3, STEPS - 4)
     method = threshold_methods(subject, ["x"], [9], NUM_BLOCKS - 1)[0]
-    method = replace(method, accelerate=Planned(ThresholdRule(KIND, float(moved[:, 0].sort().values[1:].mean()))))
+    method = replace(method, plan=ThresholdRule(KIND, float(moved[:, 0].sort().values[1:].mean())))
     together = run_batch(subject, method, CASES, slice(0, 3)).report.actions
     assert together is not None
     assert sorted(together[:, 3].tolist()) == [0, 1, 1]
@@ -99,6 +98,6 @@ def test_the_fitted_threshold_reuses_as_often_as_asked() -> None:
 
 def test_the_levels_are_methods(subject: FrozenPipeline) -> None:
     methods = threshold_methods(subject, ["x", "y"], [9, 8], NUM_BLOCKS - 1)
-    assert [method.label for method in methods] == ["15%", "25%", "35%"]
-    thresholds = [method.accelerate.plan.threshold for method in methods]  # type: ignore[attr-defined]
+    assert [method.name for method in methods] == [f"Threshold per image, {level}%" for level in (15, 25, 35)]
+    thresholds = [method.plan.threshold for method in methods]  # type: ignore[attr-defined]
     assert thresholds == sorted(thresholds)
