@@ -9,41 +9,9 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from ada.evaluation.measure import (
-    PUBLISHED,
-    Column,
-    Embedding,
-    MethodResult,
-    Metric,
-    Plan,
-    Results,
-    Store,
-    collect_results,
-    columns,
-    default_metrics,
-    describe_environment,
-    measure,
-    public_name,
-    read_complexity,
-    time_methods,
-    too_few_images,
-)
-from ada.evaluation.methods import (
-    Cases,
-    Method,
-    NotApplicableError,
-    ada_methods,
-    blockdance,
-    calibrated_methods,
-    control_methods,
-    deep_cache,
-    fewer_steps,
-    full_method,
-    ladder_methods,
-    peer_methods,
-    rival_methods,
-    threshold_methods,
-)
+from ada.evaluation import measure, methods
+from ada.evaluation.measure import Metric, Plan, Results, Store
+from ada.evaluation.methods import Cases, Method, NotApplicableError
 from ada.evaluation.report import terminal_table, write_reports
 from ada.evaluation.request import EvaluationOptions, Request, Settings, find_prompts
 from ada.policy import AdaPolicy
@@ -72,16 +40,16 @@ def run_options(options: EvaluationOptions) -> Results:
     policy = AdaPolicy.from_pretrained(options.policy)
     prompts, others = find_prompts(options.prompts, options.split, options.column, options.limit), {"prompt": (), "index": ()}
     if options.search_prompts:
-        few = QUICK_SEARCH_PROMPTS if len(prompts) < PUBLISHED else SEARCH_PROMPTS
+        few = QUICK_SEARCH_PROMPTS if len(prompts) < measure.PUBLISHED else SEARCH_PROMPTS
         others = find_prompts(options.search_prompts, options.search_split, None, options.search_limit or few)
     frozen = FrozenPipeline(options.base_model, options.num_inference_steps, options.arguments, dtype=options.dtype).to(device)
-    metrics = default_metrics(options.scorer, device)
+    metrics = measure.default_metrics(options.scorer, device)
     for name, reward in (options.rewards or {}).items():
-        metrics[name] = Metric(reward.to(device), Column(name.replace("_", " ").capitalize()))
+        metrics[name] = Metric(reward.to(device), measure.Column(name.replace("_", " ").capitalize()))
     request = Request(
         **{known.name: getattr(options, known.name) for known in fields(Settings)},
         prompts=list(prompts["prompt"]), indices=list(prompts["index"]),
-        metrics=metrics, embed=Embedding(options.scorer),
+        metrics=metrics, embed=measure.Embedding(options.scorer),
         search_prompts=list(others["prompt"]), search_indices=list(others["index"]),
         ladder=Ladder.load(options.ladder) if options.ladder else None,
         rivals={name: AdaPolicy.from_pretrained(source) for name, source in options.rivals.items()},
@@ -150,10 +118,10 @@ def _evaluate(
     cases, shown, methods = request.cases, grid_places(len(request.prompts)), [each for each in methods if request.wants(each)]
     kept = frozenset(range(len(cases.prompts))) if request.keep_images else shown
     plan = Plan(frozen, methods, cases, request.metrics, request.embed, store, kept, request.most_images)
-    reasons = measure(plan, console)
+    reasons = measure.measure_methods(plan, console)
     timed = [method for method in methods if request.times(method) and reasons[method.name] is None]
-    timings = time_methods(plan, timed, request.timing(), console)
-    results = _results(plan, request, recorded, collect_results(store, methods, reasons, timings, cases))
+    timings = measure.time_methods(plan, timed, request.timing(), console)
+    results = _results(plan, request, recorded, measure.collect_results(store, methods, reasons, timings, cases))
     frames, applying = store.read("frames"), [method for method in methods if reasons[method.name] is None]
     images = {method.name: {place: store.image(method, place, frames) for place in sorted(shown)} for method in applying}
     references = {place: store.image(methods[0], place, frames) for place in range(len(request.prompts))}
@@ -167,18 +135,18 @@ def _evaluate(
     return results
 
 
-def _results(plan: Plan, request: Request, recorded: dict[str, Any], measured: list[MethodResult]) -> Results:
+def _results(plan: Plan, request: Request, recorded: dict[str, Any], measured: list[measure.MethodResult]) -> Results:
     """What `results.json` holds."""
     shown = {name: metric.column for name, metric in request.metrics.items()}
-    shown |= columns.VIDEO_COLUMNS if plan.store.read("frames") else {}
-    few = too_few_images(len(plan.cases.prompts), plan.store.features(plan.methods[0], 0).shape[1])
+    shown |= measure.columns.VIDEO_COLUMNS if plan.store.read("frames") else {}
+    few = measure.too_few_images(len(plan.cases.prompts), plan.store.features(plan.methods[0], 0).shape[1])
     return Results(
         settings=recorded,
-        environment=describe_environment(plan.frozen.device),
-        columns=columns.all_columns(shown),
+        environment=measure.describe_environment(plan.frozen.device),
+        columns=measure.columns.all_columns(shown),
         prompts=list(request.prompts),
         methods=measured,
-        complexity=read_complexity(plan.store, plan.methods[0], plan.cases, measured),
+        complexity=measure.read_complexity(plan.store, plan.methods[0], plan.cases, measured),
         warnings=[warning for warning in (request.quick_look, few) if warning],
     ).compared_with(request.compare_with)
 
@@ -200,29 +168,31 @@ def _with_policy(
     """Every method of the default matrix."""
     steps, num_blocks = frozen.num_inference_steps, frozen.num_blocks
     boundary = max(kind.boundary for kind in policy.kinds)
-    ours = ada_methods(policy, weights, request.budgets, request.mean_budgets, steps)
+    ours = methods.ada_methods(policy, weights, request.budgets, request.mean_budgets, steps)
     controls = [
-        control_methods(row, policy, _actions_of(store, row, request.cases), request.seed, main=place == len(weights) // 2)
+        methods.control_methods(
+            row, policy, _actions_of(store, row, request.cases), request.seed, main=place == len(weights) // 2
+        )
         for place, row in enumerate(ours[: len(weights)])
     ]
-    methods = [
-        full_method(steps),
-        *fewer_steps(steps),
-        *blockdance(num_blocks, steps, boundary),
-        *(ladder_methods(request.ladder, steps) if request.ladder is not None else []),
+    rows = [
+        methods.full_method(steps),
+        *methods.fewer_steps(steps),
+        *methods.blockdance(num_blocks, steps, boundary),
+        *(methods.ladder_methods(request.ladder, steps) if request.ladder is not None else []),
         *ours,
         *(control for kind in zip(*controls, strict=True) for control in kind),
     ]
     for name, rival in request.rivals.items():
-        methods += rival_methods(name, rival.to(frozen.device).eval(), request.mean_budgets, steps)
-    methods += deep_cache(num_blocks, steps)
+        rows += methods.rival_methods(name, rival.to(frozen.device).eval(), request.mean_budgets, steps)
+    rows += methods.deep_cache(num_blocks, steps)
     if request.search_prompts:
         some = slice(0, request.batch_size)
         others = Cases.of(request.search_prompts[some], request.search_indices[some], 1, request.seed)
-        methods += calibrated_methods(frozen, others.prompts, others.seeds)
-        methods += threshold_methods(frozen, others.prompts, others.seeds, boundary)
-        methods += peer_methods(frozen, others.prompts, others.seeds) if request.peers else []
-    return [*methods, *request.extra_methods]
+        rows += methods.calibrated_methods(frozen, others.prompts, others.seeds)
+        rows += methods.threshold_methods(frozen, others.prompts, others.seeds, boundary)
+        rows += methods.peer_methods(frozen, others.prompts, others.seeds) if request.peers else []
+    return [*rows, *request.extra_methods]
 
 
 def _actions_of(store: Store, method: Method, cases: Cases) -> Callable[[slice], Tensor]:
@@ -251,7 +221,7 @@ def _recorded(frozen: FrozenPipeline, request: Request) -> dict[str, Any]:
     """What is recorded, and what stored measurements must agree with."""
     sources = request.sources or {"base_model": frozen.model}
     return {
-        **{name: public_name(source) for name, source in sources.items()},
+        **{name: measure.public_name(source) for name, source in sources.items()},
         **request.settings,
         "base_weights": weights_digest(frozen.transformer),
         "num_prompts": len(request.prompts),

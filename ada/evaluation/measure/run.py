@@ -47,7 +47,7 @@ class Plan:
     most_images: int = MOST_IMAGES
 
 
-def measure(plan: Plan, console: Console | None = None) -> dict[str, str | None]:
+def measure_methods(plan: Plan, console: Console | None = None) -> dict[str, str | None]:
     """Runs every method on every case and stores what it measures; what is stored already is not run again.
 
     Every image is made once: MACs are counted in the same run, of the methods whose work depends on the images at every batch, of

@@ -129,14 +129,27 @@ def per_prompt(values: Sequence[float] | Array, num_seeds: int) -> list[float]:
 
 def rank_correlation(values: Sequence[float] | Array, others: Sequence[float] | Array, seed: int = 0) -> Estimate | None:
     """Spearman's rank correlation with its percentile bootstrap interval; None where one side is constant."""
-    first, second = _sample(values), _sample(others)
-    value = _spearman(first, second)
-    if value is None:
+    sides, count = [_sample(side) for side in (values, others)], len(values)
+    if any(np.ptp(np.round(side, 9)) == 0 for side in sides):
         return None
-    chosen = np.random.default_rng(seed).integers(len(first), size=(NUM_RESAMPLES, len(first)))
-    drawn = [_spearman(first[places], second[places]) for places in chosen]
-    low, high = np.quantile([other for other in drawn if other is not None], [0.025, 0.975])
-    return Estimate(value, float(low), float(high))
+    drawn = np.random.default_rng(seed).integers(count, size=(NUM_RESAMPLES, count))
+    # how often each value is in the sample itself, which comes first, and in each resample
+    times = np.stack([np.bincount(places, minlength=count) for places in (np.arange(count), *drawn)]).astype(np.float64)
+    first, second = (_centred_ranks(side, times) for side in sides)
+    with np.errstate(invalid="ignore"):  # a resample may be constant
+        spread = ((times * first**2).sum(1) * (times * second**2).sum(1)) ** 0.5
+        value, *resampled = (times * first * second).sum(1) / spread
+    low, high = np.nanquantile(resampled, [0.025, 0.975])
+    return Estimate(float(value), float(low), float(high))
+
+
+def _centred_ranks(values: Array, times: Array) -> Array:
+    """Every value's rank, ties shared, less the mean rank, where it is drawn so many times: `(resamples, values)`."""
+    _, groups = np.unique(np.round(values, 9), return_inverse=True)
+    order = np.argsort(groups, kind="stable")
+    held = np.add.reduceat(times[:, order], np.searchsorted(groups[order], np.arange(groups.max() + 1)), axis=1)
+    centred: Array = (held.cumsum(1) - held / 2)[:, groups] - times.shape[1] / 2
+    return centred
 
 
 def _sample(values: Sequence[float] | Array) -> Array:
@@ -160,21 +173,6 @@ def _wilson(value: float, count: float) -> tuple[float, float]:
     centre = (value + squared / 2) / (1 + squared)
     width = NORMAL / (1 + squared) * float(np.sqrt(max(value * (1 - value), 0.0) / count + squared / count / 4))
     return max(0.0, centre - width), min(1.0, centre + width)
-
-
-def _spearman(first: Array, second: Array) -> float | None:
-    ranks = [_ranks(np.round(values, 9)) for values in (first, second)]
-    if any(np.ptp(rank) == 0 for rank in ranks):
-        return None
-    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
-
-
-def _ranks(values: Array) -> Array:
-    """Ranks with ties shared."""
-    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = counts.cumsum()
-    ranks: Array = (ends - (counts - 1) / 2)[places]
-    return ranks
 
 
 def frechet_distance(features: Array, others: Array) -> float:

@@ -40,10 +40,8 @@ SCHEDULES_OF, MOST_SCHEDULES = (ADA, ADA_BUDGET, STATIC, RANDOM), 8
 def draw_figures(results: Results) -> dict[str, Figure]:
     """Damage over the compute saved and over the latency, and the schedules where methods have any, by file name."""
     latency = SECONDS if any(SECONDS in method.estimates for method in results.measured) else SECONDS_ALONE
-    figures = {
-        name: draw_curves(results, across, (BOUNDED, VISIBLE))
-        for name, across in (("damage-compute", COMPUTE_SAVED), ("damage-latency", latency))
-    }
+    across = {"damage-compute": COMPUTE_SAVED, "damage-latency": latency}
+    figures = {name: draw_curves(results, column, (BOUNDED, VISIBLE)) for name, column in across.items()}
     methods = with_schedules(results)
     return figures | ({"schedules": draw_schedules(results, methods)} if methods else {})
 
@@ -53,6 +51,13 @@ def _new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained", dpi=150)
     FigureCanvasAgg(figure)
     return figure
+
+
+def _finish(figure: Figure, handles: Sequence[Line2D | Patch], columns: int) -> None:
+    """Puts the legend below and lays the figure out once: what is drawn later lies where it lies."""
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
 
 
 def draw_curves(results: Results, across: str, upwards: Sequence[str]) -> Figure:
@@ -68,14 +73,9 @@ def draw_curves(results: Results, across: str, upwards: Sequence[str]) -> Figure
     panels = [Panel(panel, results, across, name) for panel, name in zip(axes, upwards, strict=True)]
     for panel in panels:
         panel.draw()
-    handles = [
-        Line2D([], [], color=colour, marker=marker, label=title)
-        for group, (title, colour, marker) in GROUPS.items()
-        if any(method.group == group for method in results.measured)
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
-    # labels are placed around the points as they lie after layout
-    figure.draw_without_rendering()
+    shown = {method.group for method in results.measured}
+    kinds = [kind for group, kind in GROUPS.items() if group in shown]
+    _finish(figure, [Line2D([], [], color=colour, marker=marker, label=title) for title, colour, marker in kinds], len(kinds))
     for panel in panels:
         panel.name_families()
     return figure
@@ -94,6 +94,7 @@ class Panel:
         self._axes, self._results, self._across, self._upwards = axes, results, across, upwards
         self._columns = results.columns[across], results.columns[upwards]
         self._methods = [method for method in results.measured if {across, upwards} <= method.estimates.keys()]
+        self._pixels = axes.figure.dpi / 72  # per point
 
     def _point(self, method: MethodResult) -> tuple[float, float]:
         across, upwards = self._columns
@@ -107,34 +108,33 @@ class Panel:
 
     def draw(self) -> None:
         """Draws the families as lines, and what Ada has to beat."""
+        axes = self._axes
         for family, methods in self._families():
             _, colour, marker = GROUPS[methods[0].group]
             ours, banded = methods[0].group == "ada", family in BANDED
-            points = [self._point(method) for method in methods]
-            self._axes.plot(
-                *zip(*points, strict=True), color=colour, marker=marker, label=family, markersize=7 if ours else 4.5,
-                linewidth=2.4 if ours else 1.8 if banded else 0.6, alpha=1 if banded or ours else 0.65,
-                zorder=5 if ours else 4 if banded else 3,
+            x, y = zip(*(self._point(method) for method in methods), strict=True)
+            axes.plot(
+                x, y, color=colour, marker=marker, label=family, markersize=7 if ours else 4.5, alpha=1 if banded or ours else 0.65,
+                linewidth=2.4 if ours else 1.8 if banded else 0.6, zorder=5 if ours else 4 if banded else 3,
             )  # fmt: skip
             if banded:
-                self._band([x for x, _ in points], [method.estimates[self._upwards] for method in methods], colour)
-        if self._across == COMPUTE_SAVED:
-            self._draw_mixture()
-        self._axes.grid(color="#e5e5e5", linewidth=0.8)
-        self._axes.set_axisbelow(True)
-        self._axes.spines[["top", "right"]].set_visible(False)
-        self._axes.margins(0.06)
-        self._axes.set(xlabel=_axis_label(self._columns[0]), ylabel=_axis_label(self._columns[1]))
+                self._band(x, [method.estimates[self._upwards] for method in methods], colour)
+        mixtures = [point for point in static_curve(self._results) if self._upwards in point.estimates]
+        if mixtures and self._across == COMPUTE_SAVED:
+            (across, upwards), colour = self._columns, GROUPS["static"][1]
+            estimates = [point.estimates[self._upwards] for point in mixtures]
+            saved, damage = (
+                [point.saved * across.scale for point in mixtures],
+                [each.value * upwards.scale for each in estimates],
+            )
+            axes.plot(saved, damage, color=colour, linewidth=2.4, linestyle=(0, (4, 1.5)), label=MIXTURE, zorder=4)
+            self._band(saved, estimates, colour)
+        axes.grid(color="#e5e5e5", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.margins(0.06)
+        axes.set(xlabel=_axis_label(self._columns[0]), ylabel=_axis_label(self._columns[1]))
         self._limit()
-
-    def _draw_mixture(self) -> None:
-        across, upwards = self._columns
-        points = [point for point in static_curve(self._results) if self._upwards in point.estimates]
-        if points:
-            estimates, colour = [point.estimates[self._upwards] for point in points], GROUPS["static"][1]
-            x, y = [point.saved * across.scale for point in points], [each.value * upwards.scale for each in estimates]
-            self._axes.plot(x, y, color=colour, linewidth=2.4, linestyle=(0, (4, 1.5)), label=MIXTURE, zorder=4)
-            self._band(x, estimates, colour)
 
     def _band(self, x: Sequence[float], estimates: Sequence[Estimate], colour: str) -> None:
         scale = self._columns[1].scale
@@ -152,9 +152,8 @@ class Panel:
         if most > least:
             shown = [x for x, y in points if y <= most]
             margin = 0.05 * (max(shown) - min(shown))
-            self._axes.set(
-                ylim=(min(least, 0) - 0.02 * most, most), xlim=(min(shown) - margin, max(shown) + margin)
-            )  # fmt: skip
+            self._axes.set_ylim(min(least, 0) - 0.02 * most, most)
+            self._axes.set_xlim(min(shown) - margin, max(shown) + margin)
 
     def name_families(self) -> None:
         """Names each family at its point that is comparable, ours first, so that they get the best places."""
@@ -164,9 +163,9 @@ class Panel:
         for family, methods in sorted(self._families(), key=lambda each: (NAMED_FIRST.index(each[1][0].group), each[0])):
             method = nearest_to(COMPARABLE_SAVING, methods)
             text = self._axes.annotate(
-                family, self._point(method), xytext=(0, 0), textcoords="offset points", fontsize=8,
-                color=GROUPS[method.group][1], ha="center", va="center", fontweight="bold" if method.group == "ada" else "normal",
-                zorder=6, path_effects=[withStroke(linewidth=2.5, foreground="white")],
+                family, self._point(method), xytext=(0, 0), textcoords="offset points", fontsize=8, ha="center", va="center",
+                color=GROUPS[method.group][1], fontweight="bold" if method.group == "ada" else "normal", zorder=6,
+                path_effects=[withStroke(linewidth=2.5, foreground="white")],
             )  # fmt: skip
             self._place(text, taken)
 
@@ -185,25 +184,17 @@ class Panel:
                 return
         text.remove()
 
-    @property
-    def _pixels(self) -> float:
-        """Pixels per point."""
-        return self._axes.figure.dpi / 72
-
 
 def _axis_label(column: Column) -> str:
     return f"{column.heading_with_unit} ({'higher' if column.higher_is_better else 'lower'} is better)"
 
 
-def _offsets(width: float, height: float) -> list[tuple[float, float]]:
+def _offsets(width: float, height: float) -> Iterator[tuple[float, float]]:
     """Places around a point, in points. Better is down and right, so curves rise: first the corners that they spare."""
-    near = [(-1, 1), (1, -1), (-1, 0), (1, 0), (0, 1), (0, -1), (1, 1), (-1, -1)]
-    corner = 0.75  # of a gap
-    return [
-        (x * (width / 2 + gap * (corner if y else 1)), y * (height / 2 + gap * (corner if x else 1)))
-        for gap in (6, 10, 15)
-        for x, y in near
-    ]
+    for gap in (6, 10, 15):
+        for x, y in ((-1, 1), (1, -1), (-1, 0), (1, 0), (0, 1), (0, -1), (1, 1), (-1, -1)):
+            near = 0.75 * gap if x and y else gap
+            yield x * (width / 2 + near), y * (height / 2 + near)
 
 
 def with_schedules(results: Results) -> list[MethodResult]:
@@ -228,16 +219,12 @@ def draw_schedules(results: Results, methods: Sequence[MethodResult]) -> Figure:
     columns = min(4, len(methods))
     rows = -(-len(methods) // columns)
     figure = _new_figure(3.2 * columns, 1.4 + 2.6 * rows)
-    panels = figure.subplots(rows, columns, squeeze=False).flatten()
-    colours = colours_of(methods)
+    panels, colours = figure.subplots(rows, columns, squeeze=False).flatten(), colours_of(methods)
     for panel, method in zip(panels, methods, strict=False):
-        actions = np.array((method.actions or [])[: len(results.prompts)])
+        actions, names = np.array((method.actions or [])[: len(results.prompts)]), method.action_names
         order = np.lexsort((*actions.T[::-1], method.per_prompt[COMPUTE_SAVED]))
-        names = method.action_names
-        panel.imshow(
-            actions[order], aspect="auto", interpolation="nearest", cmap=ListedColormap([colours[name] for name in names]),
-            vmin=-0.5, vmax=len(names) - 0.5,
-        )  # fmt: skip
+        palette = ListedColormap([colours[name] for name in names])
+        panel.imshow(actions[order], palette, aspect="auto", interpolation="nearest", vmin=-0.5, vmax=len(names) - 0.5)
         panel.set_title(f"{method.name}\n{method.estimates[COMPUTE_SAVED].value:.1%} of the compute saved", fontsize=9)
         panel.set_xlabel("denoising step", fontsize=8)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -247,6 +234,5 @@ def draw_schedules(results: Results, methods: Sequence[MethodResult]) -> Figure:
         panel.set_visible(False)
     for panel in panels[::columns]:
         panel.set_ylabel("images", fontsize=8)
-    handles = [Patch(color=colour, label=name) for name, colour in colours.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False, fontsize=8)
+    _finish(figure, [Patch(color=colour, label=name) for name, colour in colours.items()], min(4, len(colours)))
     return figure

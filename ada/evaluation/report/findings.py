@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,14 +33,8 @@ def comparable(methods: Sequence[MethodResult], by: Callable[[MethodResult], str
     ]
 
 
-@dataclass(frozen=True)
-class Headline:
-    """What a reader sees first.
-
-    Args:
-        title: the verdict in a few words.
-        sentence: the same with figures and intervals.
-    """
+class Headline(NamedTuple):
+    """What a reader sees first: the verdict in a few words, and the same with figures and intervals."""
 
     title: str
     sentence: str

@@ -11,18 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ada.evaluation.measure import Results
-from ada.evaluation.measure.columns import (
-    BOUNDED,
-    COSTS,
-    EDGE_DENSITY,
-    PROMPT_LENGTH,
-    SAME_COMPUTE,
-    SAME_LATENCY,
-    SENSITIVITY,
-    STATIC_MIXTURE,
-    VISIBLE,
-)
+from ada.evaluation.measure import Results, columns
 from ada.evaluation.report.figures import BANDED, GROUPS, colours_of, with_schedules
 from ada.evaluation.report.findings import COMPARABLE_SAVING, MIXTURE, headline_of, spending, static_curve
 from ada.evaluation.report.grid import FRAME_MILLISECONDS, to_picture
@@ -30,9 +19,9 @@ from ada.rewards.damage import VISIBLE_DISTANCE
 
 LARGEST = 256
 COMPLEXITY_TITLES = {
-    SENSITIVITY: "the damage of searched schedules, by which an oracle spends",
-    EDGE_DENSITY: "edge density of the reference",
-    PROMPT_LENGTH: "words in the prompt",
+    columns.SENSITIVITY: "the damage of searched schedules, by which an oracle spends",
+    columns.EDGE_DENSITY: "edge density of the reference",
+    columns.PROMPT_LENGTH: "words in the prompt",
 }
 DIGITS = 6
 NOTES = (
@@ -83,15 +72,15 @@ def page_data(results: Results, images: Mapping[str, Mapping[int, Tensor]], refe
         del method["distances"]  # per case: `results.json` has them
     headline = headline_of(results)
     return shown | {
-        "headline": asdict(headline) if headline else None,
+        "headline": headline and headline._asdict(),
         "quick_look": results.is_quick_look,
         "groups": GROUPS,
         "banded": list(BANDED),
         "label_saving": COMPARABLE_SAVING,
         "mixture": {"name": MIXTURE, "points": _rounded([asdict(point) for point in static_curve(results)])},
-        "kinds_of_match": [STATIC_MIXTURE, SAME_COMPUTE, SAME_LATENCY],
-        "costs": list(COSTS),
-        "headlines": [BOUNDED, VISIBLE],
+        "kinds_of_match": [columns.STATIC_MIXTURE, columns.SAME_COMPUTE, columns.SAME_LATENCY],
+        "costs": list(columns.COSTS),
+        "headlines": [columns.BOUNDED, columns.VISIBLE],
         "images": {name: [data_uri(image) for image in kept.values()] for name, kept in images.items()},
         "places": list(next(iter(images.values()))),
         "scheduled": [method.name for method in scheduled],
@@ -105,15 +94,14 @@ def page_data(results: Results, images: Mapping[str, Mapping[int, Tensor]], refe
 
 def data_uri(image: Tensor) -> str:
     """An image, or the animation of a video, as a WebP inside a URI; large ones are shrunk."""
-    frames = list(image) if image.ndim == 4 else [image]
-    pictures = [to_picture(frame) for frame in frames]
-    scale = min(1.0, LARGEST / max(pictures[0].size))
-    if scale < 1:
-        size = (round(pictures[0].width * scale), round(pictures[0].height * scale))
-        pictures = [to_picture(frame, size) for frame in frames]
+    height, width = image.shape[-2:]
+    scale = min(1.0, LARGEST / max(height, width))
+    size = (round(width * scale), round(height * scale))
+    first, *others = [to_picture(frame, size) for frame in (image if image.ndim == 4 else [image])]
+    animation: dict[str, Any] = {"save_all": True, "append_images": others, "duration": FRAME_MILLISECONDS, "loop": 0}
     written = io.BytesIO()
-    animation: dict[str, Any] = {"save_all": True, "append_images": pictures[1:], "duration": FRAME_MILLISECONDS, "loop": 0}
-    pictures[0].save(written, "WEBP", lossless=scale == 1, quality=90, **(animation if len(pictures) > 1 else {}))
+    # method 2: a quarter of the time for a twentieth more bytes
+    first.save(written, "WEBP", lossless=scale == 1, quality=90, method=2, **(animation if others else {}))
     return "data:image/webp;base64," + base64.b64encode(written.getvalue()).decode()
 
 

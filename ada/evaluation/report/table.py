@@ -28,21 +28,14 @@ BESIDE = {
 def terminal_table(results: Results) -> Table:
     """The table for a rich console; a rule parts the families."""
     look = " (a quick look)" if results.is_quick_look else ""
-    table = Table(
-        title=f"{len(results.prompts)} held-out prompts{look}",
-        caption=_caption(results),
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
+    title, caption = f"{len(results.prompts)} held-out prompts{look}", _caption(results)
+    table = Table(title=title, caption=caption, caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("Method", no_wrap=True)
-    columns = {name: column for name, column in _shown(results).items() if column.in_terminal}
+    columns = _shown(results, in_terminal=True)
     for column in columns.values():
         table.add_column(column.heading_with_arrow, justify="right")
     for _, family in groupby(results.methods, key=lambda method: method.family):
-        rows = list(family)
-        for method in rows:
+        for method in (rows := list(family)):
             cells = ["not applicable"] if method.reason else _cells(columns, method)
             table.add_row(method.name, *cells, end_section=method is rows[-1])
     return table
@@ -50,19 +43,17 @@ def terminal_table(results: Results) -> Table:
 
 def markdown_table(results: Results) -> str:
     """The same table in Markdown."""
-    lines = _rows(_shown(results), results.measured)
+    lines, headline = _rows(_shown(results), results.measured), headline_of(results)
+    first = [f"**{headline.title}.** {headline.sentence}", ""] if headline else []
+    warnings = [f"Warning: {warning}" for warning in results.warnings]
     left_out = [f"- {method.name}: {method.reason}" for method in results.methods if method.reason]
     notes = ["Not applicable here:", "", *left_out, ""] if left_out else []
-    warnings = [f"Warning: {warning}" for warning in results.warnings]
-    headline = headline_of(results)
-    first = [f"**{headline.title}.** {headline.sentence}", ""] if headline else []
     return "\n".join([*first, *lines, "", _caption(results), "", *warnings, "", *notes, *_beside_tables(results)])
 
 
 def short_table(results: Results) -> str:
     """A method of each family and the columns of the terminal, in Markdown."""
-    columns = {name: column for name, column in _shown(results).items() if column.in_terminal}
-    lines = _rows(columns, comparable(results.measured, lambda method: method.family))
+    lines = _rows(_shown(results, in_terminal=True), comparable(results.measured, lambda method: method.family))
     return "\n".join([*lines, "", _caption(results), ""])
 
 
@@ -85,13 +76,13 @@ def _beside_tables(results: Results) -> list[str]:
 
 
 def _match_rows(results: Results, rows: Sequence[tuple[MethodResult, Match]]) -> Iterator[str]:
-    metrics = [name for name in (BOUNDED, VISIBLE, *results.columns) if name in rows[0][1].differences]
-    metrics = [name for name in dict.fromkeys(metrics) if results.columns[name].in_table]
-    heads = [f"Δ {results.columns[name].heading_with_arrow.lower()}" for name in metrics]
+    known = [name for name in (BOUNDED, VISIBLE, *results.columns) if name in rows[0][1].differences]
+    columns = {name: results.columns[name] for name in known if results.columns[name].in_table}
+    heads = [f"Δ {column.heading_with_arrow.lower()}" for column in columns.values()]
     yield "| Method | beside | " + " | ".join([*heads, "distance ratio ↓", "nearer to the reference, % ↑"]) + " |"
     yield "| :--- | :--- |" + " ---: |" * (len(heads) + 2)
     for method, match in rows:
-        cells = [format_estimate(match.differences[name], results.columns[name]) for name in metrics]
+        cells = [format_estimate(match.differences[name], column) for name, column in columns.items()]
         cells += ["–" if match.ratio is None else format_interval(match.ratio, Column("", decimals=2))]
         cells += ["–" if match.better is None else format_interval(match.better, Column("", decimals=0, scale=100.0))]
         yield f"| {method.name} | {match.name} | " + " | ".join(cells) + " |"
@@ -119,10 +110,11 @@ def _rounded(value: float, decimals: int) -> str:
     return text.removeprefix("-") if float(text) == 0 else text.replace("-", "−")
 
 
-def _shown(results: Results) -> dict[str, Column]:
-    """The columns of the table that any method has a figure for."""
+def _shown(results: Results, *, in_terminal: bool = False) -> dict[str, Column]:
+    """The columns of the table, or of the terminal's narrower one, that any method has a figure for."""
     known = {name for method in results.measured for name in method.estimates}
-    return {name: column for name, column in results.columns.items() if column.in_table and name in known}
+    shown = {name: column for name, column in results.columns.items() if column.in_table and name in known}
+    return {name: column for name, column in shown.items() if column.in_terminal or not in_terminal}
 
 
 def _cells(columns: Mapping[str, Column], method: MethodResult) -> Iterator[str]:
@@ -133,10 +125,8 @@ def _cells(columns: Mapping[str, Column], method: MethodResult) -> Iterator[str]
 
 def _caption(results: Results) -> str:
     timed = results.methods[0].seconds_per_image
+    rounds = ", ".join(f"{len(values)} at batch {size}" for size, values in timed.items()) or "none ran"
+    seeds, compared_with = results.settings["seeds"], results.settings["compared_with"]
     return CAPTION.format(
-        prompts=len(results.prompts),
-        seeds=results.settings["seeds"],
-        tau=VISIBLE_DISTANCE,
-        rounds=", ".join(f"{len(values)} at batch {size}" for size, values in timed.items()) or "none ran",
-        compared_with=results.settings["compared_with"],
+        prompts=len(results.prompts), seeds=seeds, tau=VISIBLE_DISTANCE, rounds=rounds, compared_with=compared_with
     )

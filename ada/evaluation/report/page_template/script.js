@@ -48,7 +48,7 @@ function header() {
   byId("title").textContent = data.headline ? data.headline.title : "What speeds up this model, and what it costs";
   byId("lead").textContent = data.headline ? data.headline.sentence : `${measured.length} ways to run the same model on ${data.prompts.length} held-out prompts, with the same noise and on the same machine.`;
   byId("quick").hidden = !data.quick_look;
-  byId("quick").textContent = `This is a quick look: ${data.prompts.length} prompts are too few to publish, whose figures take 128 or more.`;
+  byId("quick").textContent = data.warnings.join(" ");
 }
 
 /* --- the curve --- */

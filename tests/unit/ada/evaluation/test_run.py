@@ -15,7 +15,7 @@ from ada.evaluation.measure.collect import collect_results, read_complexity
 from ada.evaluation.measure.counting import counted_macs
 from ada.evaluation.measure.metrics import Embedding, default_metrics, edge_density
 from ada.evaluation.measure.results import MethodResult
-from ada.evaluation.measure.run import Plan, TimingPlan, measure, time_methods
+from ada.evaluation.measure.run import Plan, TimingPlan, measure_methods, time_methods
 from ada.evaluation.measure.statistics import Estimate
 from ada.evaluation.measure.store import Store
 from ada.evaluation.measure.together import run_together, shared_plan
@@ -62,13 +62,13 @@ def plan_of(
 
 def run(backbone: FrozenPipeline, folder: Path, *methods: Method, cases: Cases = CASES) -> list[MethodResult]:
     plan = plan_of(backbone, folder, methods, cases)
-    return collect_results(plan.store, plan.methods, measure(plan), {}, cases)
+    return collect_results(plan.store, plan.methods, measure_methods(plan), {}, cases)
 
 
 def test_the_reference_in_disguise_is_equal(backbone: FrozenPipeline, tmp_path: Path) -> None:
     disguised = method("disguised", full_compute(1, STEPS))
     plan = plan_of(backbone, tmp_path, [disguised], kept=(0, 3, 4))
-    reference, equal = collect_results(plan.store, plan.methods, measure(plan), {}, CASES)
+    reference, equal = collect_results(plan.store, plan.methods, measure_methods(plan), {}, CASES)
     assert equal.per_prompt["perceptual_distance"] == [0.0] * 5
     assert equal.per_prompt["latent_distance"] == [0.0] * 5
     assert equal.estimates["visibly_changed"] == Estimate(0.0, 0.0, 0.0)
@@ -215,7 +215,7 @@ def test_latents_are_what_the_pipeline_returns_as_such(backbone: FrozenPipeline)
 
 def test_complexity_is_that_of_the_reference_images(backbone: FrozenPipeline, tmp_path: Path) -> None:
     plan = plan_of(backbone, tmp_path, [method("worse", WORSE)])
-    measure(plan)
+    measure_methods(plan)
     found = read_complexity(plan.store, plan.methods[0], CASES)
     images = generate(plan.frozen, CASES.prompts, CASES.seeds, STEPS).images
     assert found["prompt_length"] == [1, 2, 1, 2, 1]
@@ -225,7 +225,7 @@ def test_complexity_is_that_of_the_reference_images(backbone: FrozenPipeline, tm
 def test_sensitivity_is_the_mean_damage_of_searched_schedules(backbone: FrozenPipeline, tmp_path: Path) -> None:
     searched = [replace(method(name, WORSE), family=STATIC) for name in ("one", "two")]
     plan = plan_of(backbone, tmp_path, [*searched, method("other", steps=3)])
-    results = collect_results(plan.store, plan.methods, measure(plan), {}, CASES)
+    results = collect_results(plan.store, plan.methods, measure_methods(plan), {}, CASES)
     found = read_complexity(plan.store, plan.methods[0], CASES, results)
     assert found["sensitivity"] == pytest.approx(results[1].per_prompt["bounded_damage"])
     assert "sensitivity" not in read_complexity(plan.store, plan.methods[0], CASES, [results[0], results[3]])
@@ -312,7 +312,7 @@ def test_methods_that_share_a_call_make_the_images_that_they_make_alone(
     for name, most in (("together", 256), ("alone", 1)):
         plan = replace(plan_of(backbone, tmp_path / name, methods, Cases(["a", "b c"], [11, 12], 2)), most_images=most)
         assert all(shared_plan(plan.frozen, each) is not None for each in methods)
-        found.append(collect_results(plan.store, plan.methods, measure(plan), {}, plan.cases))
+        found.append(collect_results(plan.store, plan.methods, measure_methods(plan), {}, plan.cases))
     for together, alone in zip(*found, strict=True):
         assert together.actions == alone.actions
         assert together.action_names == alone.action_names
