@@ -101,7 +101,7 @@ class Workload:
         return len(self.cases) * self.group
 
     def new_references(self) -> References:
-        return References(self.pipeline, Tape(2**30), self.decision_step - 1)
+        return References(self.pipeline, Tape(2**30), self.kinds, self.decision_step)
 
     def one_by_one(self) -> Tensor:
         """A call of the pipeline for each schedule, and one for each prompt's reference."""
@@ -165,7 +165,7 @@ def paper_cost(
     num_steps: int = 20, num_blocks: int = 28, boundary: int = 20, captions: int = 10_000, epochs: int = 100
 ) -> dict[str, float]:
     """What the paper's run costs (10 000 captions, 100 epochs, one schedule each) in images of which every step computes, where every
-    decided step reuses with probability one half, and the steps before the last two of ρ = 40 % come from the tape in all epochs.
+    decided step reuses with probability one half, and the steps up to ρ = 40 % come from the tape in all epochs.
 
     Returns:
         `shared`: of a rollout; `transformer`: of all, with a reference for each caption; `images`: how many are decoded and scored.
@@ -173,7 +173,7 @@ def paper_cost(
     decision_step = max(2, round(0.4 * num_steps))
     decided = round(0.95 * num_steps) - decision_step - 1
     reuse = (num_blocks - 1 - boundary) / num_blocks
-    steps = num_steps - (decision_step - 1) - decided * (1 - reuse) / 2
+    steps = num_steps - (decision_step + 1) - decided * (1 - reuse) / 2
     rollouts = captions * epochs
     return {"shared": steps / num_steps, "transformer": rollouts * steps / num_steps + captions, "images": rollouts + captions}
 

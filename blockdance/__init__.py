@@ -11,7 +11,7 @@ from blockdance.observation import PolicyState
 from blockdance.outcome import Outcome, OutcomeSearch
 from blockdance.plan import Decider, Plan
 from blockdance.plan_file import load_plan, save_plan
-from blockdance.recording import Recording
+from blockdance.recording import Recorded, Recording
 from blockdance.report import BlockDanceReport
 from blockdance.schedule import (
     BlockDanceConfig,
@@ -40,6 +40,7 @@ __all__ = [
     "OutcomeSearch",
     "Plan",
     "PolicyState",
+    "Recorded",
     "Recording",
     "Reuse",
     "ReuseExecutor",

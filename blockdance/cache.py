@@ -98,6 +98,11 @@ class RowCache:
         self.depth = 0
 
     @property
+    def newest(self) -> Any:
+        """The newest output of all rows, in the cache's own memory; None before the first."""
+        return self._newest
+
+    @property
     def addresses(self) -> set[int]:
         """Where the memory of what is held lies."""
         return {leaf.untyped_storage().data_ptr() for leaf in self._tensors()}

@@ -22,7 +22,7 @@ from blockdance.groups import Groups
 from blockdance.layouts import BlockLayout, block_stack, blocks_of, parameter_names
 from blockdance.overrides import is_compiled
 from blockdance.plan import Decider, Plan, plan_kinds
-from blockdance.recording import Recording
+from blockdance.recording import Recorded, Recording
 from blockdance.report import BlockDanceReport, report_of
 from blockdance.schedule import COMPUTE, BlockDanceConfig, ReuseSchedule
 from blockdance.state import ReuseState
@@ -177,13 +177,17 @@ class Controller:
         actions = self._actions(generation, state, place.step, self._layout.splits_rows(inputs))
         # before the call: some models take the items off a list that they are given
         shape = branch.look(inputs, self._layout.timestep)
-        output = None if self._recording is None else self._recording.replay(place.step, place.branch)
-        if output is None:
+        recorded = None if self._recording is None else self._recording.replay(place.step, place.branch)
+        if recorded is not None:
+            output = recorded.output
+            if recorded.kept is not None:
+                state.put(recorded.kept, self._steps.sigmas[place.step])
+        else:
             twins = None if self._groups is None else self._groups.twins(generation, place.step)
             with self._room_for_graphs() if is_compiled() or self._has_compiled_blocks else _ENOUGH:
                 output = self._executor.run(forward, args, kwargs, state, actions, self._steps.sigmas[place.step], twins)
             if self._recording is not None:
-                self._recording.record(place.step, place.branch, output)
+                self._recording.record(place.step, place.branch, Recorded(output, state.newest()))
         if self._consultation is not None:
             self._consultation.observe(generation, state, place, inputs)
         generation.calls.append(Call(shape, actions))

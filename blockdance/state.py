@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from blockdance.cache import RowCache
 from blockdance.gathered import GatheredInputs
 from blockdance.kinds import Keep
 from blockdance.kinds.views import Capture
+from blockdance.rows import RowPlan
+from blockdance.schedule import COMPUTE
 
 
 @dataclass
@@ -37,6 +39,16 @@ class ReuseState:
     def output_of(self, block: int) -> RowCache:
         """What is kept of a block's output."""
         return self.caches[Keep(block, Capture)]
+
+    def newest(self) -> tuple[Any, ...]:
+        """What every cache was given last, in its own memory."""
+        return tuple(cache.newest for cache in self.caches.values())
+
+    def put(self, kept: tuple[Any, ...], sigma: float) -> None:
+        """Gives every cache what a step at noise level `sigma` left for all rows, as `newest` gave it."""
+        placement = RowPlan.of((COMPUTE,) * self.num_images, None, self.num_branches).groups[0].placement
+        for cache, value in zip(self.caches.values(), kept, strict=True):
+            cache.store(value, sigma, placement)
 
     def with_branches(self, num_branches: int, cond_last: bool) -> "ReuseState":
         """The state for another number of fused guidance branches: the conditional rows keep their past, new ones have none.

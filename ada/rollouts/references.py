@@ -6,13 +6,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ada.rollouts.driver import GivenSchedules
 from ada.rollouts.pipeline import FrozenPipeline
 from ada.rollouts.table import Case
 from ada.rollouts.tape import Record, Tape
-from blockdance import full_compute
-from blockdance.trees import map_tensors, tensors_of
+from blockdance import Recorded, Reuse, ReuseSchedule
+from blockdance.trees import fit_tokens, map_tensors, tensors_of
 
 REFERENCE = "reference"
+
+
+KEPT_STEPS = 2
+"""Of how many recorded steps, the last ones, it is kept what their blocks left: those that caches and a policy look back on."""
 
 
 class TapedSteps:
@@ -21,45 +26,68 @@ class TapedSteps:
     Args:
         records: of every image of the batch; images of one case may have one record.
         num_steps: how many steps are recorded.
-        forms: by branch, what an output looks like; it grows.
+        forms: what an output looks like, and what is kept beside it; it grows.
     """
 
-    def __init__(self, records: Sequence[Record], num_steps: int, forms: dict[str, Any]) -> None:
-        self._records, self._num_steps, self._forms = records, num_steps, forms
+    def __init__(self, records: Sequence[Record], num_steps: int, forms: dict[Any, Any]) -> None:
+        distinct = {id(record): record for record in records}
+        places = {key: place for place, key in enumerate(distinct)}
+        self._records, self._rows = list(distinct.values()), [places[id(record)] for record in records]
+        self._num_steps, self._forms = num_steps, forms
 
-    def replay(self, step: int, branch: str) -> Any | None:
-        """The output for all images, or None where one of them lacks it, or where the form of the output was not seen yet."""
-        form = self._forms.get(branch)
+    def replay(self, step: int, branch: str) -> Recorded | None:
+        """What is known of all images, or None where one of them lacks it, or where its form was not seen yet."""
+        form = self._forms.get((branch, self._keeps(step)))
         names = [_name(step, branch, number) for number, _ in enumerate(tensors_of(form))]
         if not names or not all(name in record for record in self._records for name in names):
             return None
-        leaves = iter(torch.stack([record[name] for record in self._records], 1).flatten(0, 1) for name in names)
-        return map_tensors(lambda empty: next(leaves).to(empty.device), form)
+        each = iter(names)
+        replayed: Recorded = map_tensors(lambda empty: self._batch(next(each), empty.device), form)
+        return replayed
 
-    def record(self, step: int, branch: str, output: Any) -> None:
-        """Keeps each image's rows `(branches, …)` of every tensor of the output."""
-        if step >= self._num_steps or not _has_rows(output, len(self._records)):
+    def _batch(self, name: str, device: torch.device) -> Tensor:
+        """A tensor for the whole batch, from each distinct record once."""
+        parts = [record[name] for record in self._records]
+        if len({part.shape for part in parts}) > 1:
+            # some models pad tokens to the longest sequence of a call
+            tokens = max(part.shape[2] for part in parts)
+            parts = [fit_tokens(part.flatten(0, 1), tokens).unflatten(0, part.shape[:2]) for part in parts]
+        stacked = torch.stack(parts, 1).to(device)
+        return (stacked if len(parts) == len(self._rows) else stacked[:, self._rows]).flatten(0, 2)
+
+    def record(self, step: int, branch: str, recorded: Recorded) -> None:
+        """Keeps each image's rows `(branches, parts of a row, …)` of every tensor."""
+        wanted = recorded if self._keeps(step) else Recorded(recorded.output)
+        num_images = len(self._rows)
+        if step >= self._num_steps or not _has_rows(wanted, num_images):
             return
-        self._forms[branch] = map_tensors(lambda leaf: leaf.new_empty(0), output)
-        for number, leaf in enumerate(tensors_of(output)):
-            name, rows = _name(step, branch, number), leaf.unflatten(0, (-1, len(self._records))).cpu()
-            for image, record in enumerate(self._records):
-                if name not in record:
-                    record[name] = _own(rows[:, image])
+        num_branches = len(next(tensors_of(wanted.output))) // num_images
+        self._forms[branch, self._keeps(step)] = map_tensors(lambda leaf: leaf.new_empty(0), wanted)
+        for number, leaf in enumerate(tensors_of(wanted)):
+            name, rows = _name(step, branch, number), leaf.unflatten(0, (num_branches, num_images, -1))
+            for image, place in enumerate(self._rows):
+                if name not in self._records[place]:
+                    self._records[place][name] = _own(rows[:, image].cpu())
+
+    def _keeps(self, step: int) -> bool:
+        return step >= self._num_steps - KEPT_STEPS
 
 
 class References:
-    """Makes and keeps the reference of every case and the outputs of its first steps.
+    """Makes and keeps the reference of every case, the outputs of its steps up to the one after which a policy first looks, and what the
+    last of them leave in the caches: all that schedules of the case have in common.
 
     Args:
         pipeline: the frozen pipeline.
         tape: keeps them.
-        num_steps: how many steps are recorded: all up to the last but one before a policy first looks, see `blockdance.Recording`.
+        kinds: the kinds of reuse that rollouts take; a policy sees what is kept for the first one's boundary.
+        decision_step: the step after which a policy first looks.
     """
 
-    def __init__(self, pipeline: FrozenPipeline, tape: Tape, num_steps: int) -> None:
-        self._pipeline, self._tape, self._num_steps = pipeline, tape, num_steps
-        self._forms: dict[str, Any] = {}
+    def __init__(self, pipeline: FrozenPipeline, tape: Tape, kinds: Sequence[Reuse], decision_step: int) -> None:
+        self._pipeline, self._tape = pipeline, tape
+        self._kinds, self._decision_step = tuple(kinds), decision_step
+        self._forms: dict[Any, Any] = {}
 
     def of(self, cases: Sequence[Case]) -> list[Record]:
         """The records of cases. One that is on no tape is made in a call of its own: batches round otherwise, and a record must not
@@ -68,7 +96,9 @@ class References:
 
     def _make(self, case: Case) -> Record:
         record: Record = {}
-        plan = full_compute(1, self._pipeline.num_inference_steps)
+        actions = torch.zeros(1, self._pipeline.num_inference_steps, dtype=torch.int64)
+        # as a decider's it keeps what a policy sees, and in the caches of rollouts
+        plan = GivenSchedules(ReuseSchedule(actions, self._kinds), (self._decision_step,), self._kinds[0].boundary)
         generated = self._pipeline.generate([case.prompt], [case.seed], plan, recording=self.steps([record]))
         record[REFERENCE] = _own(generated.images[0].cpu())
         self._tape.put(case, record)
@@ -76,7 +106,7 @@ class References:
 
     def steps(self, records: Sequence[Record]) -> TapedSteps:
         """A generation of images that have these records."""
-        return TapedSteps(records, self._num_steps, self._forms)
+        return TapedSteps(records, self._decision_step + 1, self._forms)
 
     def images(self, records: Sequence[Record]) -> Tensor:
         """The references `(records, …)`, on the pipeline's device."""

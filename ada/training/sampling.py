@@ -12,7 +12,7 @@ from ada.policy import StepPolicy
 from ada.rewards import WeightedReward
 from ada.rollouts import Case, FrozenPipeline, References, Tape
 from ada.rollouts.fingerprints import parts_digest
-from blockdance import PolicyState, ReuseSchedule
+from blockdance import PolicyState, Reuse, ReuseSchedule
 
 Draw = Callable[[Tensor], Tensor]
 """Decisions `(prompts, group, decisions)` for logits `(prompts, decisions, actions)`."""
@@ -82,7 +82,8 @@ class Sampler:
         reward: the quality Q.
         tape: folder of the tape; None keeps it in memory alone.
         tape_memory, tape_disk: most that it takes in memory and on disk, in GiB.
-        decision_step: ρ as a step; all before its predecessor are taped.
+        kinds: the kinds of reuse on offer.
+        decision_step: ρ as a step; all up to it are taped.
     """
 
     def __init__(
@@ -92,14 +93,16 @@ class Sampler:
         tape: Path | None,
         tape_memory: float,
         tape_disk: float,
+        kinds: Sequence[Reuse],
         decision_step: int,
     ) -> None:
         self._pipeline, self._reward = pipeline, reward
         settings: dict[str, Any] = {}
         if tape is not None:
-            settings = {"base": pipeline.fingerprint(), "parts": parts_digest(pipeline.pipeline), "steps": decision_step - 1}
+            kept = {"kinds": [str(kind) for kind in kinds], "decision_step": decision_step}
+            settings = {"base": pipeline.fingerprint(), "parts": parts_digest(pipeline.pipeline)} | kept
         records = Tape(int(tape_memory * 2**30), tape, settings, int(tape_disk * 2**30))
-        self._references = References(pipeline, records, decision_step - 1)
+        self._references = References(pipeline, records, kinds, decision_step)
 
     @torch.inference_mode()
     def roll_out(

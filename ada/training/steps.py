@@ -110,7 +110,8 @@ class StepTraining(LightningModule):
             raise ValueError(
                 f"With {steps} steps, `prefix` {prefix} and `forced_tail` {forced_tail}, no step is left to decide."
             )
-        self.sampler = Sampler(pipeline, reward, tape, tape_memory, tape_disk, self.policy.decision_steps(steps)[0])
+        decision_step = self.policy.decision_steps(steps)[0]
+        self.sampler = Sampler(pipeline, reward, tape, tape_memory, tape_disk, kinds, decision_step)
         self.reward_mean: Tensor
         self.register_buffer("reward_mean", torch.zeros(()))  # running mean, the baseline of the `ema` advantage
         self.validation_history: list[dict[str, float]] = []

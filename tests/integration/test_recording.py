@@ -1,4 +1,5 @@
-"""Steps that are replayed from a recording, in stock pipelines: nothing runs, and the images are the same to the bit."""
+"""Steps that are replayed from a recording, in stock pipelines: nothing runs, and the images are the same to the bit, also of steps that
+begin from what the recorded ones left."""
 
 from typing import Any
 
@@ -12,8 +13,9 @@ from blockdance.layouts import blocks_of
 
 LISTS = {"z_image"}
 """Models whose outputs are lists of images: they are computed."""
-RECORDED = 3
-ACTIONS = [[0, 0, 0, 0, 0, 1], [0, 0, 0, 0, 1, 1]]
+RECORDED = 4
+ACTIONS = [[0, 0, 0, 0, 0, 2], [0, 0, 0, 0, 1, 2]]
+KINDS = (Reuse(boundary=1), Reuse(boundary=2, order=1))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -24,9 +26,9 @@ def test_replayed_steps_run_nothing_and_change_nothing(name: str) -> None:
     calls: list[int] = []
     first_block = blocks_of(pipeline.transformer, find_layout(pipeline.transformer))[0]
     first_block.register_forward_pre_hook(lambda *_: calls.append(1))
-    forms: dict[str, Any] = {}
+    forms: dict[Any, Any] = {}
     records: list[dict[str, torch.Tensor]] = [{}, {}]
-    schedule = ReuseSchedule(torch.tensor(ACTIONS), (Reuse(boundary=1),))
+    schedule = ReuseSchedule(torch.tensor(ACTIONS), KINDS)
     images, counts = [], []
     for _ in range(2):
         with apply_blockdance(pipeline, schedule, recording=TapedSteps(records, RECORDED, forms)):

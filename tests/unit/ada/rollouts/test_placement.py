@@ -35,7 +35,7 @@ def test_offloaded_weights_are_the_same_pipeline(offload: str) -> None:
     assert parts_digest(frozen.pipeline) == parts_digest(plain.pipeline)
     again = frozen.with_settings(num_inference_steps=6, guidance_scale=2.0)
     assert (again.offload, again.num_inference_steps, frozen.num_inference_steps) == (offload, 6, STEPS)
-    references = References(frozen, Tape(2**20), 2)
+    references = References(frozen, Tape(2**20), KINDS, 2)
     assert references.images(references.of(CASES[:2])).device == torch.device("cpu"), "not where weights wait"
 
 

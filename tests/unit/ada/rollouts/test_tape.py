@@ -149,7 +149,7 @@ def roll_out(frozen: FrozenPipeline, cases: list[Case], references: References |
 
 def test_rollouts_from_the_tape_are_those_without_it() -> None:
     frozen = build_frozen()
-    references = References(frozen, Tape(2**20), DECISION_STEP - 1)
+    references = References(frozen, Tape(2**20), KINDS, DECISION_STEP)
     expected, seen = roll_out(frozen, list(CASES), None)
     for _ in range(2):
         images, state = roll_out(frozen, list(CASES), references)
@@ -162,24 +162,24 @@ def test_rollouts_from_the_tape_are_those_without_it() -> None:
     torch.testing.assert_close(made, alone.images, rtol=0, atol=1e-5)
 
 
-def test_later_epochs_run_the_last_steps_only_and_are_bit_equal() -> None:
+def test_later_epochs_run_what_is_decided_only_and_are_bit_equal() -> None:
     frozen = build_frozen()
-    references = References(frozen, Tape(2**20), DECISION_STEP - 1)
+    references = References(frozen, Tape(2**20), KINDS, DECISION_STEP)
     first, _ = roll_out(frozen, list(CASES), references)
     rows = count_rows(frozen)
     second, _ = roll_out(frozen, list(CASES), references)
     assert torch.equal(first, second)
-    # steps 3 and 4, before the decision: three cases and two branches; step 5 reuses; then each case has a schedule that computes
-    assert rows == [6, 6, 6, 6]
+    # up to step 4 nothing runs; step 5 reuses; then each of three cases has a schedule that computes, in two branches
+    assert rows == [6, 6]
 
 
 def test_only_what_is_missing_is_made(tmp_path: Path) -> None:
     frozen = build_frozen()
-    References(frozen, Tape(2**20, tmp_path), DECISION_STEP - 1).of([FIRST, SECOND])
-    later = References(frozen, Tape(2**20, tmp_path), DECISION_STEP - 1)
+    References(frozen, Tape(2**20, tmp_path), KINDS, DECISION_STEP).of([FIRST, SECOND])
+    later = References(frozen, Tape(2**20, tmp_path), KINDS, DECISION_STEP)
     rows = count_rows(frozen)
     records = later.of([THIRD, FIRST, FIRST])
     assert rows == [2] * STEPS, "one image in two branches"
     assert records[1] is records[2]
     assert sorted(records[0]) == sorted(records[1])
-    assert records[0]["0/call/0"].shape == (2, 4, 8, 8)
+    assert records[0]["0/call/0"].shape == (2, 1, 4, 8, 8)
