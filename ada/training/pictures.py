@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,27 +41,46 @@ def reuse_probability(logits: Tensor, steps: Sequence[int], kinds: Sequence[Reus
     return figure
 
 
-def picture_rollout(
-    rollout: SampledRollout, policy: StepPolicy, num_steps: int, folder: Path, board: Any, global_step: int
-) -> None:
-    """Draws what a policy decides on some prompts at three λ, and its images at the middle one, into a folder and onto TensorBoard.
+@dataclass(frozen=True)
+class RolloutPictures:
+    """What a policy decides on some prompts, and what that does to their images; nothing else of the rollout is held.
 
     Args:
-        rollout: every prompt three times, at the smallest, middle and largest λ.
-        policy: decided.
-        num_steps: of the generation.
-        folder: where to.
-        board: a TensorBoard writer.
-        global_step: where the run is.
+        probabilities: of every kind of reuse per step.
+        grid: the images beside their references, see `compare_grid`; None of what is no picture.
     """
-    steps = list(policy.decided_steps(num_steps))
-    probabilities = reuse_probability(rollout.logits.unflatten(0, (-1, 3)), steps, policy.kinds)
-    probabilities.savefig(folder / "reuse_probability.png", dpi=120)
-    board.add_figure("validation/reuse_probability", probabilities, global_step)
-    if rollout.images.ndim == 5 and rollout.images.shape[2] == 3:
-        grid = compare_grid(rollout.reference[1::3][:8], rollout.images[1::3, 0][:8])
-        save_image(grid, folder / "reference_and_reuse.png")
-        board.add_image("validation/reference_and_reuse", grid, global_step)
+
+    probabilities: Figure
+    grid: Tensor | None
+
+    @classmethod
+    def of(cls, rollout: SampledRollout, policy: StepPolicy, num_steps: int) -> "RolloutPictures":
+        """Of a rollout.
+
+        Args:
+            rollout: every prompt three times, at the smallest, middle and largest λ; images are pictured at the middle one.
+            policy: decided.
+            num_steps: of the generation.
+        """
+        logits, steps = rollout.logits.unflatten(0, (-1, 3)), list(policy.decided_steps(num_steps))
+        is_picture = rollout.images.ndim == 5 and rollout.images.shape[2] == 3
+        grid = compare_grid(rollout.reference[1::3][:8], rollout.images[1::3, 0][:8]) if is_picture else None
+        return cls(reuse_probability(logits, steps, policy.kinds), grid)
+
+    def write(self, folder: Path, board: Any, global_step: int) -> None:
+        """Into a folder and onto TensorBoard.
+
+        Args:
+            folder: where to.
+            board: a TensorBoard writer.
+            global_step: where the run is.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        self.probabilities.savefig(folder / "reuse_probability.png", dpi=120)
+        board.add_figure("validation/reuse_probability", self.probabilities, global_step)
+        if self.grid is not None:
+            save_image(self.grid, folder / "reference_and_reuse.png")
+            board.add_image("validation/reference_and_reuse", self.grid, global_step)
 
 
 def compare_grid(reference: Tensor, reuse: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
@@ -20,8 +19,8 @@ from ada.policy import BaseModel, StepPolicy
 from ada.reinforce import AdvantageKind
 from ada.rewards import WeightedReward
 from ada.rollouts import FrozenPipeline, probe
-from ada.training import pictures
 from ada.training.errors import together
+from ada.training.pictures import RolloutPictures
 from ada.training.sampling import Draw, SampledRollout, Sampler
 from ada.training.signals import STATIC_PERIODS, group_signals, static_decisions, update_signals
 from blockdance import Reuse
@@ -116,7 +115,7 @@ class StepTraining(LightningModule):
         self.register_buffer("reward_mean", torch.zeros(()))  # running mean, the baseline of the `ema` advantage
         self.validation_history: list[dict[str, float]] = []
         self._static_rewards: dict[str, float] = {}
-        self._pictured: list[SampledRollout] = []
+        self._pictures: RolloutPictures | None = None
 
     # --- training ---
 
@@ -234,7 +233,7 @@ class StepTraining(LightningModule):
 
     def on_validation_start(self) -> None:
         self.on_fit_start()
-        self._pictured.clear()
+        self._pictures = None
 
     def validation_step(self, batch: dict[str, Any]) -> None:
         low, high = self.quality_weight_range
@@ -258,8 +257,8 @@ class StepTraining(LightningModule):
         )
         if not self._static_rewards:
             self._log_static(list(batch["prompt"]), seeds[:: len(weights)], weights)
-        if not self._pictured:
-            self._pictured.append(rollout)
+        if self._pictures is None and self.trainer.is_global_zero and self.logger is not None:
+            self._pictures = RolloutPictures.of(rollout, self.policy, self.pipeline.num_inference_steps)
 
     def _log_static(self, prompts: list[str], seeds: Sequence[int], weights: Tensor) -> None:
         """Static schedules on the validation prompts; they stay the same, so they are run once."""
@@ -294,24 +293,15 @@ class StepTraining(LightningModule):
             if name.startswith("validation/")
         }
         self.validation_history.append({"rollouts": self.rollouts, **metrics})
-        self._log_pictures()
-        self._pictured.clear()
+        if self._pictures is not None:
+            board = self.logger.experiment  # type: ignore[union-attr]
+            self._pictures.write(Path(self.trainer.default_root_dir) / "pictures", board, self.global_step)
+        self._pictures = None
 
     @property
     def rollouts(self) -> int:
         """Rollouts so far; Lightning's `global_step` counts gradient steps."""
         return self.global_step // self.updates_per_rollout
-
-    @rank_zero_only
-    def _log_pictures(self) -> None:
-        if self.logger is None or not self._pictured:
-            return
-        folder = Path(self.trainer.default_root_dir) / "pictures"
-        folder.mkdir(parents=True, exist_ok=True)
-        board = self.logger.experiment  # type: ignore[attr-defined]
-        pictures.picture_rollout(
-            self._pictured[0], self.policy, self.pipeline.num_inference_steps, folder, board, self.global_step
-        )
 
     # --- checkpoints hold what a resumed run needs, and nothing frozen ---
 

@@ -1,7 +1,11 @@
 """`train.py` on a small random PixArt pipeline: it trains, resumes, exports, and its policy runs in a stock pipeline."""
 
+import gc
 import json
-from functools import partial
+import os
+import subprocess
+import sys
+from functools import partial, wraps
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -17,7 +21,7 @@ import ada.training.ladder as ladder_training
 import train
 from ada import AdaPolicy, reinforce
 from ada.rewards import RewardError
-from ada.training import NothingLearntError, RunError
+from ada.training import NothingLearntError, RunError, StepTraining
 from blockdance import apply_blockdance
 
 
@@ -64,6 +68,22 @@ def test_rollouts_are_run_once(models: dict[str, str], tmp_path: Path, capsys: p
     assert "Rolling out" not in capsys.readouterr().out
     for name, tensor in first.policy.state_dict().items():
         assert torch.equal(second.policy.state_dict()[name], tensor)
+
+
+@pytest.mark.slow  # the embedded model
+def test_the_default_run_says_nothing_but_what_is_of_the_run(tmp_path: Path) -> None:
+    """`python train.py` as a user gives it, on two captions: no tips, warnings or bars of libraries on either stream."""
+    small = ["--data.init_args.train_limit", "2", "--model.init_args.folds", "2", "--trainer.max_epochs", "3"]
+    places = ["--trainer.default_root_dir", str(tmp_path / "run"), "--data.init_args.table", str(tmp_path / "tables")]
+    command = [sys.executable, "train.py", *small, *places, "--trainer.logger.init_args.save_dir", str(tmp_path / "run")]
+    environment = os.environ | {"COLUMNS": "300"}  # a line each
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, env=environment)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stderr == ""
+    table, own = "┏┃┡│└", ("Rolling out 16 schedules", "Held-out captions: 2", "The policy", "Learnt from 2 images", "policy  ")
+    own += ("pictures  ", "TensorBoard ", "Compare it with")
+    strange = [line for line in finished.stdout.splitlines() if line[:1] not in table and not line.startswith(own)]
+    assert not strange
 
 
 def test_a_folder_of_another_run_is_refused(models: dict[str, str], tmp_path: Path) -> None:
@@ -153,6 +173,37 @@ def test_trains_logs_exports_and_serves_a_stock_pipeline(
     handle = apply_blockdance(pipeline, policy.with_options(compute=0.8))
     pipeline(["a dog", "a cat"], num_inference_steps=8, use_resolution_binning=False)
     assert (handle.report().actions > 0).sum(1).min() >= 1
+
+
+def test_nothing_of_a_validation_pass_is_kept_beyond_its_pictures(
+    models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes of all tensors that live after each of three batches and after their pass, but for the tape, which has bounds of its own."""
+    held: dict[str, list[int]] = {"validation_step": [], "on_validation_epoch_end": []}
+
+    def measure_after(name: str) -> None:
+        original = getattr(StepTraining, name)
+
+        @wraps(original)  # Lightning looks at what a step takes
+        def call(self: StepTraining, *args: Any) -> None:
+            original(self, *args)
+            gc.collect()
+            storages = [one.untyped_storage() for one in gc.get_objects() if isinstance(one, torch.Tensor)]
+            num_bytes = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+            held[name].append(num_bytes - self.sampler._references._tape.num_bytes)
+
+        monkeypatch.setattr(StepTraining, name, call)
+
+    for name in held:
+        measure_after(name)
+    more = ["--trainer.max_epochs", "2", "--data.init_args.batch_size", "1"]
+    train.main(["--config", str(write_config(tmp_path, models)), *more])
+    image = 3 * 16 * 16 * 4
+    picture = 3 * image  # reference, reuse and difference of the batch's one prompt
+    batches, passes = torch.tensor(held["validation_step"]).view(3, 3), torch.tensor(held["on_validation_epoch_end"])
+    assert ((batches - batches[:, :1]).abs() < image).all(), "no batch but the first is kept"
+    assert ((batches[:, 0] - passes - picture).abs() < image).all(), "of the first its picture, until the pass is over"
+    assert abs(passes[2] - passes[1]) < image, "passes leave nothing"
 
 
 def test_checkpoints_hold_nothing_frozen(models: dict[str, str], tmp_path: Path) -> None:
