@@ -163,19 +163,28 @@ def test_two_processes_train_as_one_with_the_same_global_batch(models: dict[str,
     assert len(scores) == (2 if algorithm == "steps" else 0)
 
 
-@pytest.mark.slow  # starts six Python processes
-def test_sigterm_stops_both_processes_after_the_same_batch(models: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.slow  # starts nine Python processes
+def test_two_processes_stopped_by_sigterm_end_with_the_weights_of_two_that_were_not(
+    models: dict[str, str], tmp_path: Path
+) -> None:
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     more = ["--trainer.limit_train_batches", "3", "--trainer.max_epochs", "6", "--trainer.check_val_every_n_epoch", "6"]
-    config, more = write_config(tmp_path, models), [*more, "--data.init_args.batch_size", "1"]
-    process = start(config, 2, *more)
-    wait_for(tmp_path / "run" / "checkpoints" / "last.ckpt", process)
+    more += ["--data.init_args.batch_size", "1"]
+    for folder in (straight, stopped):
+        folder.mkdir()
+        write_config(folder, models)
+    finished = launch(straight / "config.yaml", 2, *more)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    process = start(stopped / "config.yaml", 2, *more)
+    wait_for(stopped / "run" / "checkpoints" / "last.ckpt", process)
     process.send_signal(signal.SIGTERM)  # torchrun passes it on to both
     said = process.communicate(timeout=600)[1]
     assert "Stopped by SIGTERM" in said
-    assert last_state(tmp_path)["global_step"] < 18
-    finished = launch(config, 2, *more)
+    assert 0 < last_state(stopped)["global_step"] < 18
+    finished = launch(stopped / "config.yaml", 2, *more)
     assert finished.returncode == 0, finished.stderr[-3000:]
-    assert last_state(tmp_path)["global_step"] == 18
+    assert last_state(stopped)["global_step"] == last_state(straight)["global_step"] == 18
+    assert_same_weights(stopped, straight, tolerance=0.0)
 
 
 @pytest.mark.slow  # starts three Python processes
