@@ -1,12 +1,16 @@
 """The static search: the best schedule at every saving, by what it does to images, and a ladder made of them."""
 
+import logging
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ada.progress import Advance, progress
 from ada.rewards import WeightedReward
 from ada.rewards.damage import VISIBLE_DISTANCE, bounded_damage
 from ada.rollouts import Case, FrozenPipeline, roll_out
@@ -14,15 +18,19 @@ from ada.rollouts.fingerprints import digest
 from ada.schedules import Ladder
 from blockdance import Reuse
 
+logger = logging.getLogger(__name__)
+
 Schedule = tuple[int, ...]
 SCALES = (0.1, 0.3, 1.0, 3.0)
 """Multiples of the visible damage at which damage is bounded; their mean lets every image count, the robust and the sensitive."""
 DECIDED_AT = (0.2, 0.3, 0.4, 0.55)
 """Shares of the steps at which a ladder's policy decides."""
+ROUNDS = 3
+"""Most rounds of moves at one number of reused steps."""
 
 
 class ScheduleSearch:
-    """Local search over schedules, every result kept on disk.
+    """Local search over schedules, every result kept on disk: one that was stopped goes on where it was and ends with the same ladder.
 
     Args:
         pipeline: the frozen pipeline.
@@ -55,24 +63,37 @@ class ScheduleSearch:
         self.open = range(max(3, round(first * self.num_steps)), self.num_steps - 1)
         settings = [pipeline.fingerprint(), reward.describe(), [str(kind) for kind in kinds], [vars(case) for case in cases]]
         self._file = None if folder is None else folder / f"{digest(settings)}.safetensors"
-        self._known: dict[str, Tensor] = load_file(self._file) if self._file is not None and self._file.is_file() else {}
+        self._known: dict[str, Tensor] = {} if self._file is None else _read(self._file)
 
     def score(self, schedule: Schedule) -> float:
         """What is minimised: bounded damage, mean over cases and `SCALES`."""
         damage = self._known[_name(schedule)]
         return float(torch.stack([bounded_damage(damage, scale * self.visible).mean() for scale in SCALES]).mean())
 
-    def measure(self, schedules: Sequence[Schedule]) -> None:
-        """Runs what is not known yet; schedules that begin alike share their steps."""
-        todo = sorted({schedule for schedule in schedules if _name(schedule) not in self._known})
-        if not todo:
-            return
-        actions = torch.tensor([(0,) * self.num_steps, *todo])
-        parts = [
-            self._damage(self.cases[at : at + self.batch_size], actions) for at in range(0, len(self.cases), self.batch_size)
-        ]
-        damage = torch.cat(parts)
-        self._known |= {_name(schedule): damage[:, place].clone() for place, schedule in enumerate(todo, 1)}
+    def measure(self, schedules: Sequence[Schedule], advance: Advance = lambda done, doing="": None) -> None:
+        """Runs what is not known yet; schedules that begin alike share their steps. A search that is killed loses the call in flight.
+
+        Args:
+            schedules: those that are to be known of all cases.
+            advance: called with the number of calls done, or found to be done.
+        """
+        for at in range(0, len(self.cases), self.batch_size):
+            rows = slice(at, at + self.batch_size)
+            todo = sorted({one for one in schedules if self._damage_of(one)[rows].isnan().any()})
+            advance(0, f"{len(todo)} schedules on {len(self.cases[rows])} captions")
+            if todo:
+                damage = self._damage(self.cases[rows], torch.tensor([(0,) * self.num_steps, *todo]))
+                for place, schedule in enumerate(todo, 1):
+                    known = self._known.setdefault(_name(schedule), self._damage_of(schedule))
+                    known[rows] = damage[:, place]
+                self._write()
+            advance(1)
+
+    def _damage_of(self, schedule: Schedule) -> Tensor:
+        """Damage `(cases,)`; no number where it is not known."""
+        return self._known.get(_name(schedule), torch.full((len(self.cases),), math.nan))
+
+    def _write(self) -> None:
         if self._file is not None:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             partial = self._file.with_suffix(".partial")
@@ -92,23 +113,31 @@ class ScheduleSearch:
         damage: Tensor = -total.unflatten(0, (len(cases), count))
         return (damage - damage[:, :1]).clamp(min=0).cpu()
 
-    def best(self, num_reused: int, rounds: int = 3) -> Schedule:
-        """The best schedule found that reuses so many steps: evenly spread ones first, then moves, as long as they help."""
-        starts = [*self._spread(num_reused), *(known for known in self._schedules() if sum(map(bool, known)) == num_reused)]
-        self.measure(starts)
+    def best(self, num_reused: int, advance: Advance = lambda done, doing="": None) -> Schedule:
+        """The best schedule found that reuses so many steps: evenly spread ones first, then moves, as long as they help.
+
+        Args:
+            num_reused: steps that reuse.
+            advance: called with the number of calls done, as many in all as `_calls` says.
+        """
+        starts = self._spread(num_reused)
+        self.measure(starts, advance)
         chosen = min(starts, key=self.score)
-        for _ in range(rounds):
+        for number in range(1, ROUNDS + 1):
             moves = self._moves(chosen)
-            self.measure(moves)
+            self.measure(moves, advance)
             better = min([chosen, *moves], key=self.score)
             if better == chosen:
+                advance(self._calls * (ROUNDS - number) // (ROUNDS + 1))
                 break
             chosen = better
         self._report(f"{num_reused:3d} of {self.num_steps} steps reuse: {_name(chosen)}  {self.score(chosen):.4f}")
         return chosen
 
-    def _schedules(self) -> list[Schedule]:
-        return [tuple(map(int, name)) for name in self._known]
+    @property
+    def _calls(self) -> int:
+        """Most calls of the pipeline at one number of reused steps."""
+        return -(-len(self.cases) // self.batch_size) * (1 + ROUNDS)
 
     def _spread(self, num_reused: int) -> list[Schedule]:
         """Evenly spread reuse of each kind, over several ranges."""
@@ -144,8 +173,9 @@ class ScheduleSearch:
         Args:
             most_saved: share of the steps that the last rung reuses.
         """
-        rungs = [(0,) * self.num_steps]
-        rungs += [self.best(count) for count in range(1, min(round(most_saved * self.num_steps), len(self.open)) + 1)]
+        rungs, most = [(0,) * self.num_steps], min(round(most_saved * self.num_steps), len(self.open))
+        with progress("Searching schedules, calls of the pipeline", most * self._calls) as advance:
+            rungs += [self.best(count, advance) for count in range(1, most + 1)]
         steps = tuple(sorted({max(2, round(share * self.num_steps) - 1) for share in DECIDED_AT}))
         middle = steps[-2] + 1 if len(steps) > 1 else steps[-1] + 1
         gentle = rungs[min(3, len(rungs) - 1)]
@@ -155,6 +185,17 @@ class ScheduleSearch:
                 rungs.append(back)
         rungs = sorted(rungs, key=lambda rung: sum(map(bool, rung)))
         return Ladder(torch.tensor(rungs), self.kinds, steps)
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    """What a search has found so far; a file that cannot be read is put aside, and it begins anew."""
+    try:
+        return load_file(file) if file.is_file() else {}
+    except (OSError, SafetensorError) as error:
+        broken = file.with_suffix(".broken")
+        file.replace(broken)
+        logger.warning("%s cannot be read (%s). It is now %s; its schedules are run again.", file, error, broken.name)
+        return {}
 
 
 def _name(schedule: Schedule) -> str:

@@ -61,6 +61,47 @@ def test_a_search_goes_on_where_it_was(tmp_path: Path) -> None:
     assert not calls, "every result was on disk"
 
 
+def test_a_search_that_was_stopped_ends_with_the_same_ladder_and_loses_one_call(tmp_path: Path) -> None:
+    straight = make_search(tmp_path / "straight")
+    all_calls = count_calls(straight)
+    expected = straight.ladder(most_saved=0.25)
+
+    stopped = make_search(tmp_path / "stopped")
+    calls = count_calls(stopped)
+
+    def stop(*_: object) -> None:
+        if len(calls) == len(all_calls) // 2:
+            raise KeyboardInterrupt
+
+    stopped.pipeline.transformer.register_forward_pre_hook(stop)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.ladder(most_saved=0.25)
+    resumed = make_search(tmp_path / "stopped")
+    later_calls = count_calls(resumed)
+    assert torch.equal(resumed.ladder(most_saved=0.25).actions, expected.actions)
+    one_call = 2 * 8 * 2  # at most two actions at each of eight steps, and rows beyond `max_rows` apart
+    assert len(all_calls) <= len(calls) + len(later_calls) <= len(all_calls) + one_call
+
+
+def test_a_broken_file_is_put_aside_and_the_search_begins_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    found = make_search(tmp_path).best(1)
+    (file,) = tmp_path.glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:100])
+    again = make_search(tmp_path)
+    assert "cannot be read" in caplog.text
+    calls = count_calls(again)
+    assert again.best(1) == found
+    assert calls
+    assert [one.suffix for one in sorted(tmp_path.iterdir())] == [".broken", ".safetensors"]
+
+
+def test_progress_ends_where_it_said_it_would(capsys: pytest.CaptureFixture[str]) -> None:
+    """Two numbers of reused steps, of two calls each for the start and three rounds of moves."""
+    make_search().ladder(most_saved=0.25)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Searching")]
+    assert lines[-1].startswith("Searching schedules, calls of the pipeline: 16 of 16")
+
+
 def test_a_ladder_saves_more_and_more_and_offers_ways_back() -> None:
     ladder = make_search().ladder(most_saved=0.4)
     reused = (ladder.actions > 0).sum(1).tolist()
