@@ -49,8 +49,7 @@ class RowCache:
             return
         targets = placement.targets
         if self._history == 2 and self._newest is not None:
-            past, same_rows = placement.past
-            self._previous = _write(self._previous, map_tensors(past.take, self._newest), same_rows)
+            self._previous = _write(self._previous, self._newest, placement.past)
         self._newest = _write(self._newest, output, placement)
         for row in targets:
             self._levels[row] = (sigma, *self._levels[row][: self._history - 1])

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from blockdance.errors import ScheduleError
 from blockdance.gathered import GatheredInputs
-from blockdance.joining import boundaries_of, stages_of
+from blockdance.joining import endings_of, stages_of
 from blockdance.kinds import Keep, Kind
 from blockdance.kinds.views import Capture
 from blockdance.layouts import BlockLayout, BlockStack, parameter_names
 from blockdance.overrides import is_compiled
+from blockdance.pieces import RowSet
 from blockdance.rows import RowGroup, RowPlan
 from blockdance.schedule import COMPUTE
 from blockdance.selection import select_rows
@@ -67,8 +68,8 @@ class ReuseExecutor:
         for kind, form in zip(kinds, forms, strict=True):
             gives_cache = len(kind.skipped_blocks) == self.num_blocks
             self._actions.append(_Action(views.lists[form], views.writes(form), kind, kind.keeps(stack), gives_cache))
-
-        self._boundaries = boundaries_of(kinds, stack)
+        self._gives_cache = any(action.gives_cache for action in self._actions)
+        self._endings = endings_of(kinds, stack)
         self.joins_rows = True
         """Whether rows may join others between blocks, where the layout lets them: code compiled for blocks would be made anew for it."""
 
@@ -131,7 +132,7 @@ class ReuseExecutor:
 
     def _joins(self, actions: Sequence[int], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether the rows that do not compute can join those that do, in one call."""
-        is_possible = bool(self._boundaries) and COMPUTE in actions and self.max_rows is None
+        is_possible = bool(self._endings) and COMPUTE in actions and self.max_rows is None
         return (
             is_possible
             and self.joins_rows
@@ -148,23 +149,22 @@ class ReuseExecutor:
         plan: RowPlan,
         sigma: float,
     ) -> Any:
-        views, groups = self._views, {group.action: group for group in plan.groups}
-        placement = groups[COMPUTE].placement
-        store = {keep.position: partial(cache.store, sigma=sigma, placement=placement) for keep, cache in state.caches.items()}
+        views = self._views
+        caches = {keep.position: cache for keep, cache in state.caches.items()}
 
-        def read(group: RowGroup) -> Any:
-            action = self._actions[group.action]
-            return self._read(state, action.reads[0], action, sigma, group)
+        def read(number: int, rows: RowSet) -> Any:
+            action = self._actions[number]
+            return self._read(state, action.reads[0], action, sigma, rows)
 
-        views.flow.begin(stages_of(plan, self._boundaries), store, read)
+        views.flow.begin(stages_of(plan, self._endings), caches, sigma, read)
         views.install(views.joining)
         try:
             output = forward(*args, **kwargs)
             assert views.flow.is_whole, "a boundary whose output is kept is one that runs"
-            return output
         finally:
             views.restore()
             views.flow.end()
+        return _apart(output, state) if self._gives_cache else output
 
     def clear(self) -> None:
         """Lets go of every tensor that a call left in the views."""
@@ -182,7 +182,7 @@ class ReuseExecutor:
         views, action = self._views, self._actions[group.action]
         for keep in action.reads:
             # held by the view alone, which lets go as soon as it has been read
-            views.read[keep].value = self._read(state, keep, action, sigma, group)
+            views.read[keep].value = self._read(state, keep, action, sigma, group.rows)
         for keep in action.writes:
             views.written[keep].receive = partial(state.caches[keep].store, sigma=sigma, placement=group.placement)
         views.install(action.lists)
@@ -193,10 +193,10 @@ class ReuseExecutor:
         views.deliver()
         return _apart(output, state) if action.gives_cache else output
 
-    def _read(self, state: ReuseState, keep: Keep, action: "_Action", sigma: float, group: RowGroup) -> Any:
-        """What a kind of reuse gives to the group's rows in place of what it skips."""
+    def _read(self, state: ReuseState, keep: Keep, action: "_Action", sigma: float, rows: RowSet) -> Any:
+        """What a kind of reuse gives to rows in place of what it skips."""
         assert action.kind is not None, "steps that compute read nothing"
-        read = state.caches[keep].read(action.kind, sigma, group.rows)
+        read = state.caches[keep].read(action.kind, sigma, rows)
         return map_tensors(_at_start, read) if is_compiled() else read
 
     def _select(

@@ -1,6 +1,7 @@
 """One call for a batch whose images take different actions: the rows that compute enter at the first block, the others join behind the
 boundary up to which they reuse, and the blocks after it run on the whole batch."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -8,13 +9,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from blockdance.cache import RowCache
 from blockdance.kinds import Keep, Kind
 from blockdance.kinds.views import Capture, Slot, View
 from blockdance.layouts import BlockLayout, BlockStack
-from blockdance.pieces import Joiner, RowSet, pieces_of
-from blockdance.rows import RowGroup, RowPlan
+from blockdance.pieces import Joiner, Placement, RowSet, pieces_of
+from blockdance.rows import RowPlan
 from blockdance.schedule import COMPUTE
 from blockdance.trees import map_tensors
+
+Ending = tuple[int, int]
+"""Boundary and order of a kind of reuse."""
 
 
 @dataclass(frozen=True)
@@ -25,42 +30,49 @@ class Stage:
         end: that boundary; the last stage has none.
         rows: the rows that run.
         computing: which of these compute every block.
-        joining: the groups of rows that join after it.
-        joiner: puts what its last block gives, and what was kept for those groups, in the order of the batch.
+        placement: where those belong in the batch.
+        joining: the rows that are read from what was kept when it is over, and for which action.
+        joiner: puts what its last block gives, and what was read, in the order of the batch; None where all rows are read, as those that
+            compute have just been kept with those that join.
     """
 
     end: int | None
     rows: RowSet
     computing: RowSet
-    joining: tuple[RowGroup, ...] = ()
+    placement: Placement
+    joining: tuple[tuple[int, RowSet], ...] = ()
     joiner: Joiner | None = None
 
 
-def boundaries_of(kinds: Sequence[Kind], stack: BlockStack) -> tuple[int, ...]:
-    """The boundary of every kind of reuse; none at all where one of them skips other blocks, or needs more than the boundary's output."""
+def endings_of(kinds: Sequence[Kind], stack: BlockStack) -> tuple[Ending, ...]:
+    """The ending of every kind of reuse; none at all where one of them skips other blocks, or needs more than a boundary's output."""
     ends = tuple(kind.skipped_blocks[-1] for kind in kinds)
     is_boundary = all(
         kind.skipped_blocks == tuple(range(end + 1)) and kind.keeps(stack) == (Keep(end, Capture),)
         for kind, end in zip(kinds, ends, strict=True)
     )
-    return ends if is_boundary else ()
+    return tuple((end, kind.order) for kind, end in zip(kinds, ends, strict=True)) if is_boundary else ()
 
 
 @lru_cache(maxsize=1024)
-def stages_of(plan: RowPlan, boundaries: tuple[int, ...]) -> tuple[Stage, ...]:
-    """The stages of a call in which some rows compute, for the boundary of every kind of reuse."""
+def stages_of(plan: RowPlan, endings: tuple[Ending, ...]) -> tuple[Stage, ...]:
+    """The stages of a call in which some rows compute, for the ending of every kind of reuse."""
     groups = {group.action: group for group in plan.groups}
-    computing = groups.pop(COMPUTE).rows
-    stages, active = [], computing.rows
-    for end in sorted({boundaries[action - 1] for action in groups}):
-        joining = tuple(group for action, group in groups.items() if boundaries[action - 1] == end)
-        parts = (active, *(group.rows.rows for group in joining))
+    computing = groups.pop(COMPUTE)
+    num_rows, placement = computing.rows.num_rows, computing.placement
+    stages, active = [], computing.rows.rows
+    for end in sorted({endings[action - 1][0] for action in groups}):
+        joining = tuple((action, group.rows) for action, group in groups.items() if endings[action - 1][0] == end)
+        parts = (active, *(rows.rows for _, rows in joining))
         sources = sorted((row, part, place) for part, rows in enumerate(parts) for place, row in enumerate(rows))
-        pieces = pieces_of([(place, part, source) for place, (_, part, source) in enumerate(sources)])
-        joiner = Joiner(pieces, [len(rows) for rows in parts])
-        stages.append(Stage(end, RowSet(active, computing.num_rows), _within(active, computing), joining, joiner))
+        rows, among = RowSet(active, num_rows), _within(active, computing.rows)
+        if among.is_whole and len(sources) == num_rows and not any(endings[action - 1][1] for action, _ in joining):
+            stages.append(Stage(end, rows, among, placement, ((joining[0][0], RowSet(range(num_rows), num_rows)),)))
+        else:
+            pieces = pieces_of([(place, part, source) for place, (_, part, source) in enumerate(sources)])
+            stages.append(Stage(end, rows, among, placement, joining, Joiner(pieces, [len(part) for part in parts])))
         active = tuple(row for row, _, _ in sources)
-    stages.append(Stage(None, RowSet(active, computing.num_rows), _within(active, computing)))
+    stages.append(Stage(None, RowSet(active, num_rows), _within(active, computing.rows), placement))
     return tuple(stages)
 
 
@@ -74,39 +86,42 @@ class Flow:
 
     def __init__(self) -> None:
         self._stages: list[Stage] = []
-        self._store: Mapping[int, Callable[[Any], None]] = {}
-        self._read: Callable[[RowGroup], Any] = lambda group: None
+        self._caches: Mapping[int, RowCache] = {}
+        self._sigma = math.nan
+        self._read: Callable[[int, RowSet], Any] = lambda action, rows: None
         self._taken: dict[int, tuple[Tensor, Tensor]] = {}
         self.is_whole = True
         """Whether all rows run now."""
-        self.stops: frozenset[int] = frozenset()
-        """The boundaries: blocks whose output is kept, and after which rows may join."""
 
     def begin(
-        self, stages: Sequence[Stage], store: Mapping[int, Callable[[Any], None]], read: Callable[[RowGroup], Any]
+        self, stages: Sequence[Stage], caches: Mapping[int, RowCache], sigma: float, read: Callable[[int, RowSet], Any]
     ) -> None:
         """A call begins.
 
         Args:
             stages: what it consists of.
-            store: takes, of a block at a boundary, what the rows that compute gave.
-            read: gives what was kept for a group that joins.
+            caches: of every block at a boundary: they keep what the rows that compute gave.
+            sigma: noise level of this step.
+            read: gives what an action reads for rows.
         """
-        self._stages, self._store, self._read = list(reversed(stages)), store, read
-        self.is_whole, self.stops = False, frozenset(store)
+        self._stages, self._caches, self._sigma, self._read = list(reversed(stages)), caches, sigma, read
+        self.is_whole = False
 
     def end(self) -> None:
         """The call is over: lets go of every tensor."""
-        self._stages, self._store, self._read = [], {}, lambda group: None
+        self._stages, self._caches, self._read = [], {}, lambda action, rows: None
         self._taken.clear()
 
     def enter(self, argument: Any) -> Any:
         """A block's argument for the rows that run: what has a row for each of the batch is narrowed, once for all blocks."""
+        known = self._taken.get(id(argument))
+        if known is not None:
+            return known[1]
         return self._take(argument) if isinstance(argument, Tensor) else map_tensors(self._take, argument)
 
     def _take(self, leaf: Tensor) -> Tensor:
         rows = self._stages[-1].rows
-        if not leaf.ndim or leaf.shape[0] != rows.num_rows:
+        if not leaf.ndim or leaf.size(0) != rows.num_rows:
             return leaf
         known = self._taken.get(id(leaf))
         if known is None:
@@ -115,23 +130,30 @@ class Flow:
 
     def leave(self, position: int, output: Any) -> Any:
         """Keeps what a block at a stop gave, and gives what the model goes on with."""
-        stage = self._stages[-1]
-        self._store[position](map_tensors(stage.computing.take, output))
-        joiner = stage.joiner
-        if joiner is None or position != stage.end:
+        stage, cache = self._stages[-1], self._caches[position]
+        cache.store(map_tensors(stage.computing.take, output), self._sigma, stage.placement)
+        if position != stage.end:
             return output
         self._stages.pop()
         self._taken.clear()
         self.is_whole = self._stages[-1].rows.is_whole
-        return map_tensors(lambda *leaves: joiner.join(leaves), output, *map(self._read, stage.joining))
+        kept = [self._read(action, rows) for action, rows in stage.joining]
+        joiner = stage.joiner
+        return kept[0] if joiner is None else map_tensors(lambda *leaves: joiner.join(leaves), output, *kept)
 
 
 class Joining(View):
-    """Runs a block on the rows of a stage."""
+    """Runs a block on the rows of a stage.
 
-    def __init__(self, block: nn.Module, slot: Slot, layout: BlockLayout, position: int, flow: Flow) -> None:
+    Args:
+        block, slot, layout: as of every view.
+        flow: which rows run.
+        stop: the block's position where its output is kept and rows may join after it, else None.
+    """
+
+    def __init__(self, block: nn.Module, slot: Slot, layout: BlockLayout, flow: Flow, stop: int | None) -> None:
         super().__init__(block, slot, layout)
-        self.position, self.flow = position, flow
+        self.flow, self.stop = flow, stop
         object.__setattr__(self, "inner", block)  # found at once, unlike a module's modules
         self.shared = layout.shared_arguments
         self.shared_places = {place for place, name in enumerate(self.names) if name in self.shared}
@@ -140,7 +162,8 @@ class Joining(View):
         flow = self.flow
         if not flow.is_whole:
             enter = flow.enter
-            args = tuple(value if place in self.shared_places else enter(value) for place, value in enumerate(args))
-            kwargs = {name: value if name in self.shared else enter(value) for name, value in kwargs.items()}
+            args = tuple([value if place in self.shared_places else enter(value) for place, value in enumerate(args)])
+            if kwargs:
+                kwargs = {name: value if name in self.shared else enter(value) for name, value in kwargs.items()}
         output = self.inner(*args, **kwargs)
-        return flow.leave(self.position, output) if self.position in flow.stops else output
+        return output if self.stop is None else self.own(flow.leave(self.stop, output))

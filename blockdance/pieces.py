@@ -155,10 +155,9 @@ class Placement:
         self._sources = Splitter([(piece.source, piece.length) for piece in self._pieces], num_parts)
 
     @cached_property
-    def past(self) -> tuple[RowSet, "Placement"]:
-        """The target rows, and how they are put into the same places of another buffer."""
-        pieces = pieces_of([(row, 0, place) for place, row in enumerate(self.targets)])
-        return RowSet(self.targets, self.num_rows), Placement(pieces, len(self.targets), self.num_rows)
+    def past(self) -> "Placement":
+        """How the target rows of one buffer are put into the same places of another."""
+        return Placement(pieces_of([(row, 0, row) for row in self.targets]), self.num_rows, self.num_rows)
 
     def put(self, buffer: Tensor, part: Tensor) -> None:
         """Writes what was computed into the batch's buffer."""

@@ -77,6 +77,7 @@ class Controller:
         observed = [] if self._consultation is None else [self._consultation.boundary]
         self._make_executor = partial(ReuseExecutor, transformer, layout, self.kinds, observed, max_rows)
         self._executor, self._blocks = self._make_executor(), blocks_of(transformer, layout)
+        self._schedules: dict[int, ReuseSchedule] = {}
         self._has_compiled_blocks = False
         self._groups = None if groups is None else Groups(groups)
         self._generation: Generation | None = None
@@ -211,21 +212,30 @@ class Controller:
         self._executor.joins_rows = not self._has_compiled_blocks
         num_steps = self._steps.num_steps
         num_images = num_rows // self._count_branches(latents, num_rows)
-        schedule = None
-        if isinstance(self._plan, BlockDanceConfig):
-            schedule = self._plan.schedule(num_steps, self._executor.num_blocks)
-        elif isinstance(self._plan, ReuseSchedule):
-            if self._plan.num_steps != num_steps:
-                raise ScheduleError(
-                    f"The schedule has {self._plan.num_steps} steps, but this generation takes {num_steps}. Make a schedule for "
-                    f"{num_steps} steps, or use a `BlockDanceConfig`, which fits any number."
-                )
-            schedule = self._plan if self._plan.batch_size == 1 else self._plan.expand(num_images)
+        schedule = self._schedule(num_steps)
+        if schedule is not None and schedule.batch_size > 1:
+            schedule = schedule.expand(num_images)
         generation = self._generation = Generation(num_images, num_steps, schedule)
         if driver.call is not None:
             # the call may end before the last step: interrupted, or by an exception of a callback
             self._pipeline_call = ref(driver.call, lambda _: generation.end())
         return generation
+
+    def _schedule(self, num_steps: int) -> ReuseSchedule | None:
+        """The plan's actions where it has them before a generation."""
+        plan = self._plan
+        if isinstance(plan, BlockDanceConfig):
+            if num_steps not in self._schedules:
+                self._schedules[num_steps] = plan.schedule(num_steps, self._executor.num_blocks)
+            return self._schedules[num_steps]
+        if not isinstance(plan, ReuseSchedule):
+            return None
+        if plan.num_steps != num_steps:
+            raise ScheduleError(
+                f"The schedule has {plan.num_steps} steps, but this generation takes {num_steps}. Make a schedule for {num_steps} steps, "
+                "or use a `BlockDanceConfig`, which fits any number."
+            )
+        return plan
 
     def _count_branches(self, latents: Any, num_rows: int) -> int:
         """Fused guidance repeats the latents: for the unconditional branch, and for one with perturbed attention. So equal parts are

@@ -54,13 +54,17 @@ class BlockViews:
 
     @cached_property
     def joining(self) -> dict[str, nn.ModuleList]:
-        """The lists of views for a call in which rows join one another."""
+        """The lists of views for a call in which rows join one another; behind the last boundary are the model's own blocks."""
         places = {place: position for position, place in enumerate(self._stack.places)}
+        stops = {keep.position for keep in self.written}
+
+        def view(block: nn.Module, position: int) -> nn.Module:
+            if position > max(stops):
+                return block
+            return Joining(block, self._without, self._layout, self.flow, position if position in stops else None)
+
         return {
-            path: nn.ModuleList(
-                Joining(block, self._without, self._layout, places[path, index], self.flow)
-                for index, block in enumerate(block_list(self._model, path))
-            )
+            path: nn.ModuleList(view(block, places[path, index]) for index, block in enumerate(block_list(self._model, path)))
             for path in self._layout.lists
         }
 

@@ -152,7 +152,10 @@ def block_list(transformer: nn.Module, path: str) -> nn.ModuleList:
 
 def block_stack(transformer: nn.Module, layout: BlockLayout) -> list[tuple[str, int]]:
     """The blocks in execution order, each as (list, index in that list)."""
-    lengths = {path: len(block_list(transformer, path)) for path in layout.lists}
+    return _in_order({path: len(block_list(transformer, path)) for path in layout.lists}, layout)
+
+
+def _in_order(lengths: Mapping[str, int], layout: BlockLayout) -> list[tuple[str, int]]:
     if layout.interleaved:
         return [(path, index) for index in range(max(lengths.values())) for path in layout.lists if index < lengths[path]]
     return [(path, index) for path in layout.lists for index in range(lengths[path])]
@@ -188,7 +191,8 @@ class BlockStack:
 
 def blocks_of(transformer: nn.Module, layout: BlockLayout) -> list[nn.Module]:
     """The blocks themselves in execution order."""
-    return [block_list(transformer, path)[index] for path, index in block_stack(transformer, layout)]
+    lists = {path: list(block_list(transformer, path)) for path in layout.lists}
+    return [lists[path][index] for path, index in _in_order({path: len(blocks) for path, blocks in lists.items()}, layout)]
 
 
 def parameter_names(module: nn.Module) -> list[str]:

@@ -1,7 +1,7 @@
 """The executor's calls: twins run once, caches hold copies of their own, and a new kind of reuse needs one class."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -11,6 +11,7 @@ import torch
 from conftest import build_pixart
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from blockdance import BlockLayout, BlockReuse, Kind, Reuse, ReuseExecutor, ReuseSchedule, apply_blockdance, find_layout
 from blockdance.kinds import Keep, StandIn
@@ -98,9 +99,11 @@ class Headless(nn.Module):
 LAYOUT = BlockLayout(lists=("blocks",))
 
 
-def toy_outputs(kinds: Sequence[Kind], actions: Sequence[Sequence[int]], twins: Sequence[int] | None = None) -> list[Tensor]:
+def toy_outputs(
+    kinds: Sequence[Kind], actions: Sequence[Sequence[int]], twins: Sequence[int] | None = None, layout: BlockLayout = LAYOUT
+) -> list[Tensor]:
     model = Headless()
-    executor = ReuseExecutor(model, LAYOUT, kinds)
+    executor = ReuseExecutor(model, layout, kinds)
     state = executor.new_state(len(actions), 1)
     zeros = torch.zeros(len(actions), 1, dtype=torch.float64)
     outputs = []
@@ -115,6 +118,40 @@ def test_outputs_given_out_stay_as_they_are_when_the_cache_is_written_over() -> 
     """Where no block runs a model without a head gives out what was kept."""
     outputs = toy_outputs([Reuse(boundary=2)], [[0, 1, 0, 1]])
     assert [float(output) for output in outputs] == [444, 444, 222, 222]
+
+
+JOINING = replace(LAYOUT, joins_rows=lambda inputs: True)
+
+
+def test_outputs_of_rows_that_joined_stay_as_they_are_too() -> None:
+    outputs = toy_outputs([Reuse(boundary=2)], [[0, 1, 0, 1], [0, 0, 1, 0], [0, 0, 1, 1]], layout=JOINING)
+    assert [output.flatten().tolist() for output in outputs] == [[444] * 3, [444, 333, 333], [222, 333, 333], [222, 111, 333]]
+
+
+class Joins(TorchDispatchMode):
+    """Counts tensors that are put together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten.cat.default
+        return function(*args, **kwargs or {})
+
+
+def test_rows_that_join_those_that_were_kept_with_them_are_put_together_by_nothing() -> None:
+    """Rows that compute are gathered once for all blocks, which makes a tensor of each argument; behind the boundary the batch is what is
+    kept, unless a row is extrapolated: from two outputs, gathered like the arguments."""
+    actions = [[0, 0, 1], [0, 0, 0], [0, 0, 1], [0, 0, 0]]
+    for kind, tensors in ((Reuse(boundary=1), 2), (Reuse(boundary=1, order=1), 5)):
+        with Joins() as joins:
+            outputs = toy_outputs([kind], actions, layout=JOINING)
+        assert joins.count == tensors
+        reused = (
+            22.0 if kind.order == 0 else 11.0
+        )  # blocks 0 and 1 at level 2; as levels are even, extrapolated they are level 1's
+        assert outputs[2].flatten().tolist() == [100 + reused, 111, 100 + reused, 111]
 
 
 def test_a_call_is_bit_equal_with_and_without_twins() -> None:
