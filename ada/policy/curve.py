@@ -41,11 +41,12 @@ class Curve:
         """The smallest λ at which no more than this share of the images is visibly changed.
 
         Raises:
-            ValueError: no λ keeps to it.
+            ValueError: it is no share, or no λ keeps to it.
         """
-        if changed < self.changed[-1]:
+        least = self.changed[-1]
+        if not least <= changed <= 1:
             raise ValueError(
-                f"`quality` must be {self.changed[-1]:.3f} or more: so many images change at the largest λ; got {changed}."
+                f"`quality` must lie between {least:.3f} and 1, a share of the images: so many change at the largest λ; got {changed}."
             )
         return next(
             weight

@@ -161,15 +161,16 @@ class StepPolicy(AdaPolicy):
         """The same network, deciding at another λ or within a compute budget.
 
         Args:
-            quality_weight: λ: larger computes more. It should lie in `quality_weight_range`.
+            quality_weight: λ, in `quality_weight_range`: larger computes more.
             compute: share of the denoising compute to spend per image, in (0, 1]; steps are ranked by how much the policy wants
                 to reuse them, and the number of reuses that comes nearest to the budget is taken.
 
         Raises:
             ValueError: a value out of its bounds.
         """
-        if quality_weight is not None and quality_weight <= 0:
-            raise ValueError(f"`quality_weight` must be positive; got {quality_weight}.")
+        low, high = self.quality_weight_range
+        if quality_weight is not None and not low <= quality_weight <= high:
+            raise ValueError(f"`quality_weight` must lie in the trained range, {low:g} to {high:g}; got {quality_weight}.")
         if compute is not None and not 0 < compute <= 1:
             raise ValueError(f"`compute` must lie in (0, 1]; got {compute}.")
         return self._copy(quality_weight=self.quality_weight if quality_weight is None else quality_weight, compute=compute)

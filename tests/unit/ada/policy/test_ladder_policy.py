@@ -152,8 +152,9 @@ def test_wishes_for_a_mean_choose_the_weight_of_the_curve(collector: Collector, 
     assert budget.with_options(mean_compute=0.7).compute is None
     with pytest.raises(ValueError, match=r"`mean_compute` must lie between 0\.600 and 0\.900.*got 0\.5"):
         policy.with_options(mean_compute=0.5)
-    with pytest.raises(ValueError, match=r"`quality` must be 0\.020 or more.*got 0\.01"):
-        policy.with_options(quality=0.01)
+    for quality in (0.01, 5, float("nan")):
+        with pytest.raises(ValueError, match=rf"`quality` must lie between 0\.020 and 1.*got {quality}"):
+            policy.with_options(quality=quality)
 
 
 def test_a_bent_curve_keeps_its_promise() -> None:
@@ -161,7 +162,7 @@ def test_a_bent_curve_keeps_its_promise() -> None:
     bent = replace(CURVE, changed=[0.3, 0.1, 0.2, 0.15])
     assert bent.weight_for_changed(0.2) == 1.0
     assert bent.weight_for_changed(0.15) == 4.0
-    with pytest.raises(ValueError, match=r"0\.150 or more"):
+    with pytest.raises(ValueError, match=r"between 0\.150 and 1"):
         bent.weight_for_changed(0.12)
 
 
@@ -175,6 +176,16 @@ def test_wishes_that_cannot_be_met_are_named(policy: LadderPolicy) -> None:
     for name in ("mean_compute", "quality"):
         with pytest.raises(ValueError, match="no measured curve"):
             policy.with_options(**{name: 0.9})
+
+
+def test_wishes_outside_a_step_policys_training_are_named() -> None:
+    policy = AdaPolicy.from_pretrained(GOLDEN)
+    for weight in (0.4, 16.1, float("nan")):
+        with pytest.raises(ValueError, match=f"trained range, 0.5 to 16; got {weight}"):
+            policy.with_options(quality_weight=weight)
+    for compute in (0, 1.01, float("nan")):
+        with pytest.raises(ValueError, match=r"`compute` must lie in \(0, 1\]"):
+            policy.with_options(compute=compute)
 
 
 def test_wishes_leave_the_original_alone(policy: LadderPolicy, tmp_path: Path) -> None:
