@@ -1,6 +1,6 @@
 """Kills training runs by SIGKILL at random moments: each must end, resumed, with the weights of a run that nobody killed.
 
-    python benchmarks/kill.py                                  the embedded model on three captions at 10 steps, 20 kills
+    python benchmarks/kill.py                                  the embedded model on two captions at 10 steps, 20 kills
     python benchmarks/kill.py --kills 5 --config my.yaml       another run: further options are those of train.py
 
 Every run has a folder and, with a ladder, a table of its own. A run is a child forked from this process, so that its moments fall
@@ -24,7 +24,7 @@ from torch import Tensor
 import train
 
 SMALL = [
-    "--data.init_args.train_limit", "3", "--model.init_args.folds", "2", "--data.init_args.rollout_batch_size", "1",
+    "--data.init_args.train_limit", "2", "--model.init_args.folds", "2", "--data.init_args.rollout_batch_size", "1",
     "--data.init_args.pipeline.init_args.num_inference_steps", "10", "--trainer.max_epochs", "40",
 ]  # fmt: skip
 
