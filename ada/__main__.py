@@ -16,6 +16,9 @@ from ada.rollouts import Case, FrozenPipeline
 from ada.search import ScheduleSearch
 from blockdance import BlockDanceError, Reuse
 
+INTERRUPTED = 130
+"""Exit status of a command that Ctrl+C ended."""
+
 
 def search(
     pipeline: FrozenPipeline,
@@ -51,7 +54,11 @@ def search(
     prompts = load_prompts(source, split, column, limit)
     cases = [Case(prompt, 10**6 + index) for prompt, index in zip(prompts["prompt"], prompts["index"], strict=True)]
     kinds = (Reuse(boundary=last), Reuse(boundary=last, order=1, weight=weight))
-    found = ScheduleSearch(pipeline, reward, cases, kinds, visible_damage, folder=folder).ladder(most_saved)
+    try:
+        found = ScheduleSearch(pipeline, reward, cases, kinds, visible_damage, folder=folder).ladder(most_saved)
+    except KeyboardInterrupt:
+        print(f"Stopped. What was found is kept in {folder}; the same command goes on from there.", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
     found.save(output)
     print(f"Wrote {len(found)} rungs to {output}; a policy decides after steps {', '.join(map(str, found.decision_steps))}.")
 

@@ -5,7 +5,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, load_dataset
+from datasets import Dataset, disable_progress_bars, load_dataset
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch.utils.data import DataLoader, DistributedSampler
@@ -32,6 +32,7 @@ def load_prompts(source: str, split: str, column: str = "prompt", limit: int | N
         FileNotFoundError: there is nothing at `source`, here or on the Hub, or the folder lacks the split.
         PromptsError: what is there cannot be read, is empty, or lacks the column.
     """
+    disable_progress_bars()  # prompts are read in no time
     path = Path(source)
     if path.is_dir() or path.suffix in FORMATS or source.startswith((".", "/", "checkpoints/")):
         file = path / f"{split}.jsonl" if path.is_dir() or not path.suffix else path

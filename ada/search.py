@@ -131,7 +131,9 @@ class ScheduleSearch:
                 advance(self._calls * (ROUNDS - number) // (ROUNDS + 1))
                 break
             chosen = better
-        self._report(f"{num_reused:3d} of {self.num_steps} steps reuse: {_name(chosen)}  {self.score(chosen):.4f}")
+        self._report(
+            f"{num_reused:3d} of {self.num_steps} steps reuse: {_name(chosen)}, bounded damage {self.score(chosen):.4f}"
+        )
         return chosen
 
     @property
@@ -174,6 +176,10 @@ class ScheduleSearch:
             most_saved: share of the steps that the last rung reuses.
         """
         rungs, most = [(0,) * self.num_steps], min(round(most_saved * self.num_steps), len(self.open))
+        self._report(
+            f"Searching for 1 to {most} of {self.num_steps} steps that reuse, on {len(self.cases)} captions. What is found is kept in "
+            f"{self._file or 'memory'}; {len(self._known)} schedules are known from before."
+        )
         with progress("Searching schedules, calls of the pipeline", most * self._calls) as advance:
             rungs += [self.best(count, advance) for count in range(1, most + 1)]
         steps = tuple(sorted({max(2, round(share * self.num_steps) - 1) for share in DECIDED_AT}))

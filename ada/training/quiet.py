@@ -4,8 +4,6 @@ import logging
 import re
 import warnings
 
-from datasets import disable_progress_bars
-
 LIGHTNING_CHATTER = re.compile(
     r"💡 Tip: For seamless cloud"  # advertising
     r"|Seed set to |GPU available: False|TPU available: "
@@ -24,14 +22,13 @@ LIBRARIES_WARNINGS = (
 
 
 def quieten_libraries() -> None:
-    """Drops advertising, warnings about what libraries do among themselves, and the bars of reading prompts."""
+    """Drops advertising, and warnings about what libraries do among themselves."""
     for name in ("pytorch.utilities.rank_zero", "fabric.utilities.rank_zero", "fabric.utilities.seed"):
         logger = logging.getLogger(f"lightning.{name}")
         if _is_news not in logger.filters:
             logger.addFilter(_is_news)
     for beginning in LIBRARIES_WARNINGS:
         warnings.filterwarnings("ignore", message=beginning)
-    disable_progress_bars()
 
 
 def _is_news(record: logging.LogRecord) -> bool:

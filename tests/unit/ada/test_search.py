@@ -114,6 +114,19 @@ def test_a_ladder_saves_more_and_more_and_offers_ways_back() -> None:
     assert float(saved.max()) > 0.25
 
 
+def test_an_interrupted_search_says_that_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ScheduleSearch, "ladder", interrupt)
+    with pytest.raises(SystemExit) as error:
+        main(search_command(tmp_path))
+    assert error.value.code == 130
+    assert f"kept in {tmp_path / 'search'}; the same command goes on from there" in capsys.readouterr().err
+
+
 def test_commands_show_what_a_policy_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = Path(__file__).parents[3]
     assert main(["show", "--policy", str(root / "checkpoints" / "ada-emoji")]) == 0
@@ -132,20 +145,23 @@ def test_pull_of_a_folder_writes_the_same_policy(tmp_path: Path) -> None:
 
 
 def test_the_search_configuration_is_one_that_the_command_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(search_command(tmp_path)) == 0, capsys.readouterr().err
+    ladder = Ladder.load(tmp_path / "ladder.json")
+    assert [kind.boundary for kind in ladder.kinds] == [3, 3], "the model's last block"
+    assert torch.equal(ladder.actions[0], torch.zeros(8, dtype=torch.int64))
+
+
+def search_command(tmp_path: Path) -> list[str]:
     """configs/search.yaml as it is, but for the pipeline's size, the reward's model and the number of captions."""
     build_pixart_pipeline().save_pretrained(tmp_path / "pipeline")
     (tmp_path / "captions.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
     root = Path(__file__).parents[3]
     ssim = {"rewards": {"ssim": {"class_path": "ada.rewards.SSIM"}}, "weights": {"ssim": 1.0}}
     reward = {"class_path": "ada.rewards.WeightedReward", "init_args": ssim}
-    arguments = [
+    return [
         "search", "--config", str(root / "configs" / "search.yaml"),
         "--pipeline.init_args.model", str(tmp_path / "pipeline"), "--pipeline.init_args.num_inference_steps", "8",
         "--reward", json.dumps(reward),
         "--source", str(tmp_path / "captions.jsonl"), "--split", "train", "--limit", "2", "--most_saved", "0.25",
         "--output", str(tmp_path / "ladder.json"), "--folder", str(tmp_path / "search"),
     ]  # fmt: skip
-    assert main(arguments) == 0, capsys.readouterr().err
-    ladder = Ladder.load(tmp_path / "ladder.json")
-    assert [kind.boundary for kind in ladder.kinds] == [3, 3], "the model's last block"
-    assert torch.equal(ladder.actions[0], torch.zeros(8, dtype=torch.int64))
