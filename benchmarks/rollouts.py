@@ -1,4 +1,5 @@
-"""Rollouts a second against one call of the pipeline for each, stage by stage, and the memory beside the model's weights.
+"""Rollouts a second against one call of the pipeline for each, steps of the transformer, milliseconds stage by stage, and the memory beside
+the model's weights.
 
     python benchmarks/rollouts.py
     python benchmarks/rollouts.py --ladder configs/ladders/pixart_alpha.json --blocks 28 --cases 2256   what a run costs; runs nothing
@@ -10,7 +11,7 @@ All ways give the same rewards; it is checked.
 import argparse
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -100,6 +101,16 @@ class Workload:
     def num_rollouts(self) -> int:
         return len(self.cases) * self.group
 
+    def steps(self) -> dict[str, float]:
+        """Steps of the transformer that each way takes for a rollout; the rest of what it gains is larger batches."""
+        prompts, blocks = len(self.cases), self.pipeline.num_blocks
+        first = self.decision_step + 1
+        alone = sum(steps_of(actions, self.kinds, blocks)[0] for actions in self.actions)
+        taped = sum(steps_of(actions, self.kinds, blocks, first)[1] for actions in self.actions)
+        references = prompts * self.pipeline.num_inference_steps
+        ways = {ONE_BY_ONE: references + alone, FIRST: references + taped, TAPED: taped, KNOWN: 0.0}
+        return {way: steps / self.num_rollouts for way, steps in ways.items()}
+
     def new_references(self) -> References:
         return References(self.pipeline, Tape(2**30), self.kinds, self.decision_step)
 
@@ -153,12 +164,25 @@ def ladder_cost(ladder: Ladder, num_blocks: int) -> dict[str, float]:
         `alone`: each rung in a generation of its own; `shared`: with every step that rungs have in common run once; `images`: how many
         are decoded and scored.
     """
-    costs = [1.0, *((num_blocks - 1 - kind.boundary) / num_blocks for kind in ladder.kinds)]
-    rungs = [tuple(rung) for rung in ladder.actions.tolist()]
-    beginnings = {rung[: step + 1] for rung in rungs for step in range(ladder.num_steps)}
-    alone = sum(costs[action] for rung in rungs for action in rung)
-    shared = sum(costs[beginning[-1]] for beginning in beginnings)
-    return {"alone": alone / ladder.num_steps, "shared": shared / ladder.num_steps, "images": len(rungs)}
+    alone, shared = steps_of(ladder.actions, ladder.kinds, num_blocks)
+    return {"alone": alone / ladder.num_steps, "shared": shared / ladder.num_steps, "images": len(ladder.actions)}
+
+
+def steps_of(actions: Tensor, kinds: Sequence[Reuse], num_blocks: int, first: int = 0) -> tuple[float, float]:
+    """Steps of the transformer that schedules of one image take, each by itself, and with what they have in common run once; a step of
+    reuse counts as the blocks that it runs.
+
+    Args:
+        actions: int64 `(schedules, num_steps)`.
+        kinds: what they refer to.
+        num_blocks: of the transformer.
+        first: the step before which nothing is run.
+    """
+    costs = [1.0, *((num_blocks - 1 - kind.boundary) / num_blocks for kind in kinds)]
+    schedules = [tuple(schedule) for schedule in actions.tolist()]
+    beginnings = {schedule[: step + 1] for schedule in schedules for step in range(first, len(schedule))}
+    alone = sum(costs[action] for schedule in schedules for action in schedule[first:])
+    return alone, sum(costs[beginning[-1]] for beginning in beginnings)
 
 
 def paper_cost(
@@ -249,7 +273,7 @@ def speed_table(work: Workload, repeats: int, folder: Path) -> Table:
     for way, quality in work.quality.items():
         torch.testing.assert_close(quality, work.quality[ONE_BY_ONE], atol=1e-4, rtol=0, msg=f"{way}: other rewards")
     table = Table(
-        "way", "rollouts/s", "times as fast", *STAGES, "all",
+        "way", "rollouts/s", "times as fast", "steps", *STAGES, "all",
         title=f"{len(work.cases)} × {work.group} schedules, {work.pipeline.num_inference_steps} steps; stages in ms an image",
     )  # fmt: skip
     for way, taken in seconds.items():
@@ -258,7 +282,7 @@ def speed_table(work: Workload, repeats: int, folder: Path) -> Table:
         typical = sorted(taken)[len(taken) // 2]
         table.add_row(
             way, f"{work.num_rollouts / typical:.2f}", f"{middle:.3g} ({low:.3g} to {high:.3g})",
-            *(f"{value:.1f}" for value in per_image), f"{1e3 * typical / work.num_rollouts:.1f}",
+            f"{work.steps()[way]:.1f}", *(f"{value:.1f}" for value in per_image), f"{1e3 * typical / work.num_rollouts:.1f}",
         )  # fmt: skip
     return table
 

@@ -9,7 +9,18 @@ from conftest import build_clip_folder, build_pixart_pipeline
 from ladders import build_ladder
 from rich.table import Table
 
-from benchmarks.rollouts import KNOWN, ONE_BY_ONE, TAPED, Workload, ladder_cost, main, memory_table, paper_cost, speed_table
+from benchmarks.rollouts import (
+    FIRST,
+    KNOWN,
+    ONE_BY_ONE,
+    TAPED,
+    Workload,
+    ladder_cost,
+    main,
+    memory_table,
+    paper_cost,
+    speed_table,
+)
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +41,23 @@ def rows_of(table: Table) -> dict[str, list[str]]:
 def test_every_way_is_timed_and_gives_the_same_rewards(work: Workload, tmp_path: Path) -> None:
     found = rows_of(speed_table(work, 2, tmp_path))
     assert len(found) == 4
-    denoised = {way: float(cells[3]) for way, cells in found.items()}
+    denoised = {way: float(cells[4]) for way, cells in found.items()}
     assert denoised[ONE_BY_ONE] > denoised[TAPED] > denoised[KNOWN] == 0
     assert work.quality[ONE_BY_ONE].shape == (6,)
     assert len(set(work.quality[ONE_BY_ONE].tolist())) > 1
+
+
+def test_steps_are_those_that_run(work: Workload) -> None:
+    """Counted in blocks that ran, for all ways of one round; a row of guidance is half of an image's step."""
+    blocks = work.pipeline.transformer.transformer_blocks
+    rows: list[int] = []
+    hooks = [block.register_forward_pre_hook(lambda _, args: rows.append(len(args[0]))) for block in blocks]
+    for way, run in {ONE_BY_ONE: work.one_by_one, FIRST: work.first_epoch, TAPED: work.from_tape}.items():
+        run()
+        assert sum(rows) / 2 / len(blocks) / work.num_rollouts == pytest.approx(work.steps()[way])
+        rows.clear()
+    for hook in hooks:
+        hook.remove()
 
 
 def test_six_schedules_at_once_hold_more_memory_than_one_image(work: Workload) -> None:
