@@ -64,15 +64,16 @@ class Collector:
             cases = list(alike)
             for start in range(0, len(cases), self.batch_size):
                 batch = cases[start : start + self.batch_size]
-                damage, sights = self.run(batch)
-                self.table.add(batch, {"damage": damage}, sights)
+                values, sights = self.run(batch)
+                self.table.add(batch, values, sights)
                 advance(len(batch))
 
-    def run(self, cases: Sequence[Case]) -> tuple[Tensor, Tensor]:
+    def run(self, cases: Sequence[Case]) -> tuple[dict[str, Tensor], Tensor]:
         """One batch, of cases with the same settings.
 
         Returns:
-            The damage `(cases, rungs)`, 0 or more, and what is seen at every node `(cases, nodes, width)`.
+            The `damage`, 0 or more, and the reward's parts by name, as they are, `(cases, rungs)` each; and what is seen at every node,
+            `(cases, nodes, width)`.
 
         Raises:
             RewardError: a damage that is no finite number.
@@ -99,12 +100,13 @@ class Collector:
                 [prompt for prompt in prompts for _ in range(rungs)],
                 rollout.images[:, :1].expand_as(rollout.images).flatten(0, 1),
             )
+        parts = {name: part.unflatten(0, (len(cases), rungs)) for name, part in scored.parts.items()}
         damage = -scored.total.unflatten(0, (len(cases), rungs))
         if not damage.isfinite().all():
             raise RewardError(
                 f"A damage of the prompts {prompts} is no finite number. Check that the model decodes them to finite images."
             )
-        return (damage - damage[:, :1]).clamp(min=0), torch.stack(sights, 1)
+        return {**parts, "damage": (damage - damage[:, :1]).clamp(min=0)}, torch.stack(sights, 1)
 
 
 def _settings(case: Case) -> tuple[tuple[str, Any], ...]:

@@ -176,7 +176,9 @@ def test_second_fill_computes_nothing(tmp_path: Path) -> None:
 def test_damage_is_what_the_reward_says_of_the_images() -> None:
     """Decibels below 60 of each rung's image against the first's, worked out from the images themselves."""
     frozen, ladder = build_frozen(), build_ladder()
-    damage, sights = Collector(frozen, build_reward(), ladder, None).run(CASES)
+    values, sights = Collector(frozen, build_reward(), ladder, None).run(CASES)
+    damage = values["damage"]
+    assert torch.equal(damage, values["psnr"][:, :1] - values["psnr"])
     assert damage[:, 0].tolist() == [0.0] * len(CASES)
     prompts, seeds = [case.prompt for case in CASES], [case.seed for case in CASES]
     images = roll_out(frozen, prompts, seeds, ladder.actions.expand(len(CASES), -1, -1), KINDS, (2, 4)).images
