@@ -7,6 +7,7 @@ that was chosen on the training cases. Nothing is chosen on the test captions.
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ def main(
     noises: int = 3,
     noises_of_others: int = 1,
     draws: int = 3,
+    more: Sequence[int] = (),
     output: Path = Path("docs/evidence"),
     others: Sequence[Path] = (),
     gate: Path | None = None,
@@ -76,6 +78,7 @@ def main(
         noises: noises per test caption.
         noises_of_others: of them, those that fewer steps and other policies run on as well.
         draws: how often the training cases are drawn, the first time all of them.
+        more: larger numbers of training captions, for the learning curve.
         output: folder to write to.
         others: folders of policies of other kinds, such as the one that configs/paper_ada.yaml trains.
         gate: folder to save the gate of six scalars to, for `evaluate.py --rivals`; then nothing else is compared.
@@ -95,16 +98,18 @@ def main(
         for prompt, index in zip(prompts["prompt"], prompts["index"], strict=True)
     ]
     train = data.cases("train")
+    larger = [load_data(training, size)[0].cases("train") for size in more]
     data.reuse_costs = data.pipeline.reuse_costs(data.ladder.kinds, train[0].prompt)
-    for title, some in (("training", train), ("test", cases)):
+    for title, some in (("training", [*train, *chain(*larger)]), ("test", cases)):
         todo = data.collector.missing(some)
         with progress(f"Rolling out {len(data.ladder)} schedules on {title} captions", len(todo)) as advance:
             data.collector.fill(todo, advance)
     data.train_data = data.tensors(train)
     test = data.tensors(cases).tensors
     base = BaseModel.of(data.pipeline.transformer)
-    tried = variants(options, data.ladder, len(train), draws)
-    judged = {variant.name: judge(variant, data, base, test) for variant in tried}
+    pools = {len(some): data.tensors(some).tensors for some in (train, *larger)}
+    tried = variants(options, data.ladder, len(train), draws, more)
+    judged = {one.name: judge(one, data, base, test, pools.get(one.cases or 0, pools[len(train)])) for one in tried}
     ours = judged["policy"]
     rivals = {name: judged[name] for name in (THRESHOLD_RULE, GATE)}
     compared = compare_rivals(ours, rivals, data, test)

@@ -1,8 +1,8 @@
-"""What should a policy be rewarded for: the image's distance to its reference, a scorer's quality, or both? `python benchmarks/reward_ablation.py`
+"""Which reward: the distance to the reference, a scorer's quality, or both? `python benchmarks/reward_ablation.py`
 
-Rolls the ladder out on captions that follow those of the training (kept in a table: a run that was killed goes on), trains a policy for
-each reward, and judges each by cross-fitting on the distance and on the scorer's loss, against the mixture of static schedules that is
-best for what is judged.
+Rolls the ladder out on as many captions as the training has, none of them its own (kept in a table: a run that was killed goes on),
+trains a policy for each reward, and judges each by cross-fitting on the distance and on the scorer's loss, against the mixture of static
+schedules that is best for what is judged.
 """
 
 from pathlib import Path
@@ -36,19 +36,16 @@ def scale_for(losses: Tensor, mean: float) -> float:
     return 10**low
 
 
-def main(
-    training: str = "configs/default.yaml", first: int = 240, count: int = 240, output: Path = Path("docs/evidence")
-) -> None:
+def main(training: str = "configs/default.yaml", output: Path = Path("docs/evidence")) -> None:
     """Prints a table and writes rewards.md.
 
     Args:
         training: file of a configuration of ladder training.
-        first: how many training captions are passed over: those that it learns from.
-        count: captions that are used.
         output: folder to write to.
     """
-    data, options = load_data(training, first + count)
-    cases = data.cases("train")[first:]
+    data, options = load_data(training, None)
+    own = data.cases("train")
+    cases = [case for case in load_data(training, 2 * len(own))[0].cases("train") if case not in own]
     data.reuse_costs = data.pipeline.reuse_costs(data.ladder.kinds, cases[0].prompt)
     reward = WeightedReward({DISTANCE: PerceptualDistance(SCORER), QUALITY: ClipScore(SCORER)}, {DISTANCE: 1.0, QUALITY: 0.0})
     known = data.collector.table.folder
@@ -57,7 +54,10 @@ def main(
     with progress(f"Rolling out {len(data.ladder)} schedules", len(todo)) as advance:
         collector.fill(todo, advance)
     sights = torch.stack([collector.table[case].sights for case in cases])
-    losses = {DISTANCE: stack(collector.table, cases, "damage"), QUALITY: (-stack(collector.table, cases, QUALITY)).clamp(min=0)}
+    losses = {
+        DISTANCE: stack(collector.table, cases, "damage"),
+        QUALITY: (-stack(collector.table, cases, QUALITY)).clamp(min=0),
+    }
     visible = {DISTANCE: data.visible_damage}
     visible[QUALITY] = scale_for(losses[QUALITY], float(bounded_damage(losses[DISTANCE], visible[DISTANCE]).mean()))
     costs = {name: bounded_damage(loss, visible[name]) for name, loss in losses.items()}
@@ -72,7 +72,7 @@ def main(
             outcome = measure_outcome(trained.held_out(sights, loss, captions), trained.tree, visible[judged], LEVELS)
             rows.append([name, judged, *(cell(outcome, level) for level in LEVELS)])
     title = (
-        f"Rewards compared on {count} composed captions, each judged by policies that were not trained on it: bounded loss; advantage "
+        f"Rewards compared on {len(cases)} composed captions, each judged by policies that were not trained on it: bounded loss; advantage "
         "over the mixture of static schedules that is best for it, 95 %; share of the gap to the oracle that is closed"
     )
     words = [

@@ -44,9 +44,17 @@ class Variant:
     draw: int | None = None
 
 
-def variants(options: Mapping[str, Any], ladder: Ladder, num_cases: int, draws: int) -> list[Variant]:
-    """All that is compared; the first is the policy itself. Training holds no chance of its own, so it is drawn what it learns from."""
-    sizes = [size for size in (60, 120, 240, 480, 960) if size < num_cases]
+def variants(options: Mapping[str, Any], ladder: Ladder, num_cases: int, draws: int, more: Sequence[int] = ()) -> list[Variant]:
+    """All that is compared; the first is the policy itself. Training holds no chance of its own, so it is drawn what it learns from.
+
+    Args:
+        options: of the policy's training.
+        ladder: what it chooses from.
+        num_cases: how many cases it learns from.
+        draws: how often they are drawn.
+        more: larger numbers of cases to learn from.
+    """
+    sizes = [*(size for size in (60, 120, 240, 480, 960) if size < num_cases), *more]
     first, middle = ladder.decision_steps[0], ladder.decision_steps[len(ladder.decision_steps) // 2]
     return [
         Variant("policy", options),
@@ -139,9 +147,17 @@ class Judged:
         return rung_chances(rungs, spent, level, len(saved)) if float(means.min()) <= level <= float(means.max()) else None
 
 
-def judge(variant: Variant, data: RolloutDataModule, base: BaseModel, test: Sequence[Tensor]) -> Judged:
-    """Trains a variant; it is judged on the test cases."""
-    sights, damage, _ = data.train_data.tensors
+def judge(variant: Variant, data: RolloutDataModule, base: BaseModel, test: Sequence[Tensor], pool: Sequence[Tensor]) -> Judged:
+    """Trains a variant; it is judged on the test cases, beside the mixture that is best on the policy's own training cases.
+
+    Args:
+        variant: what is trained.
+        data: the policy's.
+        base: fingerprint of the model.
+        test: sights, damage and captions of the test cases.
+        pool: those that the variant learns from.
+    """
+    sights, damage, _ = pool
     ladder, nodes = at_looks(data.ladder, variant.looks or data.ladder.decision_steps)
     generator = torch.Generator().manual_seed(variant.draw or 0)
     chosen = torch.randperm(len(sights), generator=generator)[: variant.cases]
@@ -153,4 +169,4 @@ def judge(variant: Variant, data: RolloutDataModule, base: BaseModel, test: Sequ
     seen = keep_inputs(test[0][:, nodes], variant.inputs, base.prompt_width)
     if variant.shuffled:
         seen = seen[torch.randperm(len(seen), generator=torch.Generator().manual_seed(1))]
-    return Judged(HeldOut(training.policy, seen, test[1], damage, test[2]), training.tree)
+    return Judged(HeldOut(training.policy, seen, test[1], data.train_data.tensors[1], test[2]), training.tree)

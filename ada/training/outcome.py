@@ -14,7 +14,7 @@ from ada.rewards.damage import bounded_damage, visibly_changed
 from ada.schedules import Mixture, Tree, gap_closed, oracle_errors
 from ada.statistics import studentised_interval
 
-LEVELS = (0.10, 0.15, 0.20, 0.25, 0.30, 0.35, 0.40, 0.45)
+LEVELS = (0.10, 0.15, 0.20, 0.25, 0.30, 0.35, 0.40, 0.45, 0.50)
 NUM_WEIGHTS = 121
 ROUNDING = 1e-9
 
