@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -147,11 +148,15 @@ def compare_policy(folder: Path, data: RolloutDataModule, cases: Sequence[Case],
 
 
 def equal_damage(outcome: Outcome) -> str:
-    """How much more than the mixture the policy saves at the same mean damage, in words."""
-    curve = outcome.curve
+    """How much more than the mixture the policy saves at the same mean damage, two neighbouring λ mixed, in words."""
+    points = list(zip(outcome.curve.damage, outcome.curve.saved, strict=True))
     found = []
     for level in outcome.levels:
-        reached = [saved for saved, damage in zip(curve.saved, curve.damage, strict=True) if damage <= level.mixture]
+        reached = [
+            saved + (other - saved) * (level.mixture - damage) / (more - damage)
+            for (more, other), (damage, saved) in pairwise(points)
+            if damage <= level.mixture < more
+        ]
         if reached:
             found.append(f"{max(reached):.1%} rather than {level.saved:.0%}")
     return f"At the damage of the mixture the policy saves {', '.join(found)}."
