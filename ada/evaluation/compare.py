@@ -85,8 +85,8 @@ def evaluate(frozen: FrozenPipeline, policy: AdaPolicy, request: Request, consol
     weights = list(request.quality_weights or default_quality_weights(policy))
     recorded = _recorded(frozen, request) | {
         "quality_weights": weights, "budgets": list(request.budgets), "mean_budgets": list(request.mean_budgets),
-        "policy_weights": policy.digest(), "policy_config": digest(policy.config),
-        "rivals": {name: digest([rival.digest(), rival.config]) for name, rival in request.rivals.items()},
+        "policy_weights": policy.digest(), "policy_digest": policy_digest(policy),
+        "rivals": {name: policy_digest(rival) for name, rival in request.rivals.items()},
     }  # fmt: skip
     store = _store(request, recorded)
     methods = _with_policy(frozen, policy.to(frozen.device).eval(), weights, request, store)
@@ -155,6 +155,11 @@ def default_quality_weights(policy: AdaPolicy) -> list[float]:
     """Three values of λ, log-spaced over the policy's range; one where the range is a single value."""
     low, high = policy.config["quality_weight_range"]
     return [low] if low == high else [low, (low * high) ** 0.5, high]
+
+
+def policy_digest(policy: AdaPolicy) -> str:
+    """Tells a policy from others by its weights and its configuration: of the same weights, another curve meets other budgets."""
+    return digest([policy.digest(), policy.config])
 
 
 def grid_places(num_prompts: int) -> frozenset[int]:

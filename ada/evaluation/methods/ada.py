@@ -53,13 +53,13 @@ def rival_methods(name: str, policy: AdaPolicy, mean_budgets: Sequence[float], n
         mean_budgets: shares of the compute to spend on average.
         num_inference_steps: denoising steps.
     """
-    wishes = (
-        {f"{name} mean {budget:.0%}": {"mean_compute": budget} for budget in mean_budgets} if policy.config.get("curve") else {}
-    )
+    wishes: dict[str, dict[str, float]] = {name: {}}
+    if policy.config.get("curve"):
+        wishes = {f"{name} mean {budget:.0%}": {"mean_compute": budget} for budget in mean_budgets}
     note = f"The policy {name} at the budgets of Ada."
     return [
         _policy_row(policy, row, name, "peers", num_inference_steps, wish, note, timed=place == 0)
-        for place, (row, wish) in enumerate((wishes or {name: {}}).items())
+        for place, (row, wish) in enumerate(wishes.items())
     ]
 
 

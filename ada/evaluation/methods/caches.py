@@ -207,6 +207,7 @@ def cache_dit(settings: Mapping[str, Any], taylorseer_order: int | None, pipelin
         taylorseer_order: of its TaylorSeer calibrator, which extrapolates what is skipped; None leaves it out.
         pipeline: the pipeline.
     """
+    logging.getLogger("cache_dit").setLevel(logging.ERROR)  # which speaks as soon as it is imported
     package = optional_package("cache_dit")
     for name in [name for name in logging.Logger.manager.loggerDict if name.lower().startswith("cache")]:
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -11,6 +11,7 @@ import torch
 from conftest import NUM_BLOCKS, build_clip_folder, build_pixart_pipeline
 from policies import build_step_policy
 
+from ada.evaluation.compare import policy_digest
 from ada.evaluation.measure.collect import collect_results, read_complexity
 from ada.evaluation.measure.counting import counted_macs
 from ada.evaluation.measure.metrics import Embedding, default_metrics, edge_density
@@ -161,6 +162,14 @@ def test_other_settings_take_nothing_from_an_earlier_run(tmp_path: Path) -> None
     first.write("decisions", [1])
     assert Store(tmp_path, {"seed": 0}).read("decisions") == [1]
     assert Store(tmp_path, {"seed": 1}).read("decisions") is None
+
+
+def test_a_policy_of_the_same_weights_and_another_configuration_is_another_one(policy: StepPolicy, tmp_path: Path) -> None:
+    policy.save_pretrained(tmp_path)
+    assert policy_digest(StepPolicy.from_pretrained(tmp_path)) == policy_digest(policy)
+    other = policy.with_options(quality_weight=3.0)
+    assert other.digest() == policy.digest()
+    assert policy_digest(other) != policy_digest(policy)
 
 
 def test_a_method_that_does_not_apply_or_skips_nothing_says_so(backbone: FrozenPipeline, tmp_path: Path) -> None:
