@@ -1,13 +1,16 @@
-"""Prompt sets by name, and columns that are found by their usual names."""
+"""What is asked for: prompt sets by name, columns that are found by their usual names, and how much of a quick look is timed."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from datasets import Dataset
 
 from ada.evaluation import request
-from ada.evaluation.request import PROMPT_SETS, find_prompts
+from ada.evaluation.measure import TimingPlan
+from ada.evaluation.methods import Method
+from ada.evaluation.request import PROMPT_SETS, Request, find_prompts
 
 
 def test_the_embedded_set_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,3 +52,20 @@ def test_an_unusual_column_is_asked_for(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has no column"):
         find_prompts(str(tmp_path))
     assert find_prompts(str(tmp_path), column="description")["prompt"] == ["x"]
+
+
+def test_a_quick_look_times_plain_pipelines_and_the_policy_alone_and_says_so() -> None:
+    groups = ("plain", "blockdance", "static", "ada", "peers")
+    methods = [Method(name=group, family="", group=group, num_inference_steps=4) for group in groups]  # type: ignore[arg-type]
+    quick = Request(prompts=["a"] * 8, indices=range(8), metrics={}, embed=lambda images: images)
+    assert [method.name for method in methods if quick.times(method)] == ["plain", "ada"]
+    assert quick.timing() == TimingPlan([1], 3, 24.0)
+    assert "Latency is that of plain pipelines and the policy" in str(quick.quick_look)
+    asked = replace(quick, rounds=2)
+    assert all(asked.times(method) for method in methods)
+    assert asked.timing() == TimingPlan([1, 8], 2, 24.0)
+    assert "Latency" not in str(asked.quick_look)
+    whole = replace(quick, prompts=["a"] * 128, indices=range(128))
+    assert all(whole.times(method) for method in methods)
+    assert whole.timing() == TimingPlan([1, 8], 10, 180.0)
+    assert whole.quick_look is None
