@@ -19,6 +19,7 @@ from ada.schedules import Ladder
 ROUNDS, QUICK_ROUNDS = 10, 3
 TIMING_MINUTES, QUICK_TIMING_MINUTES = 3.0, 0.4
 QUICKLY_TIMED = ("plain", "ada")
+BRIEF = "Latency is that of plain pipelines and the policy, at batch 1 alone; what runs image by image is left out."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,22 +108,27 @@ class Request(Settings):
         if len(self.prompts) >= PUBLISHED:
             return None
         few = f"A quick look: {len(self.prompts)} prompts are too few to publish, whose tables take {PUBLISHED} or more."
-        return few if self.rounds is not None else f"{few} Latency is that of plain pipelines and the policy, at batch 1 alone."
+        return f"{few} {BRIEF}" if self.is_brief else few
+
+    @property
+    def is_brief(self) -> bool:
+        """Whether it is a quick look of which nobody asks how often to time it: then what costs most is left out."""
+        return len(self.prompts) < PUBLISHED and self.rounds is None
 
     def wants(self, method: Method) -> bool:
-        """Whether a method runs."""
-        return method.main or self.sweeps or method.name == self.compare_with
+        """Whether a method runs; in a quick look, none image by image."""
+        is_main = method.main and not (self.is_brief and method.settings.get("batch_size") == 1)
+        return is_main or self.sweeps or method.name == self.compare_with
 
     def times(self, method: Method) -> bool:
         """Whether latency is measured of a method; in a quick look only of those that decide whether a policy pays."""
-        is_brief = self.quick_look is not None and self.rounds is None
-        return method.main and method.timed and (not is_brief or method.group in QUICKLY_TIMED)
+        return method.main and method.timed and (not self.is_brief or method.group in QUICKLY_TIMED)
 
     def timing(self) -> TimingPlan:
         """How latency is measured."""
         minutes = TIMING_MINUTES if self.quick_look is None else QUICK_TIMING_MINUTES
         seconds = 60 * (minutes if self.timing_minutes is None else self.timing_minutes)
-        if self.rounds is None and self.quick_look is not None:
+        if self.is_brief:
             return TimingPlan([1], QUICK_ROUNDS, seconds)
         sizes = sorted({1, min(self.batch_size, len(self.prompts) * self.seeds)})
         return TimingPlan(sizes, ROUNDS if self.rounds is None else self.rounds, seconds)

@@ -139,23 +139,24 @@ def calibrated_methods(frozen: FrozenPipeline, prompts: Sequence[str], seeds: Se
     )
     proposed = "The BlockDance-N that saves most while the injected features stay within"
     cached = "arXiv 2312.03209, without scale-shift: every block is reused until its changes add up to"
-    rows: list[tuple[str, str, str, Callable[[float], Plan], float]] = [
-        *(("Calibrated, tolerance", "BlockDance, calibrated", proposed, measured.propose, value) for value in TOLERANCES),
-        *(("Block Caching, δ", "Block Caching", cached, measured.block_caching, value) for value in THRESHOLDS),
+    rows: list[tuple[str, str, str, Callable[[float], Plan], Sequence[float]]] = [
+        ("Calibrated, tolerance", "BlockDance, calibrated", proposed, measured.propose, TOLERANCES),
+        ("Block Caching, δ", "Block Caching", cached, measured.block_caching, THRESHOLDS),
     ]
-    middle, methods = (TOLERANCES[len(TOLERANCES) // 2], THRESHOLDS[len(THRESHOLDS) // 2]), []
-    for name, family, note, choose, value in rows:
-        plan, reason, chosen = None, None, ""
-        try:
-            plan = choose(value)
-            chosen = f": {len(plan.kinds)} different sets of blocks" if isinstance(plan, ReuseSchedule) else f": {plan}"
-        except ScheduleError as error:
-            reason = str(error)
-        methods.append(
-            Method(
-                name=f"{name} {value:g}", family=family, group="blockdance", num_inference_steps=steps, plan=plan, reason=reason,
-                note=f"{note} {value:g}, measured on {len(prompts)} other prompts{chosen}.", main=value in middle,
-                timed=family == "Block Caching",
-            )
-        )  # fmt: skip
+    methods = []
+    for name, family, note, choose, values in rows:
+        for place, value in enumerate(values):
+            plan, reason, chosen = None, None, ""
+            try:
+                plan = choose(value)
+                chosen = f": {len(plan.kinds)} different sets of blocks" if isinstance(plan, ReuseSchedule) else f": {plan}"
+            except ScheduleError as error:
+                reason = str(error)
+            methods.append(
+                Method(
+                    name=f"{name} {value:g}", family=family, group="blockdance", num_inference_steps=steps, plan=plan,
+                    reason=reason, main=place == len(values) // 2, timed=family == "Block Caching",
+                    note=f"{note} {value:g}, measured on {len(prompts)} other prompts{chosen}.",
+                )
+            )  # fmt: skip
     return methods

@@ -44,3 +44,9 @@ def test_a_tolerance_that_nothing_meets_is_a_row_with_the_reason(
     for method in static.calibrated_methods(subject, ["d"], [5]):
         with pytest.raises(NotApplicableError, match="the smallest"):
             run_batch(subject, method, CASES, slice(0, 2))
+
+
+def test_the_middle_values_run_by_default(subject: FrozenPipeline) -> None:
+    methods = static.calibrated_methods(subject, ["d"], [5])
+    assert len(methods) == 6
+    assert [method.name for method in methods if method.main] == ["Calibrated, tolerance 0.1", "Block Caching, δ 0.2"]

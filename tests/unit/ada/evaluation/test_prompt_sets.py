@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from ada.evaluation import request
 from ada.evaluation.measure import TimingPlan
-from ada.evaluation.methods import Method
+from ada.evaluation.methods import Method, one_by_one
 from ada.evaluation.request import PROMPT_SETS, Request, find_prompts
 
 
@@ -60,6 +60,8 @@ def test_a_quick_look_times_plain_pipelines_and_the_policy_alone_and_says_so() -
     quick = Request(prompts=["a"] * 8, indices=range(8), metrics={}, embed=lambda images: images)
     assert [method.name for method in methods if quick.times(method)] == ["plain", "ada"]
     assert quick.timing() == TimingPlan([1], 3, 24.0)
+    alone = one_by_one(methods[-1])
+    assert [quick.wants(method) for method in (methods[-1], alone)] == [True, False]
     assert "Latency is that of plain pipelines and the policy" in str(quick.quick_look)
     asked = replace(quick, rounds=2)
     assert all(asked.times(method) for method in methods)
@@ -67,5 +69,6 @@ def test_a_quick_look_times_plain_pipelines_and_the_policy_alone_and_says_so() -
     assert "Latency" not in str(asked.quick_look)
     whole = replace(quick, prompts=["a"] * 128, indices=range(128))
     assert all(whole.times(method) for method in methods)
+    assert whole.wants(alone)
     assert whole.timing() == TimingPlan([1, 8], 10, 180.0)
     assert whole.quick_look is None
