@@ -60,12 +60,28 @@ class Ways(Dataset):
 
 @torch.no_grad()
 def record_ways(
-    teacher: PixArtAlphaPipeline, prompts: list[str], sections: int, guidance_scale: float, seed: int, batch_size: int = 32
+    teacher: PixArtAlphaPipeline,
+    prompts: list[str],
+    sections: int,
+    guidance_scale: float,
+    seed: int,
+    file: Path,
+    batch_size: int = 32,
 ) -> Ways:
     """Draws the captions with the teacher, in mixed precision, `sections` of its steps to one of the student's.
 
-    The noise levels of both are evenly spaced, so every `sections`-th of the teacher's is one of the student's.
+    The noise levels of both are evenly spaced, so every `sections`-th of the teacher's is one of the student's. Ways that lie in `file`
+    are read instead.
+
+    Raises:
+        ValueError: those in the file were drawn with other settings.
     """
+    settings = {"prompts": prompts, "sections": sections, "guidance_scale": guidance_scale, "seed": seed}
+    if file.is_file():
+        kept = torch.load(file, weights_only=True)
+        if kept["settings"] != settings:
+            raise ValueError(f"{file} was drawn for other captions, sections, guidance or seed: give another --output.")
+        return Ways(*kept["ways"], student_scheduler(teacher))
     generator, config = torch.Generator().manual_seed(seed), teacher.transformer.config
     shape = (config.in_channels, config.sample_size, config.sample_size)
     latents, embeds, masks = [], [], []
@@ -83,7 +99,10 @@ def record_ways(
                 )  # fmt: skip
             latents.append(torch.stack(way[::sections], 1))
             advance(len(part))
-    return Ways(torch.cat(latents), torch.cat(embeds), torch.cat(masks), student_scheduler(teacher))
+    ways = [torch.cat(latents), torch.cat(embeds), torch.cat(masks)]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"settings": settings, "ways": ways}, file)
+    return Ways(*ways, student_scheduler(teacher))
 
 
 def student_scheduler(teacher: PixArtAlphaPipeline) -> DPMSolverMultistepScheduler:
@@ -162,7 +181,9 @@ def main(arguments: list[str] | None = None) -> None:
     teacher = load_pipeline(options.teacher, torch.float32)
     prompts = load_prompts(options.prompts, "composed_train", limit=options.captions)
     shown = load_prompts(options.prompts, "composed_validation", limit=16)
-    ways = record_ways(teacher, list(prompts["prompt"]), options.sections, options.guidance_scale, seed=0)
+    ways = record_ways(
+        teacher, list(prompts["prompt"]), options.sections, options.guidance_scale, 0, options.output / "ways.pt"
+    )
     module = Distillation(teacher, options, list(shown["prompt"]))
     train = DataLoader(ways, options.batch_size, shuffle=True, drop_last=True)
     fit(module, train, DataLoader([0]), options.output, options.steps, validate_every=50)

@@ -36,10 +36,17 @@ def draw(distill: Any, pipeline: PixArtAlphaPipeline, noise: Tensor, steps: int,
 
 
 def test_a_section_leads_from_one_point_of_the_teachers_way_to_the_next(
-    distill: Any, pixart_pipeline: PixArtAlphaPipeline
+    distill: Any, pixart_pipeline: PixArtAlphaPipeline, tmp_path: Path
 ) -> None:
-    ways = distill.record_ways(pixart_pipeline, PROMPTS, sections=3, guidance_scale=4.0, seed=0, batch_size=2)
+    file = tmp_path / "ways.pt"
+    ways = distill.record_ways(pixart_pipeline, PROMPTS, 3, 4.0, 0, file, batch_size=2)
     assert len(ways) == 16
+    with pytest.raises(ValueError, match="give another --output"):
+        distill.record_ways(pixart_pipeline, PROMPTS, 3, 4.5, 0, file)
+    transformer, pixart_pipeline.transformer = pixart_pipeline.transformer, None  # what lies in the file is not drawn again
+    again = distill.record_ways(pixart_pipeline, PROMPTS, 3, 4.0, 0, file)
+    assert all(map(torch.equal, again[5], ways[5]))
+    pixart_pipeline.transformer = transformer
     noise = torch.cat([ways[4 * way][0][None] for way in range(4)])
     latents, scheduler = noise, distill.student_scheduler(pixart_pipeline)
     for step, timestep in enumerate(scheduler.timesteps):
