@@ -1,8 +1,8 @@
 """Which reward: the distance to the reference, a scorer's quality, or both? `python benchmarks/reward_ablation.py`
 
-Rolls the ladder out on as many captions as the training has, none of them its own (kept in a table: a run that was killed goes on),
-trains a policy for each reward, and judges each by cross-fitting on the distance and on the scorer's loss, against the mixture of static
-schedules that is best for what is judged.
+Rolls the ladder out on captions that are none of the training's (kept in a table: a run that was killed goes on), trains a policy for each
+reward, and judges each by cross-fitting on the distance and on the scorer's loss, against the mixture of static schedules that is best for
+what is judged.
 """
 
 from pathlib import Path
@@ -36,16 +36,17 @@ def scale_for(losses: Tensor, mean: float) -> float:
     return 10**low
 
 
-def main(training: str = "configs/default.yaml", output: Path = Path("docs/evidence")) -> None:
+def main(training: str = "configs/default.yaml", count: int = 120, output: Path = Path("docs/evidence")) -> None:
     """Prints a table and writes rewards.md.
 
     Args:
         training: file of a configuration of ladder training.
+        count: captions, no more than the training's.
         output: folder to write to.
     """
     data, options = load_data(training, None)
     own = data.cases("train")
-    cases = [case for case in load_data(training, 2 * len(own))[0].cases("train") if case not in own]
+    cases = [case for case in load_data(training, 2 * len(own))[0].cases("train") if case not in own][:count]
     data.reuse_costs = data.pipeline.reuse_costs(data.ladder.kinds, cases[0].prompt)
     reward = WeightedReward({DISTANCE: PerceptualDistance(SCORER), QUALITY: ClipScore(SCORER)}, {DISTANCE: 1.0, QUALITY: 0.0})
     known = data.collector.table.folder

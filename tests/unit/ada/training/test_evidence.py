@@ -9,9 +9,13 @@ import pytest
 import torch
 from ladders import build_ladder
 
+from ada.policy.curve import Curve
 from ada.policy.sight import NUM_SIGNS
+from ada.rewards.damage import bounded_damage
 from ada.schedules import Tree
-from benchmarks.rivals import best_single, spread
+from ada.training.outcome import LevelOutcome, Outcome
+from benchmarks.reward_ablation import scale_for
+from benchmarks.rivals import best_single, equal_damage, spread
 from benchmarks.variants import at_looks, keep_inputs
 
 
@@ -26,6 +30,18 @@ def test_the_best_single_schedule_saves_enough() -> None:
     cost = torch.tensor([[0.0, 0.3, 0.2, 0.6], [0.0, 0.3, 0.2, 0.6]])
     saved = torch.tensor([0.0, 0.1, 0.199, 0.3])
     assert [best_single(cost, saved, level) for level in (0.0, 0.1, 0.2, 0.3)] == [0, 2, 2, 3]
+
+
+def test_what_is_saved_at_equal_damage_lies_between_two_weights() -> None:
+    """The mixture does 0.3 damage at 40 %; the policy 0.2 at 42 % and 0.4 at 46 %, so 0.3 at 44 %."""
+    curve = Curve([1.0, 2.0, 3.0], [0.46, 0.42, 0.1], [0.4, 0.2, 0.0], [0.0, 0.0, 0.0])
+    level = LevelOutcome(0.4, 0.2, 0.3, 0.1, (0.1, 0.0, 0.2), 0.0, 0.0, 0.5, 3, 0.5)
+    assert "44.0% rather than 40%" in equal_damage(Outcome((level,), curve, 10))
+
+
+def test_the_scale_of_a_loss_gives_the_mean_asked_for() -> None:
+    losses = torch.tensor([0.0, 1e-3, 0.5, 20.0])
+    assert float(bounded_damage(losses, scale_for(losses, 0.3)).mean()) == pytest.approx(0.3, abs=1e-4)
 
 
 def test_parts_of_what_is_seen_are_apart() -> None:
@@ -45,7 +61,7 @@ def test_fewer_looks_are_nodes_of_the_ladder() -> None:
     assert tree.nodes[nodes].tolist() == Tree.of(fewer.actions, fewer.decision_steps).nodes.tolist()
 
 
-@pytest.mark.parametrize("name", ["evidence", "few_steps", "transfer"])
+@pytest.mark.parametrize("name", ["evidence", "few_steps", "reward_ablation", "transfer"])
 def test_it_starts_as_the_docs_say(name: str) -> None:
     """`python benchmarks/<name>.py`: from the checkout, with nothing but what is installed on the path."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
