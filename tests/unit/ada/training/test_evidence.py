@@ -61,7 +61,7 @@ def test_fewer_looks_are_nodes_of_the_ladder() -> None:
     assert tree.nodes[nodes].tolist() == Tree.of(fewer.actions, fewer.decision_steps).nodes.tolist()
 
 
-@pytest.mark.parametrize("name", ["evidence", "few_steps", "reward_ablation", "transfer"])
+@pytest.mark.parametrize("name", ["evidence", "few_steps", "reward_ablation", "scale_shift", "transfer"])
 def test_it_starts_as_the_docs_say(name: str) -> None:
     """`python benchmarks/<name>.py`: from the checkout, with nothing but what is installed on the path."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
