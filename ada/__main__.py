@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from jsonargparse import auto_cli
@@ -55,7 +56,9 @@ def search(
     cases = [Case(prompt, 10**6 + index) for prompt, index in zip(prompts["prompt"], prompts["index"], strict=True)]
     kinds = (Reuse(boundary=last), Reuse(boundary=last, order=1, weight=weight))
     try:
-        found = ScheduleSearch(pipeline, reward, cases, kinds, visible_damage, folder=folder).ladder(most_saved)
+        found = ScheduleSearch(
+            pipeline, reward, cases, kinds, visible_damage, folder=folder, report=partial(print, flush=True)
+        ).ladder(most_saved)
     except KeyboardInterrupt:
         print(f"Stopped. What was found is kept in {folder}; the same command goes on from there.", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
