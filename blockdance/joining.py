@@ -155,7 +155,8 @@ class Joining(View):
         super().__init__(block, slot, layout)
         self.flow, self.stop = flow, stop
         object.__setattr__(self, "inner", block)  # found at once, unlike a module's modules
-        self.shared = layout.shared_arguments
+        shared = layout.shared_block_arguments
+        self.shared = layout.shared_arguments if shared is None else shared
         self.shared_places = {place for place, name in enumerate(self.names) if name in self.shared}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

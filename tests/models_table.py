@@ -16,13 +16,14 @@ START, END = "<!-- table: start -->\n", "<!-- table: end -->\n"
 
 
 def table() -> str:
-    """A row per class: block lists, default boundary with the class's default arguments, notes."""
-    rows = ["| class | blocks, in execution order | default boundary | notes |", "| --- | --- | --- | --- |"]
+    """A row per class: block lists, default boundary with the class's default arguments, calls of a batch of mixed actions, notes."""
+    head = ("class", "blocks, in execution order", "default boundary", "mixed actions", "notes")
+    rows = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
     for name, layout in sorted(LAYOUTS.items()):
         if hasattr(transformers, name):
             lists = (", " if not layout.interleaved else ", in turns with ").join(f"`{path}`" for path in layout.lists)
-            rows.append(f"| `{name}` | {lists} | {_default_boundary(name, layout)} | {layout.note} |")
-    rows += [f"| `{name}` | – | – | Not supported: {reason}. |" for name, reason in sorted(UNSUPPORTED.items())]
+            rows.append(f"| `{name}` | {lists} | {_default_boundary(name, layout)} | {_calls(layout)} | {layout.note} |")
+    rows += [f"| `{name}` | – | – | – | Not supported: {reason}. |" for name, reason in sorted(UNSUPPORTED.items())]
     return "\n".join(rows) + "\n"
 
 
@@ -33,6 +34,13 @@ def _default_boundary(name: str, layout: BlockLayout) -> str:
     except (TypeError, ValueError):  # some classes cannot be made without arguments
         return "20 of 28 blocks, scaled"
     return f"{BlockDanceConfig().kind(blocks).boundary} of {blocks}"
+
+
+def _calls(layout: BlockLayout) -> str:
+    """How a batch of images that take different actions runs, where the call has nothing that forbids it."""
+    if layout.one_image or not layout.splits_rows({}):
+        return "–"
+    return "one call" if layout.joins_rows({}) else "a call for each"
 
 
 def page_with_table() -> str:

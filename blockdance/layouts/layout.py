@@ -70,6 +70,7 @@ class BlockLayout:
         shared_arguments: arguments of the forward call that have no batch dimension, though their first size may happen to equal
             the batch size; in the place of `SHARED_ARGUMENTS`, so that a model may add to them or take some away. Every other
             tensor whose first size is the batch size is split when images take different actions.
+        shared_block_arguments: arguments of the blocks that have no batch dimension; None where they have the names of `shared_arguments`.
         batch_dims: arguments whose batch dimension is another than the first.
         image_lists: arguments that are lists with one element per row.
         per_image_arguments: arguments with one row per image, though the latents have one per guidance branch and image: the model
@@ -79,7 +80,7 @@ class BlockLayout:
             actions differ.
         joins_rows: whether rows of a call with these inputs may join the others between two blocks, so that a batch whose images take
             different actions runs in one call: every argument of a block that has one row for each of the batch has it in the first
-            dimension (those named in `shared_arguments` have none), and what the model does between blocks needs no more than the
+            dimension (those named in `shared_block_arguments` have none), and what the model does between blocks needs no more than the
             blocks' outputs. Where not, the rows of every action run in a call of their own.
         is_step: whether a call with these inputs is a denoising step, and not one that fills a key-value cache.
         pads_to_longest: whether the model itself pads token sequences to the longest of the batch (the second dimension of what its
@@ -101,6 +102,7 @@ class BlockLayout:
     cond_last: bool = True
     separate_guidance: bool = False
     shared_arguments: frozenset[str] = SHARED_ARGUMENTS
+    shared_block_arguments: frozenset[str] | None = None
     batch_dims: Mapping[str, int] = field(default_factory=dict)
     per_image_arguments: frozenset[str] = frozenset()
     image_lists: frozenset[str] = frozenset()

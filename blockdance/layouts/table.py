@@ -194,21 +194,68 @@ LAYOUTS: dict[str, BlockLayout] = {
 }
 
 _BETWEEN_BLOCKS = (
-    "block_controlnet_hidden_states", "controlnet_block_samples", "controlnet_single_block_samples", "skip_layers",
+    "block_controlnet_hidden_states", "controlnet_block_samples", "controlnet_single_block_samples", "image_cond_hidden_states",
+    "kv_cache", "kv_caches", "perturbation_mask", "skip_layers", "sparse_params",
 )  # fmt: skip
 _JOINING = (
+    "AceStepTransformer1DModel",
+    "AllegroTransformer3DModel",
+    "AnyFlowTransformer3DModel",
     "AuraFlowTransformer2DModel",
+    "BriaTransformer2DModel",
+    "ChromaTransformer2DModel",
+    "ChronoEditTransformer3DModel",
     "CogVideoXTransformer3DModel",
     "CogView3PlusTransformer2DModel",
+    "CogView4Transformer2DModel",
+    "CosmosTransformer3DModel",
     "DiTTransformer2DModel",
+    "EasyAnimateTransformer3DModel",
+    "Flux2Transformer2DModel",
+    "Flux3Transformer2DModel",
     "FluxTransformer2DModel",
+    "GlmImageTransformer2DModel",
+    "HeliosTransformer3DModel",
+    "HunyuanImageTransformer2DModel",
+    "HunyuanVideo15Transformer3DModel",
+    "HunyuanVideoTransformer3DModel",
+    "JoyImageEditTransformer3DModel",
+    "Kandinsky5Transformer3DModel",
+    "Kandinsky6Transformer3DModel",
+    "Krea2Transformer2DModel",
+    "LTX2VideoTransformer3DModel",
+    "LTXVideoTransformer3DModel",
+    "LongCatAudioDiTTransformer",
+    "LongCatImageTransformer2DModel",
+    "LuminaNextDiT2DModel",
+    "MiniMaxMusic3Transformer1DModel",
+    "MochiTransformer3DModel",
+    "OvisImageTransformer2DModel",
     "PixArtTransformer2DModel",
     "SD3Transformer2DModel",
     "SanaTransformer2DModel",
+    "SanaVideoTransformer3DModel",
+    "SkyReelsV2Transformer3DModel",
+    "StableAudio3DiTModel",
+    "StableAudioDiTModel",
     "WanTransformer3DModel",
 )
-"""Classes whose rows may join one another between two blocks, unless a ControlNet adds something there, or blocks are left out."""
+"""Classes whose rows may join one another between two blocks, unless something is added there (a ControlNet's residuals, condition tokens),
+blocks are left out or perturbed, or they share a key-value cache."""
 LAYOUTS |= {name: replace(LAYOUTS[name], joins_rows=_without(*_BETWEEN_BLOCKS)) for name in _JOINING}
+
+_SHARED_BY_BLOCKS: dict[str, frozenset[str]] = {
+    "AceStepTransformer1DModel": SHARED_ARGUMENTS | {"position_embeddings"},
+    "HunyuanVideo15Transformer3DModel": SHARED_ARGUMENTS | {"freqs_cis"},
+    "HunyuanVideoTransformer3DModel": SHARED_ARGUMENTS | {"freqs_cis"},
+    "Kandinsky6Transformer3DModel": SHARED_ARGUMENTS | {"aud_rope", "vis_rope"},
+    "LTXVideoTransformer3DModel": SHARED_ARGUMENTS - {"image_rotary_emb"},
+    "LongCatAudioDiTTransformer": SHARED_ARGUMENTS | {"cond_rope", "rope"},
+    "MiniMaxMusic3Transformer1DModel": SHARED_ARGUMENTS | {"rotary_emb"},
+    "StableAudio3DiTModel": SHARED_ARGUMENTS | {"rope"},
+}
+"""Where blocks name what has no rows otherwise than the forward call does, or give such a name to what has."""
+LAYOUTS |= {name: replace(LAYOUTS[name], shared_block_arguments=shared) for name, shared in _SHARED_BY_BLOCKS.items()}
 
 _SEPARATE_GUIDANCE = (
     "BriaFibo2Transformer2DModel",

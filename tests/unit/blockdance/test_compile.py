@@ -157,9 +157,13 @@ def test_groups_of_images_take_three_graphs_an_action_at_most() -> None:
     assert counts[8:] == [counts[8]] * 3
 
 
-@pytest.mark.parametrize("name", ["PixArtTransformer2DModel", "FluxTransformer2DModel", "WanTransformer3DModel"])
-def test_groups_of_images_take_four_graphs_of_a_compiled_block_at_most(name: str) -> None:
-    """One row, two, the whole batch, and any number: what a block does is the same under every action, and later rounds make none."""
+# Flux gives its first blocks views, as a linear layer makes them, and the others none: torch has a graph for each once sizes change
+SHAPES = {"PixArtTransformer2DModel": 3, "FluxTransformer2DModel": 4, "WanTransformer3DModel": 3}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_groups_of_images_take_few_graphs_of_a_compiled_block(name: str) -> None:
+    """One row, the whole batch, and any number: what a block does is the same under every action, and later rounds make none."""
     family = _FAMILIES[name]
     model, inputs = family.build(), family.make_inputs(4)
     plans = [ReuseSchedule(torch.tensor(rows), (Reuse(boundary=1),)) for rows in MIXED]
@@ -183,7 +187,7 @@ def test_groups_of_images_take_four_graphs_of_a_compiled_block_at_most(name: str
         for one, two in zip(run(), eager, strict=True):
             torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
         counts.append(counter.frame_count)
-    assert plain.frame_count < counts[0] <= 4 * plain.frame_count
+    assert plain.frame_count < counts[0] <= SHAPES[name] * plain.frame_count
     assert counts[1:] == counts[:1] * 2
 
 
