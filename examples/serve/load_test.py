@@ -1,4 +1,5 @@
-"""`python -m examples.serve.load_test`: the same requests to the service with reuse, without, and one at a time, on loopback."""
+"""`python -m examples.serve.load_test`: the same requests to the service with reuse, without, and one at a time, on loopback; then to the
+first once more, whose model is killed meanwhile."""
 
 import asyncio
 import base64
@@ -27,7 +28,8 @@ BUDGETS = (0.6, 0.75, 0.9)
 
 
 def load_test(requests: int = 32, users: int = 8, steps: int = 20, rounds: int = 2) -> None:
-    """Prints a table: throughput, latency, what was saved, and how far answers differ from the same requests alone.
+    """Prints a table: throughput, latency, what was saved; then how far answers differ from the same requests alone, and what became of
+    them when the model's process was killed in their middle.
 
     On a machine that others use, read the processor time of the model's process: it does not count what they take.
 
@@ -53,19 +55,27 @@ def load_test(requests: int = 32, users: int = 8, steps: int = 20, rounds: int =
         addresses = {name: service.address() for name, service in started.items()}
         for _ in range(rounds):
             for name, address in addresses.items():
-                model = psutil.Process(httpx.get(f"{address}/health", timeout=60).json()["model_pid"])
+                model = psutil.Process(_health(address)["model_pid"])
                 start, spent = time.perf_counter(), sum(model.cpu_times()[:2])
                 answers[name] = asyncio.run(_ask_all(address, bodies, users, takes_wishes=name != PLAIN))
                 seconds[name].append(time.perf_counter() - start)
                 processor[name].append(sum(model.cpu_times()[:2]) - spent)
+        halfway = statistics.median(seconds[TOGETHER]) / 2
+        survived = asyncio.run(_ask_and_kill(addresses[TOGETHER], bodies, users, halfway))
+        restarts = _health(addresses[TOGETHER])["restarts"]
     print(_table(seconds, processor, answers, requests))
-    together, alone = answers[TOGETHER], answers[ALONE]
-    apart = [int(np.abs(_pixels(one) - _pixels(other)).max()) for one, other in zip(together, alone, strict=True)]
+    print(f"\nAnswers in batches against the same alone: {_compared(answers[TOGETHER], answers[ALONE])}.")
     print(
-        f"\nAnswers in batches against the same alone: {sum(distance == 0 for distance in apart)} of {requests} bit-equal, the others "
-        f"at most {max(apart)} of 255 apart; decisions equal in "
-        f"{sum(one['actions'] == other['actions'] for one, other in zip(together, alone, strict=True))}."
+        f"The model's process killed after {halfway:.0f} s of the same requests, in batches: {len(survived)} of {requests} answered, "
+        f"{restarts} restart; against the same alone: {_compared(survived, answers[ALONE])}."
     )
+
+
+def _compared(answers: Answers, alone: Answers) -> str:
+    """How far answers are from the same requests' alone."""
+    apart = [int(np.abs(_pixels(one) - _pixels(other)).max()) for one, other in zip(answers, alone, strict=True)]
+    decided = sum(one["actions"] == other["actions"] for one, other in zip(answers, alone, strict=True))
+    return f"{apart.count(0)} of {len(apart)} bit-equal, the others at most {max(apart)} of 255 apart; decisions equal in {decided}"
 
 
 class _Service:
@@ -99,6 +109,19 @@ class _Service:
     def __exit__(self, *error: object) -> None:
         self._process.terminate()
         self._process.wait()
+
+
+def _health(address: str) -> dict[str, Any]:
+    return dict(httpx.get(f"{address}/health", timeout=60).json())
+
+
+async def _ask_and_kill(address: str, bodies: list[dict[str, Any]], users: int, seconds: float) -> Answers:
+    """All answers, although the model's process is killed after so many seconds; raises where one is lost."""
+    model = psutil.Process(_health(address)["model_pid"])
+    asking = asyncio.create_task(_ask_all(address, bodies, users, takes_wishes=True))
+    await asyncio.sleep(seconds)
+    model.kill()
+    return await asking
 
 
 async def _ask_all(address: str, bodies: list[dict[str, Any]], users: int, takes_wishes: bool) -> Answers:
