@@ -16,6 +16,7 @@ class Repository:
     """Commits by hash, each a mapping of paths to `(content, sha256 where it is LFS)`; branches and tags by name."""
 
     private: bool = False
+    gated: bool = False
     commits: dict[str, dict[str, tuple[bytes, str | None]]] = field(default_factory=dict)
     references: dict[str, str] = field(default_factory=dict)
 

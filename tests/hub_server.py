@@ -216,6 +216,8 @@ class Handler(Connection):
     def on_resolve(self, body: bytes, name: str, revision: str, path: str) -> None:
         """A small file itself; for an LFS file, where its content is."""
         commit, files = self.commit_of(name, revision)
+        if self.repository(name).gated and not self.is_known:
+            raise HubError(403, "GatedRepo", f"Access to {name} is restricted")
         if path not in files:
             raise HubError(404, "EntryNotFound", f"{path} does not exist")
         content, sha256 = files[path]

@@ -172,6 +172,7 @@ class AdaPolicy(nn.Module, ABC):
         Raises:
             HubError: the Hub cannot be reached, broke off, or refuses.
             IncompatiblePolicyError: the folder that it was loaded from holds other weights now, or the evaluation is of others.
+            ValueError: `base_model` is no Hub id, or the card's metadata cannot be read.
         """
         place = None if evaluation is None else Path(evaluation)
         return publish(self, repo_id, evaluation=place, base_model=base_model, revision=revision, private=private)

@@ -119,8 +119,15 @@ def address_card(folder: Path, policy: "AdaPolicy", repo_id: str, base: str | No
     Raises:
         FileNotFoundError: `evaluation` is no such folder.
         IncompatiblePolicyError: it is another policy's.
+        ValueError: the card's metadata cannot be read.
     """
-    card = ModelCard.load(folder / CARD)
+    try:
+        card = ModelCard.load(folder / CARD)
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(
+            f"The metadata of the policy's {CARD}, between its first two lines `---`, cannot be read: {' '.join(str(error).split())}. "
+            "Mend it there; nothing was published."
+        ) from error
     _address(card, folder, policy, repo_id, base, evaluation)
     card.save(folder / CARD)
 

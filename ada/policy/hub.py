@@ -165,9 +165,8 @@ def _publishing(repo_id: str) -> Iterator[None]:
         raise HubError(f"The Hub refused to publish {repo_id}: {_reason(error)}. {remedy}") from error
     except (TransportError, OSError, RuntimeError, ValueError) as error:
         # RuntimeError: an upload that failed; ValueError: a card that the Hub finds wrong
-        raise HubError(
-            f"{repo_id} could not be published: {_reason(error.__cause__ or error)}. Nothing was changed."
-        ) from error
+        said = error if isinstance(error, ValueError) else error.__cause__ or error
+        raise HubError(f"{repo_id} could not be published: {_reason(said)}. Nothing was published.") from error
 
 
 def _reason(error: BaseException) -> str:

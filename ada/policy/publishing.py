@@ -33,12 +33,12 @@ def publish(
         if policy.origin is not None:
             _copy_beside(policy, policy.origin, stage)
         write_folder(stage, policy.form, config, policy.state_dict())
-        make_repository(repo_id, private=private)
         if (stage / CARD).is_file():
             address_card(stage, policy, repo_id, base, evaluation)
         elif evaluation is not None or not has_card(repo_id):
             write_card(stage, policy, base or "its base model")
             address_card(stage, policy, repo_id, base, evaluation)
+        make_repository(repo_id, private=private)
         return push_folder(stage, repo_id, revision=revision)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -169,7 +170,8 @@ def test_push_show_pull(hub: LoopbackHub, author: Client, user: Client, folder: 
     assert status == 0
     assert "PixArtTransformer2DModel with 4 blocks, such as someone/base" in printed
     pulled = tmp_path / "pulled"
-    assert user(hub_client.command, "pull", "--policy", "someone/cli@draft", "--folder", str(pulled))[0] == 0
+    status, printed = user(hub_client.command, "pull", "--policy", "someone/cli@draft", "--folder", str(pulled))
+    assert (status, printed) == (0, f"Wrote someone/cli@draft to {pulled}.\n"), "and nothing beside it"
     assert {file.name for file in pulled.iterdir()} == {file.name for file in folder.iterdir()}
     text = (pulled / "README.md").read_text()
     assert "- Mine." in text
@@ -314,6 +316,34 @@ def test_a_repository_that_is_no_policy_is_named(hub: LoopbackHub, commits: list
         assert hub.count(f"resolve/{str(number) * 40}/pytorch_model.bin") == 0, name
 
 
+def test_private_and_gated_repositories_are_named(hub: LoopbackHub, author: Client, user: Client, folder: Path) -> None:
+    """Who is not logged in, or was not let in, is told what to do; their owner loads them."""
+    for name, said in (("private", "or it is private: then `hf auth login`"), ("gated", "is gated: ask for access")):
+        author(hub_client.push, folder, f"someone/{name}", {}, private=name == "private")
+        hub.repositories[f"someone/{name}"].gated = name == "gated"
+        expect(user(hub_client.failure, hub_client.load, f"someone/{name}"), "PolicyNotFoundError", f"someone/{name}", said)
+        assert author(hub_client.load, f"someone/{name}")[0]["quality_weight"] == 1.0
+    assert hub.repositories["someone/private"].private
+
+
+def test_a_card_that_the_hub_cannot_read_is_not_published(
+    hub: LoopbackHub, author: Client, folder: Path, tmp_path: Path
+) -> None:
+    """Metadata that are no YAML, found here; and metadata that the Hub's own validation refuses."""
+    shutil.copytree(folder, tmp_path / "policy")
+    card, good = tmp_path / "policy" / "README.md", (folder / "README.md").read_text()
+    unreadable = "README.md, between its first two lines `---`, cannot be read"
+    for line, message in (("license: [mit", unreadable), ("license: 3", "Invalid metadata")):
+        card.write_text(good.replace("license: apache-2.0", line))
+        status, printed = author(hub_client.command, "push", "--policy", str(card.parent), "--repo_id", "someone/unread")
+        assert status == 1
+        assert printed.startswith("error: ")
+        assert message in printed
+        assert "othing was published" in printed
+        repository = hub.repositories.get("someone/unread")
+        assert repository is None or {".gitattributes"} == set(repository.commits[repository.references["main"]])
+
+
 def test_a_download_that_breaks_off(hub: LoopbackHub, author: Client, user: Client, tmp_path: Path) -> None:
     """For good: one named error, and the next try succeeds. Once: the client goes on from where it broke."""
     build_step(hidden_size=16).save_pretrained(tmp_path)
@@ -332,6 +362,7 @@ def test_a_download_that_breaks_off(hub: LoopbackHub, author: Client, user: Clie
 def test_a_hub_that_fails(commits: list[str], hub: LoopbackHub, author: Client, user: Client, folder: Path) -> None:
     hub.faults["GET /api/models/someone/unseen/"] = (1, 503)
     expect(user(hub_client.failure, hub_client.load, "someone/unseen"), "HubError", "cannot be reached", "503")
+    user(hub_client.load, "someone/policy")
     hub.faults["GET /api/models/someone/policy/revision"] = (1, 500)
     assert user(hub_client.load, "someone/policy")[0]["quality_weight"] > 0, "what is in the cache is used"
 
