@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import build_clip_folder, build_pixart_pipeline
+from huggingface_hub import ModelCard
 from ladders import COSTS, KINDS, build_ladder
 from PIL import Image
 from policies import build_step_policy
@@ -30,6 +31,7 @@ from ada.evaluation import (
     full_method,
 )
 from ada.policy import AdaPolicy, BaseModel, LadderPolicy, StepPolicy
+from ada.policy.card import address_card, write_card
 from ada.policy.curve import Curve
 from ada.policy.sight import describe
 from ada.rollouts import FrozenPipeline, probe
@@ -126,6 +128,19 @@ def test_evaluate(folder: Path) -> None:
     events.Reload()
     assert {f"evaluation/{name}" for name in ("damage-compute", "damage-latency", "schedules")} <= set(events.Tags()["images"])
     assert events.Scalars("compute_saved/Peer")[0].value == pytest.approx(0.5)
+
+    # a policy's card takes its figures from such a folder
+    policy = AdaPolicy.from_pretrained(folder / "policy")
+    write_card(folder / "policy", policy, "someone/base")
+    address_card(folder / "policy", policy, "someone/policy", "someone/base", folder / "out")
+    card = ModelCard.load(folder / "policy" / "README.md")
+    published = {result.metric_name: result.metric_value for result in card.data.eval_results}
+    for metric in ("bounded_damage", "visibly_changed", "compute_saved", "speed_up_alone"):
+        mean, _, spread = published[f"{metric.replace('_', ' ')}, Ada λ=2"].partition(" ± ")
+        assert float(mean) == pytest.approx(timed.estimates[metric].value, abs=6e-5)
+        assert (spread == "") == (timed.estimates[metric].low is None)
+    assert (folder / "policy" / "damage-compute.png").read_bytes() == (folder / "out" / "damage-compute.png").read_bytes()
+    assert summary[0] in card.text
 
 
 def saved_by(actions: list[int], folder: Path) -> float:
