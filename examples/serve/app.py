@@ -209,6 +209,11 @@ def create_app(settings: ModelSettings, limits: Limits) -> FastAPI:
         reasons = [f"{'.'.join(map(str, one['loc'][1:])) or 'body'}: {one['msg']}" for one in error.errors()]
         return JSONResponse({"detail": "; ".join(reasons).encode("utf-8", "replace").decode()}, 422)
 
+    @app.exception_handler(413)
+    async def refuse_long(_: Request, error: HTTPException) -> JSONResponse:
+        service.metrics.requests.labels("refused").inc()
+        return JSONResponse({"detail": error.detail}, 413)
+
     @app.post("/images")
     async def make_image(wanted: ImageRequest, request: Request) -> Response:
         started = asyncio.get_running_loop().time()

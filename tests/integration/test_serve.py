@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -127,8 +128,10 @@ def test_what_is_no_request_is_refused(running: Running, content: bytes) -> None
 
 
 def test_a_body_that_does_not_say_its_length_is_cut_off(running: Running) -> None:
+    before = running.metric("blockdance_requests_total", outcome="refused")
     reply = running.client.post("/images", content=(b"x" * 100 for _ in range(60)))
     assert reply.status_code == 413
+    assert running.metric("blockdance_requests_total", outcome="refused") == before + 1
 
 
 def test_a_full_queue_says_so_and_serves_those_that_wait(running: Running) -> None:
@@ -243,6 +246,42 @@ def test_a_shutdown_answers_what_was_taken(running: Running) -> None:
     assert not running.service.model.is_alive
     with pytest.raises(httpx.ConnectError):
         running.client.get("/health")
+
+
+def is_ready(client: httpx.Client) -> bool:
+    try:
+        return client.get("/health").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+@pytest.mark.slow
+def test_the_command_answers_what_it_took_before_it_ends(tmp_path: Path) -> None:
+    """`python -m examples.serve`, and SIGTERM while one image is made and three wait."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"http://127.0.0.1:{free.getsockname()[1]}"
+    command = [sys.executable, "-m", "examples.serve", "--port", address.rpartition(":")[2], "--model.steps", "50"]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen([*command, "--limits.max_batch", "1"], cwd=ROOT, stdout=log, stderr=log)
+    try:
+        with httpx.Client(base_url=address, timeout=600) as client:
+            while not is_ready(client):
+                assert process.poll() is None, (tmp_path / "log").read_text()
+                time.sleep(0.2)
+            with ThreadPoolExecutor(4) as threads:
+                body = {"prompt": "dog", "seed": 1, "compute": 0.7}
+                asked = [threads.submit(client.post, "/images", json=body) for _ in range(4)]
+                while "blockdance_waiting 3.0" not in client.get("/metrics").text:
+                    assert not any(one.done() for one in asked), [one.result().text[:200] for one in asked if one.done()]
+                    time.sleep(0.02)
+                process.terminate()
+                images = [one.result().raise_for_status().json()["image"] for one in asked]
+        assert len(set(images)) == 1, "the same request four times"
+        assert process.wait(60) == -signal.SIGTERM, "the signal's own end, after a clean shutdown"
+        assert "Application shutdown complete" in (tmp_path / "log").read_text()
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.mark.slow
