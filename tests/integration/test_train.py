@@ -2,7 +2,7 @@
 
 import gc
 import json
-import os
+import re
 import subprocess
 import sys
 from functools import partial, wraps
@@ -76,14 +76,11 @@ def test_the_default_run_says_nothing_but_what_is_of_the_run(tmp_path: Path) -> 
     small = ["--data.init_args.train_limit", "2", "--model.init_args.folds", "2", "--trainer.max_epochs", "3"]
     places = ["--trainer.default_root_dir", str(tmp_path / "run"), "--data.init_args.table", str(tmp_path / "tables")]
     command = [sys.executable, "train.py", *small, *places, "--trainer.logger.init_args.save_dir", str(tmp_path / "run")]
-    environment = os.environ | {"COLUMNS": "300"}  # a line each
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, env=environment)
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert finished.returncode == 0, finished.stderr
-    assert finished.stderr == ""
-    table, own = "┏┃┡│└", ("Rolling out 16 schedules", "Held-out captions: 2", "The policy", "Learnt from 2 images", "policy  ")
-    own += ("pictures  ", "TensorBoard ", "Compare it with")
-    strange = [line for line in finished.stdout.splitlines() if line[:1] not in table and not line.startswith(own)]
-    assert not strange
+    assert finished.stderr == "", "where libraries warn and draw bars"
+    assert finished.stdout.startswith("Rolling out 16 schedules on training captions")
+    assert not re.search(r"(?i)warning|deprecat|💡|https?://|it/s|\d%\|", finished.stdout)
 
 
 def test_a_folder_of_another_run_is_refused(models: dict[str, str], tmp_path: Path) -> None:
