@@ -1,11 +1,12 @@
 """Prompts, on Hugging Face `datasets`."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, disable_progress_bars, load_dataset
+from datasets import Dataset, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, load_dataset
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch.utils.data import DataLoader, DistributedSampler
@@ -32,14 +33,14 @@ def load_prompts(source: str, split: str, column: str = "prompt", limit: int | N
         FileNotFoundError: there is nothing at `source`, here or on the Hub, or the folder lacks the split.
         PromptsError: what is there cannot be read, is empty, or lacks the column.
     """
-    disable_progress_bars()  # prompts are read in no time
     path = Path(source)
-    if path.is_dir() or path.suffix in FORMATS or source.startswith((".", "/", "checkpoints/")):
-        file = path / f"{split}.jsonl" if path.is_dir() or not path.suffix else path
-        dataset, origin = _read_file(file, split), str(file)
-        column = "text" if file.suffix == ".txt" else column
-    else:
-        dataset, origin = _read_hub(source, split), f"{source}, split {split}"
+    with _without_bars():
+        if path.is_dir() or path.suffix in FORMATS or source.startswith((".", "/", "checkpoints/")):
+            file = path / f"{split}.jsonl" if path.is_dir() or not path.suffix else path
+            dataset, origin = _read_file(file, split), str(file)
+            column = "text" if file.suffix == ".txt" else column
+        else:
+            dataset, origin = _read_hub(source, split), f"{source}, split {split}"
     if column not in dataset.column_names:
         raise PromptsError(f"{origin} has no column `{column}`; it has {', '.join(dataset.column_names)}. Set `column`.")
     prompts = list(dataset[column])
@@ -51,6 +52,18 @@ def load_prompts(source: str, split: str, column: str = "prompt", limit: int | N
     if limit is not None and limit < len(prompts):
         chosen = [position * len(prompts) // limit for position in range(limit)]
     return Dataset.from_dict({"prompt": [prompts[index] for index in chosen], "index": chosen})
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Keeps the bars of `datasets` away: prompts are read in no time."""
+    were_there = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if were_there:
+            enable_progress_bars()
 
 
 def _read_file(file: Path, split: str) -> Dataset:

@@ -153,7 +153,8 @@ def policy_words(
             data.collector.fill(todo, advance)
     data.train_data = data.tensors(train)
     base = BaseModel.of(student.transformer)
-    outcome = judge(Variant("policy", {}), data, base, data.tensors(cases).tensors).outcome(data.visible_damage, POLICY_LEVELS)
+    judged = judge(Variant("policy", {}), data, base, data.tensors(cases).tensors, data.train_data.tensors)
+    outcome = judged.outcome(data.visible_damage, POLICY_LEVELS)
     found = (f"{level:.0%} saved: {cell(outcome, level)}" for level in POLICY_LEVELS)
     return "; ".join(found) + "."
 

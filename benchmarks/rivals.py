@@ -157,8 +157,11 @@ def equal_damage(outcome: Outcome) -> str:
             for (more, other), (damage, saved) in pairwise(points)
             if damage <= level.mixture < more
         ]
+        least = points[0]  # the smallest λ
         if reached:
             found.append(f"{max(reached):.1%} rather than {level.saved:.0%}")
+        elif least[0] <= level.mixture:
+            found.append(f"{least[1]:.1%} or more rather than {level.saved:.0%}")
     return f"At the damage of the mixture the policy saves {', '.join(found)}."
 
 

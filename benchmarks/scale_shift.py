@@ -28,7 +28,7 @@ CAPTIONS = "checkpoints/emoji-prompts"
 
 
 def main(
-    training: str = "configs/default.yaml", rungs: Sequence[int] = (6, 9, 13, 15), fit_limit: int = 48, test_limit: int = 64
+    training: str = "configs/default.yaml", rungs: Sequence[int] = (5, 8, 12, 14), fit_limit: int = 48, test_limit: int = 64
 ) -> None:
     """Prints the damage of static schedules with and without an adjustment.
 

@@ -117,7 +117,7 @@ class Request(Settings):
 
     def wants(self, method: Method) -> bool:
         """Whether a method runs; in a quick look, none image by image."""
-        is_main = method.main and not (self.is_brief and method.settings.get("batch_size") == 1)
+        is_main = method.main and not (self.is_brief and method.one_by_one)
         return is_main or self.sweeps or method.name == self.compare_with
 
     def times(self, method: Method) -> bool:

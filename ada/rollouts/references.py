@@ -15,7 +15,6 @@ from blockdance.trees import fit_tokens, map_tensors, tensors_of
 
 REFERENCE = "reference"
 
-
 KEPT_STEPS = 2
 """Of how many recorded steps, the last ones, it is kept what their blocks left: those that caches and a policy look back on."""
 

@@ -176,6 +176,7 @@ class Method:
         must_save: whether a run that does not save MACs means that the method never took hold.
         main: whether it runs by default; the others are settings around a main one, which a sweep runs as well.
         timed: whether the latency of a main one is measured; where a neighbouring setting is timed, it tells nothing new.
+        one_by_one: whether it runs image by image, which takes long; a quick look leaves it out.
     """
 
     name: str
@@ -191,6 +192,11 @@ class Method:
     must_save: bool = False
     main: bool = True
     timed: bool = True
+    one_by_one: bool = False
+
+    def __post_init__(self) -> None:
+        if self.plan is not None and self.attach is not unchanged:
+            raise ValueError(f"{self.name}: a method has a `plan` or an `attach`, not both.")
 
     @property
     def described(self) -> dict[str, Any]:
@@ -253,19 +259,19 @@ def one_by_one(method: Method) -> Method:
 
     @contextmanager
     def attach(pipeline: Any, images: slice) -> Iterator[Run]:
-        kept: list[int] = []
+        kept: list[int | None] = []
 
         def call(prompts: Sequence[str], *, generator: Sequence[torch.Generator], **arguments: Any) -> tuple[Tensor]:
             made = []
             for place, (prompt, noise) in enumerate(zip(prompts, generator, strict=True), images.start):
                 with method.accelerate(pipeline, slice(place, place + 1)) as run:
                     made.append((run.call or pipeline)([prompt], generator=[noise], **arguments)[0])
-                    kept.append(run.report().cache_bytes or 0)
+                    kept.append(run.report().cache_bytes)
             return (torch.cat(made),)
 
-        yield Run(lambda: BatchReport(cache_bytes=max(kept)), call)
+        yield Run(lambda: BatchReport(cache_bytes=max((known for known in kept if known is not None), default=None)), call)
 
     return replace(
         method, name=f"{method.name}, batch 1", family=f"{method.family}, batch 1", plan=None, attach=attach, timed=False,
-        note=f"{method.note} Here every image is a batch of its own.", settings={**method.described, "batch_size": 1},
+        note=f"{method.note} Here every image is a batch of its own.", settings={**method.described, "batch_size": 1}, one_by_one=True,
     )  # fmt: skip

@@ -6,6 +6,7 @@ Whatever they raise is one clear reason, and the model is left as it was found.
 import ast
 import io
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, redirect_stdout
 from dataclasses import fields
@@ -67,20 +68,19 @@ def attaching(package: str, enter: Callable[[Any], AbstractContextManager[Run]])
 
 @contextmanager
 def left_as_found(pipeline: Any) -> Iterator[None]:
-    """Gives a pipeline, its transformer's modules and their hooks all their attributes back, such as a `forward` that was replaced."""
+    """Gives a pipeline, its transformer's modules and their hooks all their attributes back, such as a `forward` that was replaced, and
+    what their dictionaries and lists held, such as blocks and hooks."""
     parts = [pipeline, *pipeline.transformer.modules()]
-    before = [(part, dict(vars(part))) for part in parts]
-    registries = [vars(part)[REGISTRY] for part in parts if REGISTRY in vars(part)]
-    before += [
-        (registry, {name: value.copy() if isinstance(value, dict | list) else value for name, value in vars(registry).items()})
-        for registry in registries
-    ]
+    parts += [vars(part)[REGISTRY] for part in parts if REGISTRY in vars(part)]
+    owned = [vars(part) for part in parts]
+    owned += [value for attributes in owned for value in attributes.values() if type(value) in (dict, OrderedDict, list)]
+    before = [(one, one.copy()) for one in owned]
     try:
         yield
     finally:
-        for part, attributes in before:
-            vars(part).clear()
-            vars(part).update(attributes)
+        for one, content in before:
+            one.clear()
+            one.extend(content) if isinstance(one, list) else one.update(content)
 
 
 @contextmanager

@@ -148,9 +148,8 @@ def test_rows_that_join_those_that_were_kept_with_them_are_put_together_by_nothi
         with Joins() as joins:
             outputs = toy_outputs([kind], actions, layout=JOINING)
         assert joins.count == tensors
-        reused = (
-            22.0 if kind.order == 0 else 11.0
-        )  # blocks 0 and 1 at level 2; as levels are even, extrapolated they are level 1's
+        # blocks 0 and 1 at level 2; as levels are even, extrapolated they are level 1's
+        reused = 22.0 if kind.order == 0 else 11.0
         assert outputs[2].flatten().tolist() == [100 + reused, 111, 100 + reused, 111]
 
 

@@ -131,6 +131,12 @@ def test_a_schedules_settings_say_what_it_does() -> None:
     assert method.described == {"actions": "0010", "kinds": ["after block 1, order 0"]}
 
 
+def test_a_plan_and_something_attached_at_once_are_refused() -> None:
+    peer = one_by_one(Method(name="y", family="y", group="peers", num_inference_steps=4)).attach
+    with pytest.raises(ValueError, match="a `plan` or an `attach`, not both"):
+        Method(name="x", family="x", group="peers", num_inference_steps=4, plan=BlockDanceConfig(), attach=peer)
+
+
 def test_one_by_one_gives_each_image_its_own_row_and_the_same_image(subject: FrozenPipeline) -> None:
     """As the batch does, up to rounding; the method is entered anew for every image."""
     plan = ReuseSchedule(torch.tensor([[0, 0, 1, 1, 0, 0], [0, 0, 0, 0, 1, 1]]), (Reuse(boundary=2),))

@@ -119,6 +119,24 @@ def test_hooks_that_were_there_stay(subject: FrozenPipeline) -> None:
     assert subject.transformer.forward is forward
 
 
+def test_blocks_and_hooks_come_back_from_a_peer_that_fails(subject: FrozenPipeline) -> None:
+    block = subject.transformer.transformer_blocks[0]
+    own = block.register_forward_hook(lambda *_: None)
+
+    def fail_half_way() -> None:
+        with left_as_found(subject.pipeline):
+            block.register_forward_hook(lambda *_: None)
+            subject.transformer.transformer_blocks[0] = torch.nn.Identity()
+            raise RuntimeError("half-way")
+
+    with pytest.raises(RuntimeError, match="half-way"):
+        fail_half_way()
+    assert subject.transformer.transformer_blocks[0] is block
+    assert len(block._forward_hooks) == 1
+    own.remove()
+    assert not block._forward_hooks
+
+
 def test_the_calibrator_of_cache_dit_extrapolates(subject: FrozenPipeline) -> None:
     """The same blocks are skipped, and something else is put in their place."""
     images, macs = counted(subject, peers(subject)[CACHE_DIT])
