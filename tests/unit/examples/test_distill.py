@@ -10,7 +10,8 @@ import torch
 from diffusers import PixArtAlphaPipeline
 from torch import Tensor
 
-from ada.rollouts import FrozenPipeline
+from ada.rollouts import Case, FrozenPipeline
+from benchmarks.few_steps import POLICY_LEVELS, policy_words
 from blockdance import BlockDanceConfig
 
 ROOT = Path(__file__).parents[3]
@@ -82,3 +83,15 @@ def test_the_folder_of_a_student_loads_and_draws_more_like_the_teacher(
     before = (draw(distill, untaught, noise, 4, 1.0) - wanted).norm()
     after = (draw(distill, student.pipeline, noise, 4, 1.0) - wanted).norm()
     assert after < 0.7 * before
+
+
+def test_a_policy_of_four_steps_is_trained_and_judged(pixart_pipeline: PixArtAlphaPipeline, tmp_path: Path) -> None:
+    content = json.loads((ROOT / "configs" / "ladders" / "emoji_four_steps.json").read_text())
+    for kind in content["kinds"]:
+        kind["boundary"] = 0
+    (tmp_path / "ladder.json").write_text(json.dumps(content))
+    student = FrozenPipeline(pixart_pipeline, 4, {"use_resolution_binning": False, "clean_caption": False})
+    scorer, cases = str(ROOT / "checkpoints" / "emoji-scorer"), [Case(prompt, seed) for seed, prompt in enumerate(PROMPTS)]
+    words = policy_words(student, scorer, str(tmp_path / "ladder.json"), 8, cases, tmp_path)
+    assert words.count("% saved: ") == len(POLICY_LEVELS)
+    assert "…" in words  # an interval: some level was reached
