@@ -176,6 +176,22 @@ class Service:
             asking.cancel()
             leaving.cancel()
 
+    def refused(self, reason: str, status: int) -> JSONResponse:
+        """The answer to a request that was not understood, which is counted."""
+        self.metrics.requests.labels("refused").inc()
+        return JSONResponse({"detail": reason}, status)
+
+    def description(self) -> dict[str, Any]:
+        """What a page needs to know."""
+        curve = self.policy.curve if isinstance(self.policy, LadderPolicy) else None
+        return {
+            "pipeline": self.settings.pipeline,
+            "steps": self.settings.steps,
+            "max_prompt": self.limits.max_prompt,
+            "mean_compute": None if curve is None else [1 - max(curve.saved), 1 - min(curve.saved)],
+            "kinds": [] if self.policy is None else [str(kind) for kind in self.policy.kinds],
+        }
+
     def _refusal(self, outcome: str, status: int, error: Exception, headers: dict[str, str] | None = None) -> HTTPException:
         self.metrics.requests.labels(outcome).inc()
         return HTTPException(status, str(error), headers)
@@ -205,14 +221,12 @@ def create_app(settings: ModelSettings, limits: Limits) -> FastAPI:
     @app.exception_handler(RequestValidationError)
     async def refuse(_: Request, error: RequestValidationError) -> JSONResponse:
         # without the input itself, which may be no text that can be sent
-        service.metrics.requests.labels("refused").inc()
         reasons = [f"{'.'.join(map(str, one['loc'][1:])) or 'body'}: {one['msg']}" for one in error.errors()]
-        return JSONResponse({"detail": "; ".join(reasons).encode("utf-8", "replace").decode()}, 422)
+        return service.refused("; ".join(reasons).encode("utf-8", "replace").decode(), 422)
 
     @app.exception_handler(413)
     async def refuse_long(_: Request, error: HTTPException) -> JSONResponse:
-        service.metrics.requests.labels("refused").inc()
-        return JSONResponse({"detail": error.detail}, 413)
+        return service.refused(error.detail, 413)
 
     @app.post("/images")
     async def make_image(wanted: ImageRequest, request: Request) -> Response:
@@ -252,17 +266,7 @@ def create_app(settings: ModelSettings, limits: Limits) -> FastAPI:
 
     @app.get("/settings")
     async def describe() -> dict[str, Any]:
-        """What a page needs to know."""
-        curve = service.policy.curve if isinstance(service.policy, LadderPolicy) else None
-        budgets = None if curve is None else [1 - max(curve.saved), 1 - min(curve.saved)]
-        kinds = [] if service.policy is None else [str(kind) for kind in service.policy.kinds]
-        return {
-            "pipeline": settings.pipeline,
-            "steps": settings.steps,
-            "max_prompt": limits.max_prompt,
-            "mean_compute": budgets,
-            "kinds": kinds,
-        }
+        return service.description()
 
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
