@@ -117,7 +117,8 @@ def _evaluate(
         raise EvaluationError(f"No row is named {request.compare_with!r}. There are: {', '.join(names)}.")
     cases, shown, methods = request.cases, grid_places(len(request.prompts)), [each for each in methods if request.wants(each)]
     kept = frozenset(range(len(cases.prompts))) if request.keep_images else shown
-    plan = Plan(frozen, methods, cases, request.metrics, request.embed, store, kept, request.most_images)
+    processes = request.processes or measure.default_processes(frozen.device)
+    plan = Plan(frozen, methods, cases, request.metrics, request.embed, store, kept, request.most_images, processes)
     reasons = measure.measure_methods(plan, console)
     timed = [method for method in methods if request.times(method) and reasons[method.name] is None]
     timings = measure.time_methods(plan, timed, request.timing(), console)
@@ -176,7 +177,7 @@ def _with_policy(
     ours = methods.ada_methods(policy, weights, request.budgets, request.mean_budgets, steps)
     controls = [
         methods.control_methods(
-            row, policy, _actions_of(store, row, request.cases), request.seed, main=place == len(weights) // 2
+            row, policy, actions_of(store, row, request.cases), request.seed, main=place == len(weights) // 2
         )
         for place, row in enumerate(ours[: len(weights)])
     ]
@@ -200,7 +201,7 @@ def _with_policy(
     return [*rows, *request.extra_methods]
 
 
-def _actions_of(store: Store, method: Method, cases: Cases) -> Callable[[slice], Tensor]:
+def actions_of(store: Store, method: Method, cases: Cases) -> Callable[[slice], Tensor]:
     """Reads the actions that a method took, of the cases at the given places."""
 
     @lru_cache(maxsize=2)

@@ -42,6 +42,8 @@ class Settings:
     """No round of timing begins later, but for the first two at each batch size; by default 3, in a quick look 0.4."""
     most_images: int = MOST_IMAGES
     """Most images of one call of the pipeline that methods share; less takes less memory and more time."""
+    processes: int | None = None
+    """Processes that measure, each with one thread; by default on a CPU as many as there are threads, 8 at most."""
     peers: bool = True
     """Whether to compare other people's caches."""
     quality_weights: list[float] | None = None
@@ -56,7 +58,7 @@ class Settings:
     """Keep every generated image as PNG."""
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("seeds", 1), ("rounds", 0), ("most_images", 1)):
+        for name, least in (("batch_size", 1), ("seeds", 1), ("rounds", 0), ("most_images", 1), ("processes", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"`{name}` must be {least} or more; got {value}.")

@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -124,10 +124,9 @@ class Ran:
 
     Args:
         generated: what it made.
-        report: what the method says.
+        report: what the method says; where that is no MACs and they were counted, those.
         seconds: how long the call took; longer where something was counted or weighed.
         macs: of the transformer, counted from outside; 0 where they were not.
-        own_macs: of the decider; 0 where they were not counted.
         peak_bytes: most memory held at once beside the weights; None where it was not weighed.
     """
 
@@ -135,7 +134,6 @@ class Ran:
     report: BatchReport
     seconds: float
     macs: float = 0.0
-    own_macs: float = 0.0
     peak_bytes: int | None = None
 
 
@@ -147,6 +145,7 @@ def run_batch(
     Raises:
         NotApplicableError: the method does not apply.
     """
+    images = batch.stop - batch.start
     decider = None if isinstance(method.plan, BlockDanceConfig | ReuseSchedule) else method.plan
     with ExitStack() as stack:
         run = stack.enter_context(method.accelerate(frozen.pipeline, batch))
@@ -154,12 +153,16 @@ def run_batch(
         _synchronize(frozen.device)
         start = time.perf_counter()
         with ExitStack() as counters:
-            macs = counters.enter_context(counted_macs(frozen.transformer)) if count else None
-            own = counters.enter_context(counted_decisions(decider)) if count and decider is not None else None
+            macs = counters.enter_context(counted_macs(frozen.transformer)) if count else MacCounter()
+            own = counters.enter_context(counted_decisions(decider)) if count and decider is not None else MacCounter()
             generated, peak = weighed(frozen.device, call) if weigh else (call(), None)
         _synchronize(frozen.device)
         seconds = time.perf_counter() - start
-        return Ran(generated, run.report(), seconds, macs.macs if macs else 0.0, own.macs if own else 0.0, peak)
+        report = run.report()
+        counted = (
+            torch.full((images,), macs.macs / images, dtype=torch.float64) if count and report.macs is None else report.macs
+        )
+        return Ran(generated, replace(report, macs=counted, own_macs=own.macs / images), seconds, macs.macs, peak)
     raise AssertionError("a method must not swallow errors")
 
 

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ada.evaluation.measure.counting import Ran, run_batch
 from ada.evaluation.measure.metrics import Measured, Metric, edge_density, measure_images
+from ada.evaluation.measure.processes import work_off
 from ada.evaluation.measure.store import Store
-from ada.evaluation.measure.together import Outcome, run_together, shared_calls
-from ada.evaluation.methods import Cases, Generated, Method, NotApplicableError
+from ada.evaluation.measure.together import Call, calls_of, run_together
+from ada.evaluation.methods import BatchReport, Cases, Generated, Method, NotApplicableError
 from ada.progress import Advance, progress
 from ada.rollouts import FrozenPipeline
 
@@ -35,6 +36,7 @@ class Plan:
         store: where measurements are kept.
         kept: places of the cases whose images are kept.
         most_images: most images of one call of the pipeline that methods share; up to the batch size, each has calls of its own.
+        processes: how many measure, each with one thread; see `work_off`.
     """
 
     frozen: FrozenPipeline
@@ -45,13 +47,15 @@ class Plan:
     store: Store
     kept: frozenset[int] = frozenset()
     most_images: int = MOST_IMAGES
+    processes: int = 1
 
 
 def measure_methods(plan: Plan, console: Console | None = None) -> dict[str, str | None]:
     """Runs every method on every case and stores what it measures; what is stored already is not run again.
 
     Every image is made once: MACs are counted in the same run, of the methods whose work depends on the images at every batch, of
-    the others at the first. The reference alone is made again for a batch in which the run was killed.
+    the others at the first. The reference alone is made again for a batch in which the run was killed, and by every process that
+    works on a batch.
 
     Args:
         plan: what to run.
@@ -60,103 +64,117 @@ def measure_methods(plan: Plan, console: Console | None = None) -> dict[str, str
     Returns:
         By method, why it does not apply; None where it does.
     """
-    store, batches = plan.store, plan.cases.batches()
-    with progress("Measuring", len(plan.methods) * len(batches), console) as advance:
-        for number, batch in enumerate(batches):
-            todo = [method for method in plan.methods if store.reason(method) is None and store.batch(method, number) is None]
-            advance(len(plan.methods) - len(todo))
-            if todo:
-                _measure_batch(plan, todo, number, batch, advance)
+    store, batches = plan.store, [_tasks(plan, number) for number in range(len(plan.cases.batches()))]
+    total, left = len(plan.methods) * len(batches), sum(len(task.methods) for tasks in batches for task in tasks)
+    with progress("Measuring", total, console) as advance:
+        advance(total - left)
+        for names in work_off(batches, Measurer(plan), plan.processes):
+            for name in names:
+                advance(1, name)
     return {method.name: store.reason(method) for method in plan.methods}
 
 
-def _measure_batch(plan: Plan, todo: Sequence[Method], number: int, batch: slice, advance: Advance) -> None:
-    """First the reference, then the methods that share their calls, then the others one by one."""
-    reference, is_first = plan.methods[0], number == 0
-    ran = run_batch(plan.frozen, reference, plan.cases, batch, count=is_first and reference in todo)
-    turn = Turn(plan, number, batch, ran.generated)
-    if reference in todo:
-        turn.keep_alone(reference, ran)
-        advance(1, reference.name)
-    alone = [method for method in todo if method is not reference]
-    most = max(1, plan.most_images // (batch.stop - batch.start))
-    for methods, plans in shared_calls(plan.frozen, alone, most):
-        alone = [method for method in alone if method not in methods]
-        generated, places, outcomes = run_together(plan.frozen, methods, plans, plan.cases, batch, counted=is_first)
-        measured = turn.measured(generated, places)
-        for method, outcome in zip(methods, outcomes, strict=True):
-            turn.keep(method, measured, outcome)
-            advance(1, method.name)
-    for method in alone:
-        try:
-            # counting slows a run down
-            ran = run_batch(plan.frozen, method, plan.cases, batch, count=is_first or method.data_dependent)
-            turn.keep_alone(method, ran)
-        except NotApplicableError as error:
-            plan.store.refuse(method, str(error))
-        advance(1, method.name)
-
-
 @dataclass(frozen=True)
-class Turn:
-    """One batch, and its reference.
+class Task:
+    """Calls of the pipeline on one batch, in their order."""
+
+    number: int
+    calls: Sequence[Call]
+
+    @property
+    def methods(self) -> list[Method]:
+        return [method for call in self.calls for method in call.methods]
+
+
+def _tasks(plan: Plan, number: int) -> list[Task]:
+    """What is left to do of a batch: first the reference, then the methods that share their calls, then the others one by one."""
+    todo = [method for method in plan.methods if plan.store.reason(method) is None and plan.store.batch(method, number) is None]
+    first, others = [each for each in todo if each is plan.methods[0]], [each for each in todo if each is not plan.methods[0]]
+    names = {method.name for method in others}
+    images = min(plan.cases.batch_size, len(plan.cases.prompts))
+    calls = calls_of(plan.frozen, [each for each in others if each.after not in names], max(1, plan.most_images // images))
+    followers = [method for method in others if method.after in names]
+    return [
+        *(Task(number, [Call([reference])]) for reference in first),
+        *(Task(number, [call, *(Call([each]) for each in followers if each.after in {one.name for one in call.methods})])
+          for call in calls),
+    ]  # fmt: skip
+
+
+class Measurer:
+    """Does tasks, one batch after the other, of each of which it makes the reference once.
 
     Args:
         plan: the evaluation.
-        number: of the batch.
-        batch: places of its cases.
-        reference: its images with every step computed.
     """
 
-    plan: Plan
-    number: int
-    batch: slice
-    reference: Generated
+    def __init__(self, plan: Plan) -> None:
+        self._plan, self._number = plan, -1
 
-    def measured(self, generated: Generated, places: Sequence[int]) -> Measured:
-        """Measures images that have these places in the batch."""
-        prompts = [self.plan.cases.prompts[self.batch.start + place] for place in places]
-        beside = self.reference.take(list(places))
-        return measure_images(self.plan.metrics, self.plan.embed, generated, prompts, beside, self.plan.cases.batch_size)
+    def __call__(self, task: Task) -> list[str]:
+        """Measures and stores what the methods of a task make; gives their names."""
+        plan = self._plan
+        if task.number != self._number:
+            self._number, self._batch = task.number, plan.cases.batches()[task.number]
+            self._reference = run_batch(plan.frozen, plan.methods[0], plan.cases, self._batch, count=task.number == 0)
+        for call in task.calls:
+            if call.methods[0] is plan.methods[0]:
+                self._keep_alone(call.methods[0], self._reference)
+            elif call.plans is not None:
+                self._share(call)
+            elif plan.store.reason(call.methods[0]) is None:
+                self._run_alone(call.methods[0])
+        return [method.name for method in task.methods]
 
-    def keep_alone(self, method: Method, ran: Ran) -> None:
-        """Measures and stores what a method made by itself; where it saves nothing and must, that it does not apply."""
-        if self.number == 0 and method.must_save:
-            full = float(sum(self.plan.store.batch(self.plan.methods[0], 0)["macs"]))
-            if ran.macs > (1 - LEAST_SAVED) * full:
+    def _share(self, call: Call) -> None:
+        plan = self._plan
+        generated, places, outcomes = run_together(plan.frozen, call, plan.cases, self._batch, counted=self._number == 0)
+        measured = self._measured(generated, places)
+        for method, outcome in zip(call.methods, outcomes, strict=True):
+            if outcome.failure is None:
+                self._keep(method, measured.take(outcome.images), outcome.report)
+            else:
+                plan.store.refuse(method, outcome.failure)
+
+    def _run_alone(self, method: Method) -> None:
+        plan = self._plan
+        try:
+            # counting slows a run down
+            count = self._number == 0 or method.data_dependent
+            ran = run_batch(plan.frozen, method, plan.cases, self._batch, count=count)
+            if method.must_save and self._number == 0 and ran.macs > (1 - LEAST_SAVED) * self._reference.macs:
                 raise NotApplicableError(SKIPPED_NOTHING)
-        images = range(len(ran.generated.images))
-        self.keep(method, self.measured(ran.generated, images), Outcome(images, ran.report, ran.macs, ran.own_macs))
+            self._keep_alone(method, ran)
+        except NotApplicableError as error:
+            plan.store.refuse(method, str(error))
 
-    def keep(self, method: Method, measured: Measured, outcome: Outcome) -> None:
-        """Stores what a method did to the batch.
+    def _keep_alone(self, method: Method, ran: Ran) -> None:
+        self._keep(method, self._measured(ran.generated, range(len(ran.generated.images))), ran.report)
 
-        Args:
-            method: the method.
-            measured: a row per image that was made; the outcome says which are the method's.
-            outcome: what it did.
-        """
-        plan, batch, report = self.plan, self.batch, outcome.report
-        if outcome.failure is not None:
-            plan.store.refuse(method, outcome.failure)
-            return
-        own, images, is_reference = measured.take(outcome.images), batch.stop - batch.start, method is plan.methods[0]
-        counted = [outcome.macs / images] * images if outcome.macs else None
+    def _measured(self, generated: Generated, places: Sequence[int]) -> Measured:
+        """Measures images that have these places in the batch."""
+        cases = self._plan.cases
+        prompts, beside = [cases.prompts[self._batch.start + place] for place in places], self._reference.generated.take(places)
+        return measure_images(self._plan.metrics, self._plan.embed, generated, prompts, beside, cases.batch_size)
+
+    def _keep(self, method: Method, measured: Measured, report: BatchReport) -> None:
+        """Stores what a method did to the batch."""
+        plan, batch, is_reference = self._plan, self._batch, method is self._plan.methods[0]
         measurements = {
-            "values": own.values,
-            "edge_density": edge_density(own.images).tolist() if is_reference else None,
-            "macs": counted if report.macs is None else report.macs.tolist(),
-            "own_macs": outcome.own_macs / images,
+            "values": measured.values,
+            "edge_density": edge_density(measured.images).tolist() if is_reference else None,
+            "macs": None if report.macs is None else report.macs.tolist(),
+            "own_macs": report.own_macs,
             "actions": None if report.actions is None else report.actions.tolist(),
             "action_names": list(report.action_names),
             "cache_bytes": report.cache_bytes,
         }
         if is_reference:
-            plan.store.write("frames", own.images.shape[1] if own.images.ndim == 5 else None)
+            plan.store.write("frames", measured.images.shape[1] if measured.images.ndim == 5 else None)
         # thumbnails of any prompt's reference may be asked for
         kept = [place for place in range(batch.start, batch.stop) if is_reference or place in plan.kept]
-        plan.store.add_images(method, kept, own.images[[place - batch.start for place in kept]])
-        plan.store.add_batch(method, self.number, measurements, own.features)
+        plan.store.add_images(method, kept, measured.images[[place - batch.start for place in kept]])
+        plan.store.add_batch(method, self._number, measurements, measured.features)
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ class Store:
         """Writes JSON whole or not at all."""
         path = self.parts / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".partial")
+        temporary = path.with_suffix(f".{os.getpid()}.partial")
         temporary.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
         os.replace(temporary, path)
 
@@ -60,7 +60,7 @@ class Store:
     def add_batch(self, method: Method, number: int, measurements: Mapping[str, Any], features: Tensor) -> None:
         """Keeps a batch: features `(images, width)` first, so that the measurements mark it as complete."""
         folder = self.parts / key_of(method)
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         np.save(folder / f"features-{number}.npy", features.cpu().numpy())
         self.write(f"{key_of(method)}/batch-{number}", dict(measurements))
 

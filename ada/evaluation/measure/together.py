@@ -6,7 +6,7 @@ rows; those that end up with equal schedules cost one image, made, decoded and m
 method makes alone, up to rounding.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,21 +25,30 @@ FIRST_DECISION = 2
 
 
 @dataclass(frozen=True)
+class Call:
+    """Methods that run in one call of the pipeline.
+
+    Args:
+        methods: the methods.
+        plans: of each; None for a single method that runs by itself.
+    """
+
+    methods: Sequence[Method]
+    plans: Sequence[ReuseSchedule | Any] | None = None
+
+
+@dataclass(frozen=True)
 class Outcome:
-    """What a method did to a batch.
+    """What a method did to a batch that it shared.
 
     Args:
         images: for each image of the batch, its place among the distinct ones.
         report: what it did.
-        macs: of the transformer, counted from outside, the whole batch together; 0 where they were not.
-        own_macs: of the method's decider, likewise.
         failure: why it could not decide; None where it could.
     """
 
     images: Sequence[int]
     report: BatchReport
-    macs: float = 0.0
-    own_macs: float = 0.0
     failure: str | None = None
 
 
@@ -117,33 +126,31 @@ def shared_plan(frozen: FrozenPipeline, method: Method) -> ReuseSchedule | Any |
     return plan
 
 
-def shared_calls(frozen: FrozenPipeline, methods: Sequence[Method], most: int) -> Iterator[tuple[list[Method], list[Any]]]:
-    """The methods that run in one call of the pipeline each, `most` at most, and their plans: of one number of steps, their deciders
-    seeing the same block."""
-    waiting: dict[int, list[tuple[Method, Any]]] = {}
-    boundaries: dict[int, int] = {}
+def calls_of(frozen: FrozenPipeline, methods: Sequence[Method], most: int) -> list[Call]:
+    """How to run methods in few calls of the pipeline, the long ones first.
+
+    Methods of the same number of steps whose plans can share, their deciders seeing the same block, take one call, `most` of them at most.
+    """
+    alone, waiting, boundaries = list[Call](), dict[int, list[tuple[Method, Any]]](), dict[int, int]()
     for method in methods:
         plan, steps = shared_plan(frozen, method), method.num_inference_steps
-        if plan is None:
-            continue
-        sees = None if isinstance(plan, ReuseSchedule) else plan.kinds[0].boundary
-        if sees is None or boundaries.setdefault(steps, sees) == sees:
+        sees = None if plan is None or isinstance(plan, ReuseSchedule) else plan.kinds[0].boundary
+        if plan is None or (sees is not None and boundaries.setdefault(steps, sees) != sees):
+            alone.append(Call([method]))
+        else:
             waiting.setdefault(steps, []).append((method, plan))
-    for together in waiting.values():
-        for start in range(0, len(together), most):
-            some = together[start : start + most]
-            yield [method for method, _ in some], [plan for _, plan in some]
+    shared = [pairs[start : start + most] for pairs in waiting.values() for start in range(0, len(pairs), most)]
+    return [Call(*zip(*pairs, strict=True)) for pairs in shared] + alone
 
 
 def run_together(
-    frozen: FrozenPipeline, methods: Sequence[Method], plans: Sequence[Any], cases: Cases, batch: slice, *, counted: bool
+    frozen: FrozenPipeline, shared: Call, cases: Cases, batch: slice, *, counted: bool
 ) -> tuple[Generated, list[int], list[Outcome]]:
-    """Runs methods of the same number of steps on one batch.
+    """Runs methods that share a call on one batch.
 
     Args:
         frozen: the pipeline.
-        methods: the methods.
-        plans: of each, as `shared_plan` gives it.
+        shared: the methods, with their plans.
         cases: prompts and seeds; their batch size is the most prompts that are encoded, and images denoised and decoded at once.
         batch: places of the batch's cases.
         counted: whether to count the MACs of the deciders.
@@ -151,15 +158,15 @@ def run_together(
     Returns:
         The distinct images, the place in the batch that each of them has, and what every method did.
     """
-    count, every, most_rows = batch.stop - batch.start, len(methods), cases.batch_size
-    fitted = [rows_of(plan, batch) for plan in plans]
+    count, every, most_rows = batch.stop - batch.start, len(shared.methods), cases.batch_size
+    fitted = [rows_of(plan, batch) for plan in shared.plans or ()]
     decider = Together(fitted, count, counted=counted)
     groups = list(range(count)) * every
     with (
         shared_components(frozen.pipeline, most_rows),
         apply_blockdance(frozen.pipeline, decider, groups=groups, max_rows=2 * most_rows) as handle,
     ):
-        steps = methods[0].num_inference_steps
+        steps = shared.methods[0].num_inference_steps
         generated = generate(frozen, list(cases.prompts[batch]) * every, list(cases.seeds[batch]) * every, steps)
         report = handle.report()
     # rows of the same image with the same actions are the same: the first one stands for them
@@ -170,7 +177,7 @@ def run_together(
     outcomes = []
     for place, plan in enumerate(fitted):
         own = decider.rows(place)
-        done = BatchReport(decider.own_actions(place, report.actions), names_of(plan.kinds), report.macs_computed[own])
-        images = [place_of[row] for row in rows[own]]
-        outcomes.append(Outcome(images, done, own_macs=decider.counters[place].macs, failure=decider.failures.get(place)))
+        actions, own_macs = decider.own_actions(place, report.actions), decider.counters[place].macs / count
+        done = BatchReport(actions, names_of(plan.kinds), report.macs_computed[own], own_macs=own_macs)
+        outcomes.append(Outcome([place_of[row] for row in rows[own]], done, decider.failures.get(place)))
     return generated.take(kept), [row % count for row in kept], outcomes

@@ -126,12 +126,14 @@ class BatchReport:
         action_names: what the actions mean, action 0 first; empty without actions.
         macs: float64 `(images,)`, MACs of the denoising steps that ran; None where they are counted from outside.
         cache_bytes: most bytes that the method kept between steps; None where nobody knows.
+        own_macs: per image, MACs of whatever decides; 0 where they were not counted.
     """
 
     actions: Tensor | None = None
     action_names: tuple[str, ...] = ()
     macs: Tensor | None = None
     cache_bytes: int | None = None
+    own_macs: float = 0.0
 
 
 @dataclass
@@ -177,6 +179,7 @@ class Method:
         main: whether it runs by default; the others are settings around a main one, which a sweep runs as well.
         timed: whether the latency of a main one is measured; where a neighbouring setting is timed, it tells nothing new.
         one_by_one: whether it runs image by image, which takes long; a quick look leaves it out.
+        after: name of the method that has to be measured before, because it does as that one did.
     """
 
     name: str
@@ -193,6 +196,7 @@ class Method:
     main: bool = True
     timed: bool = True
     one_by_one: bool = False
+    after: str = ""
 
     def __post_init__(self) -> None:
         if self.plan is not None and self.attach is not unchanged:

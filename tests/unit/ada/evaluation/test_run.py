@@ -11,7 +11,7 @@ import torch
 from conftest import NUM_BLOCKS, build_clip_folder, build_pixart_pipeline
 from policies import build_step_policy
 
-from ada.evaluation.compare import policy_digest
+from ada.evaluation.compare import actions_of, policy_digest
 from ada.evaluation.measure.collect import collect_results, read_complexity
 from ada.evaluation.measure.counting import counted_macs
 from ada.evaluation.measure.metrics import Embedding, default_metrics, edge_density
@@ -19,8 +19,8 @@ from ada.evaluation.measure.results import MethodResult
 from ada.evaluation.measure.run import Plan, TimingPlan, measure_methods, time_methods
 from ada.evaluation.measure.statistics import Estimate
 from ada.evaluation.measure.store import Store
-from ada.evaluation.measure.together import run_together, shared_plan
-from ada.evaluation.methods import STATIC, Cases, Method, NotApplicableError, Run, full_method, generate
+from ada.evaluation.measure.together import Call, run_together, shared_plan
+from ada.evaluation.methods import STATIC, Cases, Method, NotApplicableError, Run, control_methods, full_method, generate
 from ada.evaluation.methods.ada import Shuffled
 from ada.evaluation.methods.base import prompt_seed, unchanged
 from ada.evaluation.methods.threshold import ThresholdRule
@@ -335,7 +335,7 @@ def test_equal_schedules_are_made_once(backbone: FrozenPipeline, tmp_path: Path)
     methods = [method(name, late) for name in "abc"]
     plan = plan_of(backbone, tmp_path, methods)
     plans = [shared_plan(plan.frozen, each) for each in methods]
-    generated, places, shared = run_together(plan.frozen, methods, plans, CASES, slice(0, 2), counted=False)
+    generated, places, shared = run_together(plan.frozen, Call(methods, plans), CASES, slice(0, 2), counted=False)
     assert len(generated.images) == 2
     assert places == [0, 1]
     assert [each.images for each in shared] == [[0, 1]] * 3
@@ -352,3 +352,26 @@ def test_a_wish_that_cannot_be_met_is_the_reason_of_its_row_alone(
     alone = plan_of(backbone, tmp_path / "alone", [])
     with pytest.raises(NotApplicableError, match="cannot be met"), impossible.accelerate(backbone.pipeline, slice(0, 1)):
         generate(alone.frozen, ["a"], [11], STEPS)
+
+
+def test_two_processes_measure_what_one_does(backbone: FrozenPipeline, tmp_path: Path, policy: StepPolicy) -> None:
+    """A policy, its random control, which needs it measured first, fewer steps and a peer that fails, on three batches."""
+
+    @contextmanager
+    def fails(pipeline: Any, images: slice) -> Iterator[Run]:
+        raise NotApplicableError("It has no blocks.")
+        yield Run()
+
+    found = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        ours = method("ada", policy)
+        plan = plan_of(backbone, folder, [])
+        random, _ = control_methods(ours, policy, actions_of(plan.store, ours, CASES), 0, main=True)
+        methods = [*plan.methods, ours, random, method("fewer", steps=4), method("fails", attach=fails)]
+        plan = replace(plan, methods=methods, processes=processes)
+        found.append(collect_results(plan.store, methods, measure_methods(plan), {}, CASES))
+    for one, two in zip(*found, strict=True):
+        assert (one.reason, one.actions) == (two.reason, two.actions)
+        for name, values in one.per_prompt.items():
+            assert two.per_prompt[name] == pytest.approx(values, abs=1e-5), name

@@ -1,0 +1,88 @@
+"""Work shared by processes of one thread each: on a CPU they do more than one process of as many threads, which wait for each other."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from typing import Any, TypeVar
+
+import torch
+
+MOST_PROCESSES = 8
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+
+def default_processes(device: torch.device) -> int:
+    """As many as torch has threads, 8 at most; one on an accelerator, and where a process cannot be forked safely."""
+    return min(torch.get_num_threads(), MOST_PROCESSES) if device.type == "cpu" and sys.platform == "linux" else 1
+
+
+def work_off(groups: Sequence[Sequence[Task]], work: Callable[[Task], Result], processes: int) -> Iterator[Result]:
+    """Does tasks and gives their results as they come.
+
+    A process stays with a group, whose tasks need something in common that takes time to make; when nothing of it is left it begins
+    another, and in the end helps with those that others have begun.
+
+    Args:
+        groups: the tasks; those of a group are begun in their order.
+        work: does one. It runs in forked copies of this process: only results and errors have to be picklable.
+        processes: how many copies; with 1 it runs here.
+
+    Raises:
+        RuntimeError: a process was killed.
+        Exception: what `work` raises.
+    """
+    if processes == 1:
+        for group in groups:
+            yield from map(work, group)
+        return
+    context = get_context("fork")
+    begun, workers, ends = context.Array("i", len(groups)), list[Any](), dict[Any, Any]()
+    try:
+        for _ in range(min(processes, sum(map(len, groups)))):
+            here, there = context.Pipe(duplex=False)
+            workers.append(context.Process(target=_serve, args=(groups, work, begun, there), daemon=True))
+            workers[-1].start()
+            there.close()  # so that the pipe ends with the process
+            ends[here] = workers[-1]
+        while ends:
+            for end in list[Any](wait(list(ends))):
+                try:
+                    result, error = end.recv()
+                except EOFError:
+                    worker = ends.pop(end)
+                    worker.join()
+                    if worker.exitcode:
+                        raise RuntimeError(f"A process that measures ended with exit code {worker.exitcode}.") from None
+                    continue
+                if error is not None:
+                    raise error
+                yield result
+    finally:
+        for worker in workers:
+            worker.terminate()
+            worker.join()
+
+
+def _serve(groups: Sequence[Sequence[Task]], work: Callable[[Task], Any], begun: Any, results: Connection) -> None:
+    """What a process does until nothing is left, or whoever started it is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started it ends it
+    torch.set_num_threads(1)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # else tokenizers warn of the fork
+    parent, group = os.getppid(), -1
+    while os.getppid() == parent:
+        with begun.get_lock():
+            left = [place for place, tasks in enumerate(groups) if begun[place] < len(tasks)]
+            if not left:
+                return
+            group = min(left, key=lambda place: (place != group, begun[place] > 0))
+            task = groups[group][begun[group]]
+            begun[group] += 1
+        try:
+            results.send((work(task), None))
+        except Exception as error:
+            results.send((None, error))
+            return

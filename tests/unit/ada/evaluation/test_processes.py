@@ -1,0 +1,54 @@
+"""Work that processes share: everything is done once, groups stay together, and what fails in a process fails here."""
+
+import os
+from collections import defaultdict
+from multiprocessing import get_context
+
+import pytest
+
+from ada.evaluation.measure.processes import work_off
+
+GROUPS = [[(group, task) for task in range(4)] for group in range(3)]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_every_task_is_done_once(processes: int) -> None:
+    both = get_context("fork").Barrier(processes, timeout=60)
+
+    def work(task: tuple[int, int]) -> tuple[tuple[int, int], int]:
+        both.wait()
+        return task, os.getpid()
+
+    done = list(work_off(GROUPS, work, processes))
+    assert sorted(task for task, _ in done) == [task for group in GROUPS for task in group]
+    workers = {process for _, process in done}
+    assert len(workers) == processes
+    assert (os.getpid() in workers) == (processes == 1)
+
+
+def test_each_process_begins_with_a_group_of_its_own_and_helps_in_the_end() -> None:
+    both = get_context("fork").Barrier(2, timeout=60)
+
+    def work(task: tuple[int, int]) -> tuple[int, int]:
+        both.wait()  # in step with each other
+        return task[0], os.getpid()
+
+    begun = defaultdict(list)
+    for group, process in work_off(GROUPS, work, 2):
+        begun[process].append(group)
+    firsts = [groups[:4] for groups in begun.values()]
+    assert sorted(firsts) == [[0] * 4, [1] * 4]
+    assert [groups[4:] for groups in begun.values()] == [[2, 2]] * 2
+
+
+def test_an_error_in_a_process_is_an_error_here() -> None:
+    def work(task: tuple[int, int]) -> None:
+        raise OSError(f"The disk is full at {task[1]}.")
+
+    with pytest.raises(OSError, match="The disk is full at 0"):
+        list(work_off(GROUPS[:1], work, 2))
+
+
+def test_a_process_that_is_killed_is_told() -> None:
+    with pytest.raises(RuntimeError, match="ended with exit code 7"):
+        list(work_off(GROUPS[:1], lambda task: os._exit(7), 2))
