@@ -15,6 +15,7 @@ from ada.evaluation.methods import Cases, Method, NotApplicableError
 from ada.evaluation.report import terminal_table, write_reports
 from ada.evaluation.request import EvaluationOptions, Request, Settings, find_prompts
 from ada.policy import AdaPolicy
+from ada.processes import default_processes
 from ada.rollouts import FrozenPipeline
 from ada.rollouts.fingerprints import digest, weights_digest
 from ada.schedules import Ladder
@@ -117,7 +118,7 @@ def _evaluate(
         raise EvaluationError(f"No row is named {request.compare_with!r}. There are: {', '.join(names)}.")
     cases, shown, methods = request.cases, grid_places(len(request.prompts)), [each for each in methods if request.wants(each)]
     kept = frozenset(range(len(cases.prompts))) if request.keep_images else shown
-    processes = request.processes or measure.default_processes(frozen.device)
+    processes = request.processes or default_processes(frozen.device)
     plan = Plan(frozen, methods, cases, request.metrics, request.embed, store, kept, request.most_images, processes)
     reasons = measure.measure_methods(plan, console)
     timed = [method for method in methods if request.times(method) and reasons[method.name] is None]

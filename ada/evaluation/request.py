@@ -16,10 +16,13 @@ from ada.rewards import Reward
 from ada.rollouts.pipeline import Dtype
 from ada.schedules import Ladder
 
-ROUNDS, QUICK_ROUNDS = 10, 3
+ROUNDS, QUICK_ROUNDS = 10, 2
 TIMING_MINUTES, QUICK_TIMING_MINUTES = 3.0, 0.4
 QUICKLY_TIMED = ("plain", "ada")
-BRIEF = "Latency is that of plain pipelines and the policy, at batch 1 alone; what runs image by image is left out."
+BRIEF = (
+    "Latency is that of plain pipelines and the policy, at batch 1 and in two rounds alone; peak memory and what runs image by image "
+    "are left out."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +40,7 @@ class Settings:
     sweeps: bool = False
     """Whether to run the settings around the main ones as well: about twice as many rows."""
     rounds: int | None = None
-    """Most rounds of timing; by default 10, in a quick look 3, and then of plain pipelines and the policy at batch 1 alone."""
+    """Most rounds of timing; by default 10, in a quick look 2, and then of plain pipelines and the policy at batch 1 alone."""
     timing_minutes: float | None = None
     """No round of timing begins later, but for the first two at each batch size; by default 3, in a quick look 0.4."""
     most_images: int = MOST_IMAGES
@@ -131,7 +134,7 @@ class Request(Settings):
         minutes = TIMING_MINUTES if self.quick_look is None else QUICK_TIMING_MINUTES
         seconds = 60 * (minutes if self.timing_minutes is None else self.timing_minutes)
         if self.is_brief:
-            return TimingPlan([1], QUICK_ROUNDS, seconds)
+            return TimingPlan([1], QUICK_ROUNDS, seconds, weigh=False)
         sizes = sorted({1, min(self.batch_size, len(self.prompts) * self.seeds)})
         return TimingPlan(sizes, ROUNDS if self.rounds is None else self.rounds, seconds)
 

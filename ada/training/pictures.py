@@ -1,16 +1,17 @@
 """Pictures of a training run."""
 
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL.Image import Image as Picture
 from torch import Tensor
 
+from ada.grid import Row, draw_grid, save_grid
 from ada.policy import LadderPolicy, StepPolicy
 from ada.rollouts import FrozenPipeline
 from ada.training.outcome import Outcome
@@ -47,11 +48,11 @@ class RolloutPictures:
 
     Args:
         probabilities: of every kind of reuse per step.
-        grid: the images beside their references, see `compare_grid`; None of what is no picture.
+        grid: the images below their references, with the differences; None of what is no picture.
     """
 
     probabilities: Figure
-    grid: Tensor | None
+    grid: Picture | None
 
     @classmethod
     def of(cls, rollout: SampledRollout, policy: StepPolicy, num_steps: int) -> "RolloutPictures":
@@ -63,8 +64,11 @@ class RolloutPictures:
             num_steps: of the generation.
         """
         logits, steps = rollout.logits.unflatten(0, (-1, 3)), list(policy.decided_steps(num_steps))
-        is_picture = rollout.images.ndim == 5 and rollout.images.shape[2] == 3
-        grid = compare_grid(rollout.reference[1::3][:8], rollout.images[1::3, 0][:8]) if is_picture else None
+        grid = None
+        if rollout.images.ndim == 5 and rollout.images.shape[2] == 3:
+            images = {"every step": rollout.reference[1::3][:8].cpu(), "policy": rollout.images[1::3, 0][:8].cpu()}
+            untitled = [""] * len(images["policy"])
+            grid = draw_grid([Row(title, list(shown), untitled) for title, shown in images.items()], untitled)
         return cls(reuse_probability(logits, steps, policy.kinds), grid)
 
     def write(self, folder: Path, board: Any, global_step: int) -> None:
@@ -79,25 +83,8 @@ class RolloutPictures:
         self.probabilities.savefig(folder / "reuse_probability.png", dpi=120)
         board.add_figure("validation/reuse_probability", self.probabilities, global_step)
         if self.grid is not None:
-            save_image(self.grid, folder / "reference_and_reuse.png")
-            board.add_image("validation/reference_and_reuse", self.grid, global_step)
-
-
-def compare_grid(reference: Tensor, reuse: Tensor) -> Tensor:
-    """Reference above, reuse in the middle, their difference (×4, on grey) below: `(3, 3·height, images·width)`.
-
-    Args:
-        reference, reuse: `(images, 3, height, width)` in [0, 1].
-    """
-    difference = (0.5 + 4 * (reuse - reference)).clamp(0, 1)
-    return torch.cat([torch.cat(list(row), dim=-1) for row in (reference, reuse, difference)], dim=-2).cpu()
-
-
-def save_image(image: Tensor, path: Path, scale: int = 3) -> None:
-    """Saves an image `(3, height, width)` in [0, 1] as PNG, every pixel `scale` wide."""
-    pixels = (image.permute(1, 2, 0) * 255).round().byte().numpy()
-    picture = Image.fromarray(pixels)
-    picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST).save(path)
+            self.grid.save(folder / "reference_and_reuse.png")
+            board.add_image("validation/reference_and_reuse", np.asarray(self.grid), global_step, dataformats="HWC")
 
 
 def draw_outcome(outcome: Outcome, saved: Tensor, damage: Tensor) -> Figure:
@@ -152,16 +139,8 @@ def picture_decisions(
     ours, saved = draw(policy.with_options(mean_compute=mean_compute))
     if reference.ndim != 4 or reference.shape[1] != 3:
         return  # videos, audio and latents have no picture here
-    figure = Figure(figsize=(1.25 * len(prompts), 4.4), layout="constrained")
-    rows = {"every step": reference, "policy": ours, "difference ×4": (0.5 + 4 * (ours - reference))}
-    for axes, (title, images) in zip(figure.subplots(3, len(prompts), squeeze=False), rows.items(), strict=True):
-        for axis, image, prompt, share in zip(axes, images, prompts, saved, strict=True):
-            axis.imshow(image.clamp(0, 1).permute(1, 2, 0).cpu())
-            axis.set(xticks=[], yticks=[])
-            axis.spines[:].set_visible(False)
-            if title == "every step":
-                axis.set_title(textwrap.fill(str(prompt), 16), fontsize=7)
-            if title == "policy":
-                axis.set_xlabel(f"{share:.0%} saved", fontsize=8)
-        axes[0].set_ylabel(title, fontsize=8)
-    figure.savefig(path, dpi=130)
+    rows = [
+        Row("every step", list(reference.cpu()), [""] * len(prompts)),
+        Row("policy", list(ours.cpu()), [f"{share:.0%} saved" for share in saved]),
+    ]
+    save_grid(rows, [str(prompt) for prompt in prompts], path)

@@ -21,7 +21,7 @@ from blockdance import BlockDanceConfig, ReuseSchedule
 
 MEMORY_EVENT = "[memory]"
 _SINGLE: set[Any] = {torch.ops.prim.device.default}
-"""Operations that are made of no others."""
+"""Operations that are made of no others, or of none that computes."""
 Result = TypeVar("Result")
 
 
@@ -36,22 +36,33 @@ class MacCounter(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.macs = 0.0
         self._formulas = dict(flop_registry)
-        self._formulas[torch.ops.aten._scaled_dot_product_flash_attention_for_cpu] = _attention_flops
+        attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu, torch.ops.aten.scaled_dot_product_attention
+        self._formulas |= {torch.ops.aten.linear: _linear_flops} | dict.fromkeys(attention, _attention_flops)
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         formula = self._formulas.get(function._overloadpacket)
         if formula is None and function not in _SINGLE:
-            # an operation made of others, such as `linear` without autograd
-            with self:
-                parts = function.decompose(*args, **kwargs)
-            if parts is not NotImplemented:
-                return parts
+            # an operation made of others, such as `matmul` without autograd; one that gives views computes nothing
+            if not _gives_views(function):
+                with self:
+                    parts = function.decompose(*args, **kwargs)
+                if parts is not NotImplemented:
+                    return parts
             _SINGLE.add(function)
         output = function(*args, **kwargs)
         if formula is not None:
             self.macs += formula(*args, **kwargs, out_val=output) / 2
         return output
+
+
+def _gives_views(function: Any) -> bool:
+    results = function._schema.returns
+    return bool(results) and all(result.alias_info is not None for result in results)
+
+
+def _linear_flops(values: Tensor, weight: Tensor, *args: Any, out_val: Tensor, **kwargs: Any) -> int:
+    return 2 * out_val.numel() * weight.shape[-1]
 
 
 def _attention_flops(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> int:

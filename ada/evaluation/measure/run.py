@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ada.evaluation.measure.counting import Ran, run_batch
 from ada.evaluation.measure.metrics import Measured, Metric, edge_density, measure_images
-from ada.evaluation.measure.processes import work_off
 from ada.evaluation.measure.store import Store
 from ada.evaluation.measure.together import Call, calls_of, run_together
 from ada.evaluation.methods import BatchReport, Cases, Generated, Method, NotApplicableError
+from ada.processes import work_off
 from ada.progress import Advance, progress
 from ada.rollouts import FrozenPipeline
 
@@ -185,11 +185,13 @@ class TimingPlan:
         batch_sizes: images per call, ascending, each at most the number of cases; each size has rounds of its own.
         rounds: most rounds at each size; 0 measures no latency.
         seconds: of all sizes together, shared equally; but for the first two of its size, no round begins later.
+        weigh: whether the warm-up weighs the memory, which takes far longer on a CPU.
     """
 
     batch_sizes: Sequence[int]
     rounds: int
     seconds: float = float("inf")
+    weigh: bool = True
 
 
 @dataclass(frozen=True)
@@ -198,7 +200,7 @@ class Timing:
 
     Args:
         seconds_per_image: by batch size, one value per round, in the order of the rounds.
-        peak_bytes: most memory held at once beside the weights, at the largest batch size.
+        peak_bytes: most memory held at once beside the weights, at the largest batch size; None where it was not weighed.
         cache_bytes: most bytes that the method kept between steps there; None where nobody knows.
     """
 
@@ -229,7 +231,7 @@ def time_methods(
         for method in methods if sizes else ():
             # a process that goes on with stored rounds is new, and warms up as well
             for size in sizes:
-                ran = run_batch(plan.frozen, method, plan.cases, slice(0, size), weigh=size == sizes[-1])
+                ran = run_batch(plan.frozen, method, plan.cases, slice(0, size), weigh=timing.weigh and size == sizes[-1])
                 advance(1, method.name)
             timings[method.name] = Timing({}, ran.peak_bytes, ran.report.cache_bytes)
         for place, size in enumerate(sizes, 1):

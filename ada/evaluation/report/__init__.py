@@ -12,9 +12,9 @@ from ada.evaluation.measure import Results
 from ada.evaluation.measure.columns import COMPUTE_SAVED
 from ada.evaluation.report.figures import draw_figures
 from ada.evaluation.report.findings import comparable
-from ada.evaluation.report.grid import Row, save_grid
 from ada.evaluation.report.page import save_page
 from ada.evaluation.report.table import markdown_table, short_table, terminal_table
+from ada.grid import Row, save_grid
 
 __all__ = ["terminal_table", "write_reports"]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from ada.evaluation.measure import Results, columns
 from ada.evaluation.report.figures import BANDED, GROUPS, colours_of, with_schedules
 from ada.evaluation.report.findings import COMPARABLE_SAVING, MIXTURE, headline_of, spending, static_curve
-from ada.evaluation.report.grid import FRAME_MILLISECONDS, to_picture
+from ada.grid import FRAME_MILLISECONDS, to_picture
 from ada.rewards.damage import VISIBLE_DISTANCE
 
 LARGEST = 256

@@ -59,7 +59,7 @@ def test_a_quick_look_times_plain_pipelines_and_the_policy_alone_and_says_so() -
     methods = [Method(name=group, family="", group=group, num_inference_steps=4) for group in groups]  # type: ignore[arg-type]
     quick = Request(prompts=["a"] * 8, indices=range(8), metrics={}, embed=lambda images: images)
     assert [method.name for method in methods if quick.times(method)] == ["plain", "ada"]
-    assert quick.timing() == TimingPlan([1], 3, 24.0)
+    assert quick.timing() == TimingPlan([1], 2, 24.0, weigh=False)
     alone = one_by_one(methods[-1])
     assert [quick.wants(method) for method in (methods[-1], alone)] == [True, False]
     assert "Latency is that of plain pipelines and the policy" in str(quick.quick_look)

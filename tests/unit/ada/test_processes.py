@@ -6,7 +6,7 @@ from multiprocessing import get_context
 
 import pytest
 
-from ada.evaluation.measure.processes import work_off
+from ada.processes import work_off
 
 GROUPS = [[(group, task) for task in range(4)] for group in range(3)]
 

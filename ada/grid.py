@@ -57,7 +57,8 @@ def draw_grid(rows: Sequence[Row], prompts: Sequence[str]) -> Image.Image:
     side, tall = round(width * factor * shrink), round(height * factor * shrink)
     font, small = (ImageFont.truetype(findfont("DejaVu Sans"), size) for size in (12, 11))
     titles = [_wrap(prompt, font, side) for prompt in prompts]
-    left = GAP + max(round(font.getlength(row.title)) for row in rows) + 2 * GAP
+    beside = f"difference × {AMPLIFIED}"
+    left = GAP + max(round(font.getlength(label)) for label in (beside, *(row.title for row in rows))) + 2 * GAP
     top = GAP + LINE * max(map(len, titles)) + GAP
     first, other = tall + LINE + GAP, 2 * tall + LINE + GAP
     canvas = Image.new("RGB", (left + len(prompts) * (side + GAP), top + first + (len(rows) - 1) * other), "white")
@@ -69,7 +70,7 @@ def draw_grid(rows: Sequence[Row], prompts: Sequence[str]) -> Image.Image:
     for number, row in enumerate(rows):
         draw.text((left - 2 * GAP, y + tall / 2), row.title, "black", font, anchor="rm")
         if number:
-            draw.text((left - 2 * GAP, y + tall * 1.5), f"difference × {AMPLIFIED}", "#777777", small, anchor="rm")
+            draw.text((left - 2 * GAP, y + tall * 1.5), beside, "#777777", small, anchor="rm")
         for column, (image, caption) in enumerate(zip(row.images, row.captions, strict=True)):
             x = left + column * (side + GAP)
             canvas.paste(to_picture(image, (side, tall)), (x, y))
@@ -85,7 +86,7 @@ def draw_grid(rows: Sequence[Row], prompts: Sequence[str]) -> Image.Image:
 
 def to_picture(image: Tensor, size: tuple[int, int] | None = None) -> Image.Image:
     """An image `(3, height, width)` in [0, 1] as a picture; enlarged in whole pixels, shrunk smoothly."""
-    picture = Image.fromarray(np.asarray(image.mul(255).round().byte().permute(1, 2, 0)))
+    picture = Image.fromarray(np.asarray(image.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0)))
     if size is None or size == picture.size:
         return picture
     enlarged = size[0] >= picture.width
