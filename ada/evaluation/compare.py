@@ -9,9 +9,24 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from ada.evaluation import measure, methods
+from ada.evaluation import measure
 from ada.evaluation.measure import Metric, Plan, Results, Store
-from ada.evaluation.methods import Cases, Method, NotApplicableError
+from ada.evaluation.methods import (
+    Cases,
+    Method,
+    NotApplicableError,
+    ada_methods,
+    blockdance,
+    calibrated_methods,
+    control_methods,
+    deep_cache,
+    fewer_steps,
+    full_method,
+    ladder_methods,
+    peer_methods,
+    rival_methods,
+    threshold_methods,
+)
 from ada.evaluation.report import terminal_table, write_reports
 from ada.evaluation.request import EvaluationOptions, Request, Settings, find_prompts
 from ada.policy import AdaPolicy
@@ -175,30 +190,28 @@ def _with_policy(
     """Every method of the default matrix."""
     steps, num_blocks = frozen.num_inference_steps, frozen.num_blocks
     boundary = max(kind.boundary for kind in policy.kinds)
-    ours = methods.ada_methods(policy, weights, request.budgets, request.mean_budgets, steps)
+    ours = ada_methods(policy, weights, request.budgets, request.mean_budgets, steps)
     controls = [
-        methods.control_methods(
-            row, policy, actions_of(store, row, request.cases), request.seed, main=place == len(weights) // 2
-        )
+        control_methods(row, policy, actions_of(store, row, request.cases), request.seed, main=place == len(weights) // 2)
         for place, row in enumerate(ours[: len(weights)])
     ]
     rows = [
-        methods.full_method(steps),
-        *methods.fewer_steps(steps),
-        *methods.blockdance(num_blocks, steps, boundary),
-        *(methods.ladder_methods(request.ladder, steps) if request.ladder is not None else []),
+        full_method(steps),
+        *fewer_steps(steps),
+        *blockdance(num_blocks, steps, boundary),
+        *(ladder_methods(request.ladder, steps) if request.ladder is not None else []),
         *ours,
         *(control for kind in zip(*controls, strict=True) for control in kind),
     ]
     for name, rival in request.rivals.items():
-        rows += methods.rival_methods(name, rival.to(frozen.device).eval(), request.mean_budgets, steps)
-    rows += methods.deep_cache(num_blocks, steps)
+        rows += rival_methods(name, rival.to(frozen.device).eval(), request.mean_budgets, steps)
+    rows += deep_cache(num_blocks, steps)
     if request.search_prompts:
         some = slice(0, request.batch_size)
         others = Cases.of(request.search_prompts[some], request.search_indices[some], 1, request.seed)
-        rows += methods.calibrated_methods(frozen, others.prompts, others.seeds)
-        rows += methods.threshold_methods(frozen, others.prompts, others.seeds, boundary)
-        rows += methods.peer_methods(frozen, others.prompts, others.seeds) if request.peers else []
+        rows += calibrated_methods(frozen, others.prompts, others.seeds)
+        rows += threshold_methods(frozen, others.prompts, others.seeds, boundary)
+        rows += peer_methods(frozen, others.prompts, others.seeds) if request.peers else []
     return [*rows, *request.extra_methods]
 
 

@@ -17,10 +17,9 @@ from ada.evaluation.methods.base import (
     Run,
     generate,
     names_of,
-    one_by_one,
     rows_of,
 )
-from ada.evaluation.methods.peers import peer_methods
+from ada.evaluation.methods.peers import one_by_one, peer_methods
 from ada.evaluation.methods.static import (
     blockdance,
     calibrated_methods,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -256,26 +256,3 @@ def rows_of(plan: Any, images: slice) -> Any:
 def names_of(kinds: Sequence[Kind]) -> tuple[str, ...]:
     """What actions mean, action 0 first."""
     return ("compute", *(f"reuse {kind}" for kind in kinds))
-
-
-def one_by_one(method: Method) -> Method:
-    """The method image by image: for those that decide for the whole batch, a batch of one is where they are at their best."""
-
-    @contextmanager
-    def attach(pipeline: Any, images: slice) -> Iterator[Run]:
-        kept: list[int | None] = []
-
-        def call(prompts: Sequence[str], *, generator: Sequence[torch.Generator], **arguments: Any) -> tuple[Tensor]:
-            made = []
-            for place, (prompt, noise) in enumerate(zip(prompts, generator, strict=True), images.start):
-                with method.accelerate(pipeline, slice(place, place + 1)) as run:
-                    made.append((run.call or pipeline)([prompt], generator=[noise], **arguments)[0])
-                    kept.append(run.report().cache_bytes)
-            return (torch.cat(made),)
-
-        yield Run(lambda: BatchReport(cache_bytes=max((known for known in kept if known is not None), default=None)), call)
-
-    return replace(
-        method, name=f"{method.name}, batch 1", family=f"{method.family}, batch 1", plan=None, attach=attach, timed=False,
-        note=f"{method.note} Here every image is a batch of its own.", settings={**method.described, "batch_size": 1}, one_by_one=True,
-    )  # fmt: skip

@@ -1,22 +1,13 @@
-"""Attaching other people's caches: diffusers' hooks, and the packages of the extra `peers`: cache-dit, T-GATE and ToMe.
-
-Whatever they raise is one clear reason, and the model is left as it was found.
-"""
+"""Attaching other people's caches: whatever they raise is one clear reason, and the model is left as it was found. diffusers' hooks."""
 
 import ast
 import io
-import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, redirect_stdout
 from dataclasses import fields
-from functools import partial
-from importlib import import_module
-from types import ModuleType
 from typing import Any
 
-import torch
-from diffusers import PixArtAlphaPipeline, PixArtSigmaPipeline
 from diffusers.hooks.faster_cache import FasterCacheConfig, apply_faster_cache
 from diffusers.hooks.first_block_cache import FirstBlockCacheConfig, apply_first_block_cache
 from diffusers.hooks.hooks import HookRegistry
@@ -24,7 +15,6 @@ from diffusers.hooks.mag_cache import MagCacheConfig, apply_mag_cache
 from diffusers.hooks.pyramid_attention_broadcast import PyramidAttentionBroadcastConfig, apply_pyramid_attention_broadcast
 from diffusers.hooks.sea_cache import SeaCacheConfig, apply_sea_cache
 from diffusers.hooks.taylorseer_cache import TaylorSeerCacheConfig, apply_taylorseer_cache
-from diffusers.models.attention_processor import Attention
 from diffusers.models.cache_utils import CacheMixin
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
@@ -110,8 +100,8 @@ def diffusers_cache(
         pipeline: the pipeline.
         measured: gives further fields, which have to be measured on the pipeline.
     """
-    transformer, weighed = pipeline.transformer, [0]
-    with watched(pipeline, give_context=not isinstance(transformer, CacheMixin)) as timestep, ExitStack() as stack:
+    transformer = pipeline.transformer
+    with watched(pipeline, give_context=not isinstance(transformer, CacheMixin)) as timestep:
         asked = {STEP_CALLBACK: timestep} if any(each.name == STEP_CALLBACK for each in fields(config)) else {}
         APPLY[config](transformer, config(**settings, **asked, **measured()))
         HookRegistry.check_if_exists_or_initialize(transformer).invalidate_child_registries_cache()
@@ -120,13 +110,9 @@ def diffusers_cache(
                 f"{config.__name__} attaches no hook to {type(transformer).__name__}, without a word: the pipeline would run plain."
             )
 
-        def weigh(*_: Any) -> None:
-            kept = [{name: value for name, value in vars(hook).items() if name != "fn_ref"} for hook in _hooks(transformer)]
-            weighed.append(num_bytes(kept))
-
         # pipelines reset the caches of a `CacheMixin` at the end, so what is kept is weighed before
-        stack.callback(transformer.register_forward_hook(weigh).remove)
-        yield Run(lambda: BatchReport(cache_bytes=max(weighed)))
+        with weighing(transformer, lambda: [_kept(hook) for hook in _hooks(transformer)]) as weighed:
+            yield Run(lambda: BatchReport(cache_bytes=max(weighed)))
 
 
 @contextmanager
@@ -165,6 +151,10 @@ def _hooks(transformer: nn.Module) -> list[Any]:
     return [hook for registry in registries for hook in registry.hooks.values()]
 
 
+def _kept(hook: Any) -> dict[str, Any]:
+    return {name: value for name, value in vars(hook).items() if name != "fn_ref"}
+
+
 def magnitude_ratios(frozen: FrozenPipeline, prompts: Sequence[str], seeds: Sequence[int]) -> list[float]:
     """MagCache's ratios of this model, as its documentation says: run once in calibration mode, which prints them to be copied."""
     steps, printed = frozen.num_inference_steps, io.StringIO()
@@ -184,107 +174,15 @@ def latents_as_vision(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     return [one[:, None] if one.ndim == 3 else one for one in latents]
 
 
-def optional_package(name: str) -> ModuleType:
-    """Imports a package of the extra `peers`.
-
-    Raises:
-        NotApplicableError: it is not installed, or cannot be imported with these versions.
-    """
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise NotApplicableError(
-            f"The package {name} cannot be imported ({error}). Install it with `pip install 'blockdance-ada[peers]'`."
-        ) from error
-
-
 @contextmanager
-def cache_dit(settings: Mapping[str, Any], taylorseer_order: int | None, pipeline: Any) -> Iterator[Run]:
-    """cache-dit's DBCache: after the first blocks it skips the others where their residual changed little.
-
-    Args:
-        settings: fields of its `DBCacheConfig`.
-        taylorseer_order: of its TaylorSeer calibrator, which extrapolates what is skipped; None leaves it out.
-        pipeline: the pipeline.
-    """
-    logging.getLogger("cache_dit").setLevel(logging.ERROR)  # which speaks as soon as it is imported
-    package = optional_package("cache_dit")
-    for name in [name for name in logging.Logger.manager.loggerDict if name.lower().startswith("cache")]:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    order = taylorseer_order
-    calibrator = None if order is None else package.TaylorSeerCalibratorConfig(taylorseer_order=order)
-    package.enable_cache(pipeline, cache_config=package.DBCacheConfig(**settings), calibrator_config=calibrator)
-    try:
-        # None where this version keeps its tensors elsewhere
-        yield Run(lambda: BatchReport(cache_bytes=num_bytes(getattr(pipeline, "_context_manager", None)) or None))
-    finally:
-        package.disable_cache(pipeline)
-
-
-@contextmanager
-def t_gate(settings: Mapping[str, int], pipeline: Any) -> Iterator[Run]:
-    """T-GATE (Liu et al., 2024): after the gate step, cross-attention comes from a cache and guidance is dropped.
-
-    Runs the authors' own loop, which is made for PixArt-α and PixArt-Σ among the diffusion transformers.
-
-    Args:
-        settings: `gate_step`, `sp_interval`, `fi_interval` and `warm_up`.
-        pipeline: the pipeline.
-    """
-    package = optional_package("tgate")
-    loaders = {PixArtAlphaPipeline: "TgatePixArtAlphaLoader", PixArtSigmaPipeline: "TgatePixArtSigmaLoader"}
-    names = [name for family, name in loaders.items() if isinstance(pipeline, family)]
-    if not names:
-        raise NotApplicableError(
-            f"The package tgate has loaders for PixArt-α and PixArt-Σ, none for {type(pipeline).__name__}."
-        )
-    getattr(package, names[0])(pipeline)
-    attentions = [module for module in pipeline.transformer.modules() if isinstance(module, Attention)]
+def weighing(transformer: nn.Module, kept: Callable[[], object]) -> Iterator[list[int]]:
+    """Weighs what is kept after each of the transformer's calls: a list of bytes that grows."""
     weighed = [0]
-
-    def weigh(*_: Any) -> None:
-        weighed.append(num_bytes([vars(module).get("cache") for module in attentions]))
-
-    with ExitStack() as stack:
-        stack.callback(pipeline.transformer.register_forward_hook(weigh).remove)
-        yield Run(lambda: BatchReport(cache_bytes=max(weighed)), partial(pipeline.tgate, **settings))
-
-
-@contextmanager
-def token_merging(ratio: float, pipeline: Any, seed: int = 0) -> Iterator[Run]:
-    """Token merging (ToMe, Bolya and Hoffman, 2023): self-attention runs on merged tokens.
-
-    `tomesd.apply_patch` patches the blocks of Stable Diffusion's UNet and fails on a PixArt block (it asks for a `norm3`), so the
-    package's matching and merging is put around the self-attention here, which is what its default settings do.
-
-    Args:
-        ratio: share of the tokens that are merged into others.
-        pipeline: the pipeline.
-        seed: of the choice of tokens to merge into.
-    """
-    merging, transformer = optional_package("tomesd.merge"), pipeline.transformer
-    blocks = [part for name, part in transformer.named_modules() if name.endswith("attn1") and isinstance(part, Attention)]
-    if not blocks:
-        raise NotApplicableError(
-            f"{type(transformer).__name__} has no self-attention named `attn1` whose tokens could be merged; joint attention over "
-            "text and image tokens is not what ToMe's matching is made for."
-        )
-    generator = torch.Generator(device=transformer.device).manual_seed(seed)
-
-    def merged(attend: Callable[..., Tensor], hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        tokens = hidden_states.shape[1]
-        side = round(tokens**0.5)
-        if side * side != tokens:
-            raise NotApplicableError(f"ToMe matches tokens on a square grid; this model has {tokens}.")
-        merge, unmerge = merging.bipartite_soft_matching_random2d(
-            hidden_states, side, side, 2, 2, int(tokens * ratio), generator=generator
-        )
-        joined: Tensor = unmerge(attend(merge(hidden_states), *args, **kwargs))
-        return joined
-
-    for block in blocks:
-        vars(block)["forward"] = partial(merged, block.forward)
-    yield Run(lambda: BatchReport(cache_bytes=0))
+    hook = transformer.register_forward_hook(lambda *_: weighed.append(num_bytes(kept())))
+    try:
+        yield weighed
+    finally:
+        hook.remove()
 
 
 def num_bytes(tree: object) -> int:

@@ -5,6 +5,8 @@ around them are not `main`: they run in a sweep only.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache, partial
 from itertools import product
 from typing import Any
@@ -16,17 +18,11 @@ from diffusers.hooks.mag_cache import MagCacheConfig
 from diffusers.hooks.pyramid_attention_broadcast import PyramidAttentionBroadcastConfig
 from diffusers.hooks.sea_cache import SeaCacheConfig
 from diffusers.hooks.taylorseer_cache import TaylorSeerCacheConfig
+from torch import Tensor
 
-from ada.evaluation.methods.base import Attach, Method, one_by_one
-from ada.evaluation.methods.caches import (
-    attaching,
-    cache_dit,
-    diffusers_cache,
-    latents_as_vision,
-    magnitude_ratios,
-    t_gate,
-    token_merging,
-)
+from ada.evaluation.methods.base import Attach, BatchReport, Method, Run
+from ada.evaluation.methods.caches import attaching, diffusers_cache, latents_as_vision, magnitude_ratios
+from ada.evaluation.methods.packages import cache_dit, t_gate, token_merging
 from ada.rollouts import FrozenPipeline
 
 SUBLAYERS = [r".*transformer_blocks\.\d+\.(attn\d?|ff|ff_context)"]
@@ -158,3 +154,26 @@ def _package_rows(steps: int) -> Iterator[Method]:
             f"tomesd's matching around the self-attention of every block: {ratio:.0%} of the tokens are merged into others (50 % is the "
             "default).", main=ratio == 0.5,
         )  # fmt: skip
+
+
+def one_by_one(method: Method) -> Method:
+    """The method image by image: for those that decide for the whole batch, a batch of one is where they are at their best."""
+
+    @contextmanager
+    def attach(pipeline: Any, images: slice) -> Iterator[Run]:
+        kept: list[int | None] = []
+
+        def call(prompts: Sequence[str], *, generator: Sequence[torch.Generator], **arguments: Any) -> tuple[Tensor]:
+            made = []
+            for place, (prompt, noise) in enumerate(zip(prompts, generator, strict=True), images.start):
+                with method.accelerate(pipeline, slice(place, place + 1)) as run:
+                    made.append((run.call or pipeline)([prompt], generator=[noise], **arguments)[0])
+                    kept.append(run.report().cache_bytes)
+            return (torch.cat(made),)
+
+        yield Run(lambda: BatchReport(cache_bytes=max((known for known in kept if known is not None), default=None)), call)
+
+    return replace(
+        method, name=f"{method.name}, batch 1", family=f"{method.family}, batch 1", plan=None, attach=attach, timed=False,
+        note=f"{method.note} Here every image is a batch of its own.", settings={**method.described, "batch_size": 1}, one_by_one=True,
+    )  # fmt: skip
