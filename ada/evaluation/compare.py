@@ -10,23 +10,9 @@ from rich.console import Console
 from torch import Tensor
 
 from ada.evaluation import measure
+from ada.evaluation import methods as ways
 from ada.evaluation.measure import Metric, Plan, Results, Store
-from ada.evaluation.methods import (
-    Cases,
-    Method,
-    NotApplicableError,
-    ada_methods,
-    blockdance,
-    calibrated_methods,
-    control_methods,
-    deep_cache,
-    fewer_steps,
-    full_method,
-    ladder_methods,
-    peer_methods,
-    rival_methods,
-    threshold_methods,
-)
+from ada.evaluation.methods import Cases, Method, NotApplicableError
 from ada.evaluation.report import terminal_table, write_reports
 from ada.evaluation.request import EvaluationOptions, Request, Settings, find_prompts
 from ada.policy import AdaPolicy
@@ -190,28 +176,28 @@ def _with_policy(
     """Every method of the default matrix."""
     steps, num_blocks = frozen.num_inference_steps, frozen.num_blocks
     boundary = max(kind.boundary for kind in policy.kinds)
-    ours = ada_methods(policy, weights, request.budgets, request.mean_budgets, steps)
+    ours = ways.ada_methods(policy, weights, request.budgets, request.mean_budgets, steps)
     controls = [
-        control_methods(row, policy, actions_of(store, row, request.cases), request.seed, main=place == len(weights) // 2)
+        ways.control_methods(row, policy, actions_of(store, row, request.cases), request.seed, main=place == len(weights) // 2)
         for place, row in enumerate(ours[: len(weights)])
     ]
     rows = [
-        full_method(steps),
-        *fewer_steps(steps),
-        *blockdance(num_blocks, steps, boundary),
-        *(ladder_methods(request.ladder, steps) if request.ladder is not None else []),
+        ways.full_method(steps),
+        *ways.fewer_steps(steps),
+        *ways.blockdance(num_blocks, steps, boundary),
+        *(ways.ladder_methods(request.ladder, steps) if request.ladder is not None else []),
         *ours,
         *(control for kind in zip(*controls, strict=True) for control in kind),
     ]
     for name, rival in request.rivals.items():
-        rows += rival_methods(name, rival.to(frozen.device).eval(), request.mean_budgets, steps)
-    rows += deep_cache(num_blocks, steps)
+        rows += ways.rival_methods(name, rival.to(frozen.device).eval(), request.mean_budgets, steps)
+    rows += ways.deep_cache(num_blocks, steps)
     if request.search_prompts:
         some = slice(0, request.batch_size)
         others = Cases.of(request.search_prompts[some], request.search_indices[some], 1, request.seed)
-        rows += calibrated_methods(frozen, others.prompts, others.seeds)
-        rows += threshold_methods(frozen, others.prompts, others.seeds, boundary)
-        rows += peer_methods(frozen, others.prompts, others.seeds) if request.peers else []
+        rows += ways.calibrated_methods(frozen, others.prompts, others.seeds)
+        rows += ways.threshold_methods(frozen, others.prompts, others.seeds, boundary)
+        rows += ways.peer_methods(frozen, others.prompts, others.seeds) if request.peers else []
     return [*rows, *request.extra_methods]
 
 

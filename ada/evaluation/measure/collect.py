@@ -14,9 +14,9 @@ import torch
 from ada.evaluation.measure import columns, statistics
 from ada.evaluation.measure.columns import BOUNDED, COMPUTE_SAVED, DISTANCE, LATENT, MACS, VISIBLE
 from ada.evaluation.measure.results import Match, MethodResult, differences_of
-from ada.evaluation.measure.run import Timing
 from ada.evaluation.measure.statistics import LEAST_DISTANCE, Array, Estimate
 from ada.evaluation.measure.store import Store
+from ada.evaluation.measure.timing import Timing
 from ada.evaluation.methods import FEWER_STEPS, FULL_COMPUTE, STATIC, STATIC_GROUPS, Cases, Method
 from ada.schedules import Mixture
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -101,20 +102,14 @@ def generate(
 @contextmanager
 def recorded_latents(vae: Any) -> Iterator[list[Tensor]]:
     """Collects what the VAE decodes, which is the end of denoising in every family of pipelines."""
-    decode, overridden, seen = vae.decode, "decode" in vars(vae), list[Tensor]()
+    decode, seen = vae.decode, list[Tensor]()
 
     def record(latents: Tensor, *args: Any, **kwargs: Any) -> Any:
         seen.append(latents.detach().clone())
         return decode(latents, *args, **kwargs)
 
-    vae.decode = record
-    try:
+    with patch.object(vae, "decode", record):
         yield seen
-    finally:
-        if overridden:
-            vae.decode = decode
-        else:
-            del vae.decode
 
 
 @dataclass(frozen=True)

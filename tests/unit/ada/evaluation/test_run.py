@@ -16,9 +16,10 @@ from ada.evaluation.measure.collect import collect_results, read_complexity
 from ada.evaluation.measure.counting import counted_macs
 from ada.evaluation.measure.metrics import Embedding, default_metrics, edge_density
 from ada.evaluation.measure.results import MethodResult
-from ada.evaluation.measure.run import Plan, TimingPlan, measure_methods, time_methods
+from ada.evaluation.measure.run import Plan, measure_methods
 from ada.evaluation.measure.statistics import Estimate
 from ada.evaluation.measure.store import Store
+from ada.evaluation.measure.timing import TimingPlan, time_methods
 from ada.evaluation.measure.together import Call, run_together, shared_plan
 from ada.evaluation.methods import STATIC, Cases, Method, NotApplicableError, Run, control_methods, full_method, generate
 from ada.evaluation.methods.ada import Shuffled
