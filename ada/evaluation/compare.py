@@ -22,7 +22,7 @@ from ada.rollouts.fingerprints import digest, weights_digest
 from ada.schedules import Ladder
 
 GRID_PROMPTS = 8
-SEARCH_PROMPTS, QUICK_SEARCH_PROMPTS = 12, 4
+SEARCH_PROMPTS, QUICK_SEARCH_PROMPTS = 12, 2
 LOG_WIDTH = 180
 
 
