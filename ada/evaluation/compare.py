@@ -117,6 +117,7 @@ def _evaluate(
     console, names = console or _default_console(), [method.name for method in methods]
     if request.compare_with not in names:
         raise EvaluationError(f"No row is named {request.compare_with!r}. There are: {', '.join(names)}.")
+    quick_look = request.quick_look(methods)
     cases, shown, methods = request.cases, grid_places(len(request.prompts)), [each for each in methods if request.wants(each)]
     kept = frozenset(range(len(cases.prompts))) if request.keep_images else shown
     processes = request.processes or default_processes(frozen.device)
@@ -124,7 +125,7 @@ def _evaluate(
     reasons = measure.measure_methods(plan, console)
     timed = [method for method in methods if request.times(method) and reasons[method.name] is None]
     timings = measure.time_methods(plan, timed, request.timing(), console)
-    results = _results(plan, request, recorded, measure.collect_results(store, methods, reasons, timings, cases))
+    results = _results(plan, request, recorded, measure.collect_results(store, methods, reasons, timings, cases), quick_look)
     frames, applying = store.read("frames"), [method for method in methods if reasons[method.name] is None]
     images = {method.name: {place: store.image(method, place, frames) for place in sorted(shown)} for method in applying}
     references = {place: store.image(methods[0], place, frames) for place in range(len(request.prompts))}
@@ -138,7 +139,9 @@ def _evaluate(
     return results
 
 
-def _results(plan: Plan, request: Request, recorded: dict[str, Any], measured: list[measure.MethodResult]) -> Results:
+def _results(
+    plan: Plan, request: Request, recorded: dict[str, Any], measured: list[measure.MethodResult], quick_look: str | None
+) -> Results:
     """What `results.json` holds."""
     shown = {name: metric.column for name, metric in request.metrics.items()}
     shown |= measure.columns.VIDEO_COLUMNS if plan.store.read("frames") else {}
@@ -150,7 +153,7 @@ def _results(plan: Plan, request: Request, recorded: dict[str, Any], measured: l
         prompts=list(request.prompts),
         methods=measured,
         complexity=measure.read_complexity(plan.store, plan.methods[0], plan.cases, measured),
-        warnings=[warning for warning in (request.quick_look, few) if warning],
+        warnings=[warning for warning in (quick_look, few) if warning],
     ).compared_with(request.compare_with)
 
 

@@ -19,10 +19,7 @@ from ada.schedules import Ladder
 ROUNDS, QUICK_ROUNDS = 10, 2
 TIMING_MINUTES, QUICK_TIMING_MINUTES = 3.0, 0.4
 QUICKLY_TIMED = ("plain", "ada")
-BRIEF = (
-    "Latency is that of plain pipelines and the policy, at batch 1 and in two rounds alone; peak memory and what runs image by image "
-    "are left out."
-)
+BRIEF = "Latency is that of plain pipelines and the policy, at batch 1 and in two rounds alone, and no memory was weighed."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,13 +104,14 @@ class Request(Settings):
         """Every prompt with every noise seed."""
         return Cases.of(self.prompts, self.indices, self.batch_size, self.seed, self.seeds)
 
-    @property
-    def quick_look(self) -> str | None:
-        """What a reader should know of figures from too few prompts to publish; None of 128 or more."""
+    def quick_look(self, methods: Sequence[Method]) -> str | None:
+        """What a reader should know of figures from too few prompts to publish, and what is left out; None of 128 or more."""
         if len(self.prompts) >= PUBLISHED:
             return None
         few = f"A quick look: {len(self.prompts)} prompts are too few to publish, whose tables take {PUBLISHED} or more."
-        return f"{few} {BRIEF}" if self.is_brief else few
+        left_out = dict.fromkeys(method.family for method in methods if method.main and not self.wants(method))
+        without = f" Left out: {', '.join(left_out)}." if left_out else ""
+        return f"{few} {BRIEF}{without}" if self.is_brief else few
 
     @property
     def is_brief(self) -> bool:
@@ -121,8 +119,8 @@ class Request(Settings):
         return len(self.prompts) < PUBLISHED and self.rounds is None
 
     def wants(self, method: Method) -> bool:
-        """Whether a method runs; in a quick look, none image by image."""
-        is_main = method.main and not (self.is_brief and method.one_by_one)
+        """Whether a method runs; in a quick look, only what is quick."""
+        is_main = method.main and (method.quick or not self.is_brief)
         return is_main or self.sweeps or method.name == self.compare_with
 
     def times(self, method: Method) -> bool:
@@ -131,7 +129,7 @@ class Request(Settings):
 
     def timing(self) -> TimingPlan:
         """How latency is measured."""
-        minutes = TIMING_MINUTES if self.quick_look is None else QUICK_TIMING_MINUTES
+        minutes = QUICK_TIMING_MINUTES if len(self.prompts) < PUBLISHED else TIMING_MINUTES
         seconds = 60 * (minutes if self.timing_minutes is None else self.timing_minutes)
         if self.is_brief:
             return TimingPlan([1], QUICK_ROUNDS, seconds, weigh=False)

@@ -157,7 +157,7 @@ def control_methods(
     return [
         Method(
             name=f"Random, rate of {like.name.removeprefix(f'{ADA} ')}", family=RANDOM,
-            attach=RandomAsOften(actions_of, policy.kinds, open_steps, seed), after=like.name,
+            attach=RandomAsOften(actions_of, policy.kinds, open_steps, seed), after=like.name, quick=False,
             note=f"Per image, uniformly drawn steps reuse, on average over each batch as many as in {like.name}.", **common,
         ),
         Method(

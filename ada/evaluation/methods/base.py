@@ -173,7 +173,7 @@ class Method:
         must_save: whether a run that does not save MACs means that the method never took hold.
         main: whether it runs by default; the others are settings around a main one, which a sweep runs as well.
         timed: whether the latency of a main one is measured; where a neighbouring setting is timed, it tells nothing new.
-        one_by_one: whether it runs image by image, which takes long; a quick look leaves it out.
+        quick: whether a quick look has it: not what takes long, as image by image, and tells least.
         after: name of the method that has to be measured before, because it does as that one did.
     """
 
@@ -190,7 +190,7 @@ class Method:
     must_save: bool = False
     main: bool = True
     timed: bool = True
-    one_by_one: bool = False
+    quick: bool = True
     after: str = ""
 
     def __post_init__(self) -> None:

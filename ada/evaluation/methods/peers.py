@@ -33,6 +33,7 @@ SGLANG = {
     "max_continuous_cached_steps": 3,
 }  # fmt: skip
 """SGLang's defaults for cache-dit: https://docs.sglang.io/diffusion/environment_variables.html."""
+NOT_IN_A_QUICK_LOOK = ("PyramidAttentionBroadcast", "FasterCache", "T-GATE", "ToMe")
 ALSO_ONE_BY_ONE = ("FirstBlockCache 0.1", "FirstBlockCache 0.2", "SeaCache 0.12, power 3", "cache-dit, SGLang")
 """Those that decide for the whole batch run image by image as well, where they are at their best."""
 
@@ -56,6 +57,7 @@ def _peer(
     return Method(
         name=name, family=family, group="peers", num_inference_steps=steps, attach=attach, settings=settings, main=main,
         note=f"{note} It decides for the whole batch." if whole_batch else note, data_dependent=whole_batch, must_save=True,
+        quick=family not in NOT_IN_A_QUICK_LOOK,
     )  # fmt: skip
 
 
@@ -175,5 +177,5 @@ def one_by_one(method: Method) -> Method:
 
     return replace(
         method, name=f"{method.name}, batch 1", family=f"{method.family}, batch 1", plan=None, attach=attach, timed=False,
-        note=f"{method.note} Here every image is a batch of its own.", settings={**method.described, "batch_size": 1}, one_by_one=True,
+        note=f"{method.note} Here every image is a batch of its own.", settings={**method.described, "batch_size": 1}, quick=False,
     )  # fmt: skip

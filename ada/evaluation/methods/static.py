@@ -81,7 +81,7 @@ def _dance(
     source = "the cached output (the paper)" if config.order == 0 else "an extrapolation of the cached outputs"
     return Method(
         name=f"BlockDance-{interval}{kind}", family=family or f"BlockDance{kind}", group="blockdance", num_inference_steps=steps,
-        plan=config, main=main, timed=timed,
+        plan=config, main=main, timed=timed, quick=family is None,
         note=f"Of every {interval} steps between {first:.0%} and {last:.0%}, the first computes; the others start after block "
         f"{config.boundary} from {source}.",
     )  # fmt: skip
