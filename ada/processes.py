@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
@@ -51,15 +52,17 @@ def work_off(groups: Sequence[Sequence[Task]], work: Callable[[Task], Result], p
         while ends:
             for end in list[Any](wait(list(ends))):
                 try:
-                    result, error = end.recv()
+                    result, error, where = end.recv()
                 except EOFError:
                     worker = ends.pop(end)
                     worker.join()
                     if worker.exitcode:
-                        raise RuntimeError(f"A process that measures ended with exit code {worker.exitcode}.") from None
+                        raise RuntimeError(
+                            f"A process ended with exit code {worker.exitcode}. If memory ran out (−9), take fewer processes."
+                        ) from None
                     continue
                 if error is not None:
-                    raise error
+                    raise error from RuntimeError(f"In another process:\n{where}")
                 yield result
     finally:
         for worker in workers:
@@ -82,7 +85,7 @@ def _serve(groups: Sequence[Sequence[Task]], work: Callable[[Task], Any], begun:
             task = groups[group][begun[group]]
             begun[group] += 1
         try:
-            results.send((work(task), None))
+            results.send((work(task), None, ""))
         except Exception as error:
-            results.send((None, error))
+            results.send((None, error, traceback.format_exc()))
             return

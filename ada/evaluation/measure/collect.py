@@ -81,7 +81,7 @@ class Record:
     def single_figures(self, reference: "Record", timing: Timing) -> dict[str, Estimate]:
         """What is one number for the whole run, and has no interval."""
         figures: dict[str, float | None] = {
-            columns.CACHE: timing.cache_bytes if self.cache_bytes is None else self.cache_bytes,
+            columns.CACHE: self.cache_bytes,
             columns.MEMORY: timing.peak_bytes,
             columns.OWN_MACS: self.own_macs,
             columns.SCHEDULES: len(set(map(tuple, self.actions))) or None,

@@ -39,12 +39,10 @@ class Timing:
     Args:
         seconds_per_image: by batch size, one value per round, in the order of the rounds.
         peak_bytes: most memory held at once beside the weights, at the largest batch size; None where it was not weighed.
-        cache_bytes: most bytes that the method kept between steps there; None where nobody knows.
     """
 
     seconds_per_image: dict[int, list[float]] = field(default_factory=dict)
     peak_bytes: int | None = None
-    cache_bytes: int | None = None
 
 
 def time_methods(
@@ -71,7 +69,7 @@ def time_methods(
             for size in sizes:
                 ran = run_batch(plan.frozen, method, plan.cases, slice(0, size), weigh=timing.weigh and size == sizes[-1])
                 advance(1, method.name)
-            timings[method.name] = Timing({}, ran.peak_bytes, ran.report.cache_bytes)
+            timings[method.name] = Timing({}, ran.peak_bytes)
         for place, size in enumerate(sizes, 1):
             end = start + timing.seconds * place / len(sizes)
             for number in range(timing.rounds):
