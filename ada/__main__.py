@@ -33,7 +33,7 @@ def search(
     weight: float = 0.5,
     visible_damage: float = VISIBLE_DISTANCE,
     most_saved: float = 0.5,
-    folder: Path = Path("runs/search"),
+    folder: Path = Path("runs/tables"),
 ) -> None:
     """Searches the best schedule at every saving and writes a ladder; goes on where it was when it is given again.
 
@@ -49,7 +49,7 @@ def search(
         weight: share of the extrapolation of the kind that extrapolates.
         visible_damage: the damage that a person just sees.
         most_saved: share of the steps that the last rung reuses.
-        folder: where results are kept.
+        folder: where results are kept, in one table with those of training.
     """
     last = pipeline.num_blocks - 1 if boundary is None else boundary
     prompts = load_prompts(source, split, column, limit)

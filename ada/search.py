@@ -1,24 +1,16 @@
 """The static search: the best schedule at every saving, by what it does to images, and a ladder made of them."""
 
-import logging
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from ada.progress import Advance, progress
 from ada.rewards import WeightedReward
 from ada.rewards.damage import VISIBLE_DISTANCE, bounded_damage
-from ada.rollouts import Case, FrozenPipeline, roll_out
-from ada.rollouts.fingerprints import digest
+from ada.rollouts import Case, FrozenPipeline, measure, name_of, open_table
 from ada.schedules import Ladder
 from blockdance import Reuse
-
-logger = logging.getLogger(__name__)
 
 Schedule = tuple[int, ...]
 SCALES = (0.1, 0.3, 1.0, 3.0)
@@ -39,7 +31,7 @@ class ScheduleSearch:
         kinds: the kinds of reuse on offer.
         visible: the damage that a person just sees.
         first: share of the steps before which nothing reuses.
-        folder: where results are kept; None for memory alone.
+        folder: where tables are kept, those of training too; None for memory alone.
         batch_size: captions that run in one call of the pipeline.
         report: called with a line now and then.
     """
@@ -56,18 +48,15 @@ class ScheduleSearch:
         batch_size: int = 4,
         report: Callable[[str], None] = print,
     ) -> None:
-        reward.check_repeatable()
         self.pipeline, self.reward, self.cases, self.kinds = pipeline, reward, list(cases), tuple(kinds)
         self.visible, self.batch_size, self._report = visible, batch_size, report
         self.num_steps = pipeline.num_inference_steps
         self.open = range(max(3, round(first * self.num_steps)), self.num_steps - 1)
-        settings = [pipeline.fingerprint(), reward.describe(), [str(kind) for kind in kinds], [vars(case) for case in cases]]
-        self._file = None if folder is None else folder / f"{digest(settings)}.safetensors"
-        self._known: dict[str, Tensor] = {} if self._file is None else _read(self._file)
+        self.table = open_table(folder, pipeline, reward, self.kinds)
 
     def score(self, schedule: Schedule) -> float:
         """What is minimised: bounded damage, mean over cases and `SCALES`."""
-        damage = self._known[_name(schedule)]
+        damage = torch.cat([self.table.values(case, [name_of(schedule)], "damage") for case in self.cases])
         return float(torch.stack([bounded_damage(damage, scale * self.visible).mean() for scale in SCALES]).mean())
 
     def measure(self, schedules: Sequence[Schedule], advance: Advance = lambda done, doing="": None) -> None:
@@ -78,40 +67,15 @@ class ScheduleSearch:
             advance: called with the number of calls done, or found to be done.
         """
         for at in range(0, len(self.cases), self.batch_size):
-            rows = slice(at, at + self.batch_size)
-            todo = sorted({one for one in schedules if self._damage_of(one)[rows].isnan().any()})
-            advance(0, f"{len(todo)} schedules on {len(self.cases[rows])} captions")
+            cases = self.cases[at : at + self.batch_size]
+            todo = sorted({one for one in schedules if not all(self.table.knows(case, name_of(one)) for case in cases)})
+            advance(0, f"{len(todo)} schedules on {len(cases)} captions")
             if todo:
-                damage = self._damage(self.cases[rows], torch.tensor([(0,) * self.num_steps, *todo]))
-                for place, schedule in enumerate(todo, 1):
-                    known = self._known.setdefault(_name(schedule), self._damage_of(schedule))
-                    known[rows] = damage[:, place]
-                self._write()
+                actions = torch.tensor([(0,) * self.num_steps, *todo])
+                values, _ = measure(self.pipeline, self.reward, cases, actions, self.kinds, [2])
+                rows = [(case, name_of(schedule)) for case in cases for schedule in ((0,) * self.num_steps, *todo)]
+                self.table.add(rows, {name: value.flatten() for name, value in values.items()})
             advance(1)
-
-    def _damage_of(self, schedule: Schedule) -> Tensor:
-        """Damage `(cases,)`; no number where it is not known."""
-        return self._known.get(_name(schedule), torch.full((len(self.cases),), math.nan))
-
-    def _write(self) -> None:
-        if self._file is not None:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            partial = self._file.with_suffix(".partial")
-            save_file(self._known, partial)
-            partial.replace(self._file)
-
-    def _damage(self, cases: Sequence[Case], actions: Tensor) -> Tensor:
-        """Damage `(cases, schedules)`."""
-        count = len(actions)
-        prompts, seeds = [case.prompt for case in cases], [case.seed for case in cases]
-        images = roll_out(
-            self.pipeline, prompts, seeds, actions.expand(len(cases), -1, -1).contiguous(), self.kinds, [2]
-        ).images
-        with torch.inference_mode():
-            repeated = [prompt for prompt in prompts for _ in range(count)]
-            total = self.reward(images.flatten(0, 1), repeated, images[:, :1].expand_as(images).flatten(0, 1)).total
-        damage: Tensor = -total.unflatten(0, (len(cases), count))
-        return (damage - damage[:, :1]).clamp(min=0).cpu()
 
     def best(self, num_reused: int, advance: Advance = lambda done, doing="": None) -> Schedule:
         """The best schedule found that reuses so many steps: evenly spread ones first, then moves, as long as they help.
@@ -132,7 +96,7 @@ class ScheduleSearch:
                 break
             chosen = better
         self._report(
-            f"{num_reused:3d} of {self.num_steps} steps reuse: {_name(chosen)}, bounded damage {self.score(chosen):.4f}"
+            f"{num_reused:3d} of {self.num_steps} steps reuse: {name_of(chosen)}, bounded damage {self.score(chosen):.4f}"
         )
         return chosen
 
@@ -178,7 +142,7 @@ class ScheduleSearch:
         rungs, most = [(0,) * self.num_steps], min(round(most_saved * self.num_steps), len(self.open))
         self._report(
             f"Searching for 1 to {most} of {self.num_steps} steps that reuse, on {len(self.cases)} captions. What is found is kept in "
-            f"{self._file or 'memory'}; {len(self._known)} schedules are known from before."
+            f"{self.table.folder or 'memory'}; {len(self.table)} results are known from before."
         )
         with progress("Searching schedules, calls of the pipeline", most * self._calls) as advance:
             rungs += [self.best(count, advance) for count in range(1, most + 1)]
@@ -191,18 +155,3 @@ class ScheduleSearch:
                 rungs.append(back)
         rungs = sorted(rungs, key=lambda rung: sum(map(bool, rung)))
         return Ladder(torch.tensor(rungs), self.kinds, steps)
-
-
-def _read(file: Path) -> dict[str, Tensor]:
-    """What a search has found so far; a file that cannot be read is put aside, and it begins anew."""
-    try:
-        return load_file(file) if file.is_file() else {}
-    except (OSError, SafetensorError) as error:
-        broken = file.with_suffix(".broken")
-        file.replace(broken)
-        logger.warning("%s cannot be read (%s). It is now %s; its schedules are run again.", file, error, broken.name)
-        return {}
-
-
-def _name(schedule: Schedule) -> str:
-    return "".join(map(str, schedule))

@@ -3,7 +3,7 @@
     python benchmarks/kill.py                                  the embedded model on two captions at 10 steps, 20 kills
     python benchmarks/kill.py --kills 5 --config my.yaml       another run: further options are those of train.py
 
-Every run has a folder and, with a ladder, a table of its own. A run is a child forked from this process, so that its moments fall
+Every run has a folder and a table of its own. A run is a child forked from this process, so that its moments fall
 into the work and not into Python's imports. Prints a line a kill; fails unless all weights are equal, to the bit unless told otherwise.
 """
 
@@ -33,12 +33,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--no_table", action="store_true", help="the run keeps no table: the paper's algorithm")
+    parser.add_argument("--table", default="data.init_args.table", help="the setting that names a run's folder of tables")
     parser.add_argument(
         "--tolerance", type=float, default=0.0, help="largest difference of a weight: other batches round otherwise"
     )
     options, given = parser.parse_known_args()
-    moments, table = random.Random(options.seed), not options.no_table
+    moments, table = random.Random(options.seed), options.table
     with tempfile.TemporaryDirectory() as place:
         settings = given or SMALL
         whole = Path(place) / "whole"
@@ -70,7 +70,7 @@ def main() -> None:
     sys.exit(f"{different} of {options.kills} runs ended otherwise." if different else 0)
 
 
-def run(folder: Path, settings: list[str], has_table: bool, kill_after: float | None = None) -> int:
+def run(folder: Path, settings: list[str], table: str, kill_after: float | None = None) -> int:
     """Trains in a child; returns its exit status, 0 where it was faster than the kill, or the negative signal."""
     child = os.fork()
     if child == 0:
@@ -79,7 +79,7 @@ def run(folder: Path, settings: list[str], has_table: bool, kill_after: float | 
             os.dup2(log.fileno(), 2)
         status = 1
         try:
-            train.main([*settings, *folders(folder, has_table)])
+            train.main([*settings, *folders(folder, table)])
             status = 0
         finally:
             os._exit(status)
@@ -89,10 +89,10 @@ def run(folder: Path, settings: list[str], has_table: bool, kill_after: float | 
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def folders(folder: Path, has_table: bool) -> list[str]:
+def folders(folder: Path, table: str) -> list[str]:
     """The options that give a run places of its own."""
-    chosen = ["--trainer.default_root_dir", str(folder), "--trainer.logger.init_args.save_dir", str(folder)]
-    return [*chosen, "--data.init_args.table", str(folder / "tables")] if has_table else chosen
+    places = {"trainer.default_root_dir": folder, "trainer.logger.init_args.save_dir": folder, table: folder / "tables"}
+    return [word for name, place in places.items() for word in (f"--{name}", str(place))]
 
 
 def learnt(folder: Path) -> dict[str, Tensor]:

@@ -19,7 +19,6 @@ from ada.progress import progress
 from ada.rewards import ClipScore, PerceptualDistance, WeightedReward
 from ada.rewards.damage import bounded_damage
 from ada.rollouts import Collector
-from ada.rollouts.table import stack
 from ada.training import LadderTraining, measure_outcome
 from ada.training.ladder import kept_by_folds
 
@@ -54,10 +53,10 @@ def main(training: str = "configs/default.yaml", count: int = 120, output: Path 
     todo = collector.missing(cases)
     with progress(f"Rolling out {len(data.ladder)} schedules", len(todo)) as advance:
         collector.fill(todo, advance)
-    sights = torch.stack([collector.table[case].sights for case in cases])
+    sights = collector.sights(cases)
     losses = {
-        DISTANCE: stack(collector.table, cases, "damage"),
-        QUALITY: (-stack(collector.table, cases, QUALITY)).clamp(min=0),
+        DISTANCE: collector.values(cases, "damage"),
+        QUALITY: (-collector.values(cases, QUALITY)).clamp(min=0),
     }
     visible = {DISTANCE: data.visible_damage}
     visible[QUALITY] = scale_for(losses[QUALITY], float(bounded_damage(losses[DISTANCE], visible[DISTANCE]).mean()))

@@ -13,7 +13,6 @@ from ada.policy import AdaPolicy
 from ada.progress import progress
 from ada.rewards.damage import bounded_damage, visibly_changed
 from ada.rollouts import Case, FrozenPipeline, Table
-from ada.rollouts.table import stack
 from ada.schedules import Mixture
 from ada.training import Outcome, RolloutDataModule
 from ada.training.outcome import paired_interval
@@ -81,10 +80,11 @@ def try_out(
         batch_size: cases per call.
     """
     pipeline, reward = data.pipeline, data.collector.reward
-    settings = {"base": pipeline.fingerprint(), "attempts": list(attempts), "reward": reward.describe()}
+    names = list(attempts)
+    settings = {"base": pipeline.fingerprint(), "attempts": names, "reward": reward.describe()}
     folder = data.collector.table.folder
     table = Table(None if folder is None else folder.parent, settings)
-    todo = [case for case in cases if case not in table]
+    todo = [case for case in cases if not all(table.knows(case, name) for name in names)]
     reference = Attempt(pipeline, full_compute(1, pipeline.num_inference_steps))
     with progress(f"Running {name} on test captions", len(todo)) as advance:
         for start in range(0, len(todo), batch_size):
@@ -95,9 +95,11 @@ def try_out(
                 losses = [-reward(some.images, prompts, made[0].images).total for some in made]
             damage = torch.stack([(loss - losses[0]).clamp(min=0) for loss in losses[1:]], 1)
             saved = torch.stack([some.report.compute_saved for some in made[1:]], 1)
-            table.add(batch, {"damage": damage, "saved": saved}, torch.zeros(len(batch), 1, 1))
+            rows = [(case, name) for case in batch for name in names]
+            table.add(rows, {"damage": damage.flatten(), "saved": saved.flatten()})
             advance(len(batch))
-    return stack(table, cases, "damage"), stack(table, cases, "saved")
+    damage, saved = (torch.stack([table.values(case, names, name) for case in cases]) for name in ("damage", "saved"))
+    return damage, saved
 
 
 def compare_fewer_steps(data: RolloutDataModule, cases: Sequence[Case], test: Sequence[Tensor]) -> list[list[str]]:

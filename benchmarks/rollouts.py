@@ -5,7 +5,7 @@ the model's weights.
     python benchmarks/rollouts.py --ladder configs/ladders/pixart_alpha.json --blocks 28 --cases 2256   what a run costs; runs nothing
 
 The schedules are those of a policy that is undecided: after 40 % of the steps every step but the last reuses with probability one half.
-All ways give the same rewards; it is checked.
+They are rolled out as a ladder's training does, and as the paper's algorithm does. All ways give the same rewards; it is checked.
 """
 
 import argparse
@@ -23,17 +23,18 @@ from torch import Tensor, nn
 
 from ada.data import load_prompts
 from ada.evaluation.measure.counting import weighed
-from ada.rewards import PerceptualDistance, WeightedReward
-from ada.rollouts import Case, FrozenPipeline, References, Tape
-from ada.rollouts import Table as RewardTable
-from ada.rollouts.driver import GivenSchedules
-from ada.rollouts.table import stack
+from ada.rewards import PerceptualDistance, Reward, WeightedReward
+from ada.rollouts import Case, FrozenPipeline, measure, name_of, open_table
+from ada.rollouts.collect import QUALITY
 from ada.schedules import Ladder
+from ada.training import StepTraining
+from ada.training.sampling import Sampler
 from blockdance import Reuse, ReuseSchedule, full_compute
 
 ARGUMENTS = {"guidance_scale": 4.0, "max_sequence_length": 24, "use_resolution_binning": False, "clean_caption": False}
 STAGES = ("encode", "denoise", "decode", "reward")
-ONE_BY_ONE, FIRST, TAPED, KNOWN = "one call a rollout", "shared, first epoch", "shared, tape is warm", "from the table"
+ONE_BY_ONE, LADDER, READ = "one call a rollout", "a ladder's, table is empty", "a ladder's, table is warm"
+FIRST, TAPED, KNOWN = "sampled, tape is empty", "sampled, tape is warm", "sampled, tape and table are warm"
 
 
 class Stopwatch:
@@ -74,83 +75,127 @@ class Stopwatch:
         ]
 
 
+class Timed(Reward):
+    """Another reward, whose calls are timed.
+
+    Args:
+        reward: the reward.
+        stopwatch: counts its seconds.
+    """
+
+    compares_with_reference = True
+
+    def __init__(self, reward: Reward, stopwatch: Stopwatch) -> None:
+        self._reward, self._stopwatch = reward, stopwatch
+
+    def __call__(self, images: Tensor, prompts: Sequence[str], reference: Tensor) -> Tensor:
+        started = self._stopwatch.now()
+        scores = self._reward(images, prompts, reference)
+        self._stopwatch.seconds["reward"] += self._stopwatch.now() - started
+        return scores
+
+    def to(self, device: torch.device | str) -> "Timed":
+        self._reward.to(device)
+        return self
+
+
 class Workload:
-    """Groups of schedules of a few prompts.
+    """Groups of schedules of a few prompts: the same for each, as a ladder has them.
 
     Args:
         options: of the command line.
+        folder: where tables are kept.
     """
 
-    def __init__(self, options: argparse.Namespace) -> None:
+    def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         self.pipeline = FrozenPipeline(options.model, options.steps, ARGUMENTS).to(options.device)
-        self.reward = WeightedReward({"perceptual": PerceptualDistance(options.scorer)}, {"perceptual": 1.0}).to(options.device)
-        prompts = load_prompts(options.source, "validation", limit=options.prompts)
-        self.cases = [Case(prompt, seed) for seed, prompt in enumerate(prompts["prompt"])]
-        self.group = options.group
-        self.kinds = (Reuse(boundary=round(self.pipeline.num_blocks * 2 / 3)),)
-        self.decision_step = max(2, round(0.4 * options.steps))
-        self.actions = torch.zeros(len(self.cases), self.group, options.steps, dtype=torch.int64)
-        decided = self.actions[..., self.decision_step + 1 : -1]
-        decided.copy_(torch.randint(2, decided.shape, generator=torch.Generator().manual_seed(0)))
         self.clock = time.process_time if options.cpu_time else time.perf_counter
         self.stopwatch = Stopwatch(self.pipeline, self.clock)
-        self.references = self.new_references()
+        distance = Timed(PerceptualDistance(options.scorer), self.stopwatch)
+        self.reward = WeightedReward({"perceptual": distance}, {"perceptual": 1.0}).to(options.device)
+        prompts = load_prompts(options.source, "validation", limit=options.prompts)
+        self.cases = [Case(prompt, seed) for seed, prompt in enumerate(prompts["prompt"])]
+        self.kinds = (Reuse(boundary=round(self.pipeline.num_blocks * 2 / 3)),)
+        self.policy = StepTraining(self.pipeline, self.reward, self.kinds).policy.to(options.device)
+        (self.decision_step,) = self.policy.decision_steps(options.steps)
+        self.group: int = options.group
+        steps = self.policy.decided_steps(options.steps)
+        self.decisions = torch.randint(2, (self.group, len(steps)), generator=torch.Generator().manual_seed(0))
+        self.actions = self.policy.schedule(self.decisions, options.steps).actions
+        self._folder = folder
+        self.sampler, self._knowing = self._new_sampler(None), self._new_sampler(folder)
         self.quality: dict[str, Tensor] = {}
 
     @property
     def num_rollouts(self) -> int:
         return len(self.cases) * self.group
 
+    def ways(self) -> dict[str, Callable[[], Tensor]]:
+        """Ways to the qualities of all rollouts, `(rollouts,)`."""
+        return {
+            ONE_BY_ONE: self.one_by_one, LADDER: self.ladder, FIRST: self.first_epoch, TAPED: self.from_tape,
+            KNOWN: self.from_tape_and_table, READ: self.from_table,
+        }  # fmt: skip
+
     def steps(self) -> dict[str, float]:
         """Steps of the transformer that each way takes for a rollout; the rest of what it gains is larger batches."""
-        prompts, blocks = len(self.cases), self.pipeline.num_blocks
-        first = self.decision_step + 1
-        alone = sum(steps_of(actions, self.kinds, blocks)[0] for actions in self.actions)
-        taped = sum(steps_of(actions, self.kinds, blocks, first)[1] for actions in self.actions)
-        references = prompts * self.pipeline.num_inference_steps
-        ways = {ONE_BY_ONE: references + alone, FIRST: references + taped, TAPED: taped, KNOWN: 0.0}
-        return {way: steps / self.num_rollouts for way, steps in ways.items()}
+        blocks, reference = self.pipeline.num_blocks, self.pipeline.num_inference_steps
+        alone = steps_of(self.actions, self.kinds, blocks)[0]
+        with_reference = torch.cat([torch.zeros_like(self.actions[:1]), self.actions])
+        together = steps_of(with_reference, self.kinds, blocks)[1]
+        taped = steps_of(self.actions, self.kinds, blocks, self.decision_step + 1)[1]
+        ways = {ONE_BY_ONE: reference + alone, LADDER: together, FIRST: reference + taped, TAPED: taped, KNOWN: 0.0, READ: 0.0}
+        return {way: steps / self.group for way, steps in ways.items()}
 
-    def new_references(self) -> References:
-        return References(self.pipeline, Tape(2**30), self.kinds, self.decision_step)
+    def _new_sampler(self, table: Path | None) -> Sampler:
+        return Sampler(self.pipeline, self.reward, None, 1.0, 0.0, self.kinds, self.decision_step, table)
 
     def one_by_one(self) -> Tensor:
         """A call of the pipeline for each schedule, and one for each prompt's reference."""
         full = full_compute(1, self.pipeline.num_inference_steps)
         quality = []
-        for case, schedules in zip(self.cases, self.actions, strict=True):
+        for case in self.cases:
             reference = self.pipeline.generate([case.prompt], [case.seed], full).images
-            for actions in schedules:
+            for actions in self.actions:
                 image = self.pipeline.generate([case.prompt], [case.seed], ReuseSchedule(actions[None], self.kinds)).images
-                quality.append(self.score(image, [case.prompt], reference))
+                quality.append(self.reward(image, [case.prompt], reference).total)
         return torch.cat(quality)
 
+    def ladder(self) -> Tensor:
+        """All of them and the references in one call, as a ladder's training fills its table."""
+        actions = torch.cat([torch.zeros_like(self.actions[:1]), self.actions])
+        values, _ = measure(self.pipeline, self.reward, self.cases, actions, self.kinds, [self.decision_step])
+        rows = [(case, name_of(schedule)) for case in self.cases for schedule in actions.tolist()]
+        open_table(self._folder, self.pipeline, self.reward, self.kinds).add(
+            rows, {name: value.flatten() for name, value in values.items()}
+        )
+        return values[QUALITY][:, 1:].flatten()
+
     def first_epoch(self) -> Tensor:
-        """All of them in one call, after one that makes the references."""
-        self.references = self.new_references()
+        """Sampled, with an empty tape: the references are made, then all schedules in one call."""
+        self.sampler = self._new_sampler(None)
         return self.from_tape()
 
     def from_tape(self) -> Tensor:
-        """All of them in one call, whose first steps are replayed."""
-        rows = [case for case in self.cases for _ in range(self.group)]
-        records = self.references.of(self.cases)
-        generated = self.pipeline.generate(
-            [case.prompt for case in rows],
-            [case.seed for case in rows],
-            GivenSchedules(
-                ReuseSchedule(self.actions.flatten(0, 1), self.kinds), (self.decision_step,), self.kinds[0].boundary
-            ),
-            groups=[place for place in range(len(self.cases)) for _ in range(self.group)],
-            recording=self.references.steps([record for record in records for _ in range(self.group)]),
-        )
-        reference = self.references.images(records).repeat_interleave(self.group, 0)
-        return self.score(generated.images, [case.prompt for case in rows], reference)
+        """Sampled: all of them in one call, whose first steps are replayed."""
+        return self._roll_out(self.sampler)
 
-    def score(self, images: Tensor, prompts: list[str], reference: Tensor) -> Tensor:
-        started = self.stopwatch.now()
-        total = self.reward(images, prompts, reference).total
-        self.stopwatch.seconds["reward"] += self.stopwatch.now() - started
-        return total
+    def from_tape_and_table(self) -> Tensor:
+        """Sampled: what the policy sees is replayed, and what it decides is in the table."""
+        return self._roll_out(self._knowing)
+
+    def from_table(self) -> Tensor:
+        """A ladder's: read from disk."""
+        table = open_table(self._folder, self.pipeline, self.reward, self.kinds)
+        schedules = [name_of(actions) for actions in self.actions.tolist()]
+        return torch.cat([table.values(case, schedules, QUALITY) for case in self.cases])
+
+    def _roll_out(self, sampler: Sampler) -> Tensor:
+        prompts, seeds = [case.prompt for case in self.cases], [case.seed for case in self.cases]
+        weights = torch.full((len(prompts),), 2.0, device=self.pipeline.device)
+        decisions = self.decisions.to(self.pipeline.device).expand(len(prompts), -1, -1)
+        drawn = sampler.roll_out(self.policy, prompts, seeds, weights, lambda logits: decisions, self.group, False)
+        return drawn.quality.flatten()
 
 
 def ladder_cost(ladder: Ladder, num_blocks: int) -> dict[str, float]:
@@ -238,23 +283,15 @@ def main() -> None:
         paper = paper_cost(num_blocks=options.blocks)
         print_cost("The paper's run", paper["transformer"], round(paper["images"]), 10_000, options.gpus)
         return
-    work, console = Workload(options), Console()
     with tempfile.TemporaryDirectory() as folder:
-        console.print(speed_table(work, options.repeats, Path(folder)))
-    console.print(memory_table(work))
+        work, console = Workload(options, Path(folder)), Console()
+        console.print(speed_table(work, options.repeats))
+        console.print(memory_table(work))
 
 
-def speed_table(work: Workload, repeats: int, folder: Path) -> Table:
+def speed_table(work: Workload, repeats: int) -> Table:
     """A row for each way: rollouts a second, and where the time goes."""
-    known = RewardTable(folder, {})
-
-    def from_table() -> Tensor:
-        return stack(RewardTable(folder, {}), work.cases, "quality").flatten()
-
-    ways: dict[str, Callable[[], Tensor]] = {
-        ONE_BY_ONE: work.one_by_one, FIRST: work.first_epoch, TAPED: work.from_tape, KNOWN: from_table
-    }  # fmt: skip
-    stages = {way: dict.fromkeys(STAGES, 0.0) for way in ways}
+    stages = {way: dict.fromkeys(STAGES, 0.0) for way in work.ways()}
 
     def timed(way: str, run: Callable[[], Tensor]) -> Callable[[], None]:
         def call() -> None:
@@ -262,14 +299,11 @@ def speed_table(work: Workload, repeats: int, folder: Path) -> Table:
             work.quality[way] = run()
             for stage, seconds in work.stopwatch.seconds.items():
                 stages[way][stage] += seconds - before[stage]
-            if way == ONE_BY_ONE:
-                quality = work.quality[way].unflatten(0, (-1, work.group))
-                known.add(work.cases, {"quality": quality}, torch.zeros(len(work.cases), 1, 1))
 
         return call
 
     with work.stopwatch.running():
-        seconds = interleave({way: timed(way, run) for way, run in ways.items()}, repeats, 1, work.clock)
+        seconds = interleave({way: timed(way, run) for way, run in work.ways().items()}, repeats, 1, work.clock)
     for way, quality in work.quality.items():
         torch.testing.assert_close(quality, work.quality[ONE_BY_ONE], atol=1e-4, rtol=0, msg=f"{way}: other rewards")
     table = Table(

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import UniPCMultistepScheduler
 from evidence import NOISE_OF_TEST, load_data
 from jsonargparse import auto_cli
@@ -20,7 +19,6 @@ from ada.data import load_prompts
 from ada.policy import AdaPolicy, LadderPolicy
 from ada.progress import progress
 from ada.rollouts import Case, Collector, FrozenPipeline
-from ada.rollouts.table import stack
 from ada.schedules import Tree
 from ada.training import HeldOut, Outcome, RolloutDataModule, measure_outcome
 
@@ -63,10 +61,9 @@ def judge(setting: Setting, policy: LadderPolicy, data: RolloutDataModule, cases
     todo = collector.missing(cases)
     with progress(f"Rolling out {len(ladder)} schedules: {setting.name}", len(todo)) as advance:
         collector.fill(todo, advance)
-    rows = [collector.table[case] for case in cases]
     stretched = policy.with_options()
     stretched.ladder = ladder
-    sights, damage = torch.stack([row.sights for row in rows]), stack(collector.table, cases, "damage")
+    sights, damage = collector.sights(cases), collector.values(cases, "damage")
     part = HeldOut(stretched, sights, damage, data.train_data.tensors[1])
     return measure_outcome([part], Tree.of(ladder.actions, ladder.decision_steps), data.visible_damage, LEVELS)
 

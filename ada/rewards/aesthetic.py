@@ -34,6 +34,7 @@ class AestheticScore(Reward):
         model: str = "openai/clip-vit-large-patch14",
         scale: float = 1.0,
     ) -> None:
+        self.head, self.model = head, model
         self.features = load_features(model)
         self.scale = scale
         path = find_weights(head, FILES)

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,6 +54,16 @@ class Reward(ABC):
     def to(self, device: torch.device | str) -> "Reward":
         """Moves whatever the reward holds; a reward without parameters has nothing to move."""
         return self
+
+    def describe(self) -> list[Any]:
+        """What tells it from other rewards, as JSON, so that scores that are kept are not taken for another's: its class, and the numbers,
+        strings and rewards that it holds."""
+        held = {
+            name: value.describe() if isinstance(value, Reward) else value
+            for name, value in vars(self).items()
+            if isinstance(value, int | float | str | Reward)
+        }
+        return [type(self).__name__, held]
 
 
 class Relative(Reward):

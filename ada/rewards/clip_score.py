@@ -23,6 +23,7 @@ class ClipScore(Reward):
     """
 
     def __init__(self, model: str = "checkpoints/emoji-scorer", scale: float = 1.0) -> None:
+        self.model = model
         self.features = load_features(model)
         self.scale = scale
 

@@ -90,7 +90,7 @@ class LatentDistance(Reward):
 
     def __init__(self, model: str = "checkpoints/emoji-dit", subfolder: str | None = "vae", scale: float = 1.0) -> None:
         vae: Any = AutoencoderKL.from_pretrained(model, subfolder=subfolder, torch_dtype=torch.float32)
-        self.model = model
+        self.model, self.subfolder = model, subfolder
         self._vae = vae.eval().requires_grad_(False)
         self.scale = scale
 

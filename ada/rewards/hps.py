@@ -35,6 +35,7 @@ class HPS(Reward):
     def __init__(
         self, model: str = "xswu/HPSv2", tokenizer: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", scale: float = 1.0
     ) -> None:
+        self.model, self.tokenizer = model, tokenizer
         network: Any = load_open_clip(find_weights(model, FILES), NUM_HEADS)
         prepare = PadPreparation(size=network.config.vision_config.image_size)
         self.features = ClipFeatures(network, AutoTokenizer.from_pretrained(tokenizer), prepare, clean=True)

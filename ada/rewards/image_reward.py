@@ -61,6 +61,7 @@ class ImageReward(Reward):
     """
 
     def __init__(self, model: str = "THUDM/ImageReward", tokenizer: str = "google-bert/bert-base-uncased") -> None:
+        self.model, self.tokenizer = model, tokenizer
         self._network = load_image_reward(find_weights(model, FILES))
         vision: Any = self._network.vision.config
         self._tokenizer = AutoTokenizer.from_pretrained(tokenizer)

@@ -29,6 +29,7 @@ class PickScore(Reward):
         processor: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
         scale: float = 1.0,
     ) -> None:
+        self.model, self.processor = model, processor
         self.features = load_features(model, processor)
         self.scale = scale
 

@@ -138,7 +138,7 @@ class WeightedReward:
             raise ValueError(
                 "What a schedule does to an image is scored once and kept, so the reward can neither learn a `normalisation` on the way "
                 "nor `drop` broken images, which would leave gaps. Leave both out and balance the parts by `weights`; only the paper's "
-                "algorithm (configs/paper_ada.yaml) takes them."
+                "algorithm (configs/paper_ada.yaml) takes them, without a `table`."
             )
 
     def is_relative(self, name: str) -> bool:
@@ -188,14 +188,8 @@ class WeightedReward:
         return values.clamp(max=self.positive_cap) if self.is_relative(name) else values
 
     def describe(self) -> dict[str, Any]:
-        """What tells one such reward from another: the parts' classes and plain settings, weights and normalisation."""
-        parts = {
-            name: [
-                type(reward).__name__,
-                {key: value for key, value in vars(reward).items() if isinstance(value, int | float | str)},
-            ]
-            for name, reward in self.rewards.items()
-        }
+        """What tells one such reward from another: the parts as `Reward.describe` tells them, weights and normalisation."""
+        parts = {name: reward.describe() for name, reward in self.rewards.items()}
         settings = {"weights": self.weights, "relative": self.relative, "cap": self.positive_cap}
         return {"parts": parts, "normalisation": self.normalisation} | settings
 

@@ -3,9 +3,11 @@
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+import string
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ada.rollouts.fingerprints import digest
+from ada.schedules import Ladder, Tree
 
 logger = logging.getLogger(__name__)
+
+LETTERS = string.digits + string.ascii_letters
 
 
 @dataclass(frozen=True)
@@ -44,39 +49,35 @@ class Case:
         return cls(prompt, seed, tuple(settings[0].items()) if settings else ())
 
 
-@dataclass(frozen=True)
-class Row:
-    """What is known of a case.
-
-    Args:
-        values: by name (`damage`, `quality`, …), `(schedules,)`.
-        sights: what a policy sees at every node of the tree, `(nodes, width)`.
-    """
-
-    values: dict[str, Tensor]
-    sights: Tensor
-
-
 class Table:
-    """Rows of one set of schedules under one set of settings, in memory and on disk.
+    """What schedules did to cases, in memory and on disk.
 
-    Sampling is deterministic given the noise, so a row never changes: it is computed once and serves every λ, epoch, policy and run.
-    A file holds the rows of one batch and is written whole or not at all; other settings are another folder.
+    Sampling is deterministic given the noise, so a row never changes: it is computed once and serves every ladder, search, λ, epoch,
+    policy and run of the same settings. A file holds the rows of one call of the pipeline and is written whole or not at all; other
+    settings are another folder.
+
+    Rows of earlier versions, whose settings name the ladder, are read where they lie.
 
     Args:
         folder: where tables are kept; None keeps rows in memory only.
-        settings: everything that rows depend on: base weights, sampler, schedules, what is measured.
+        settings: everything that rows depend on beside case and schedule: base weights, sampler, kinds of reuse, what is measured.
+        first: the digest of the earlier version's settings whose rows go before others of the same schedules, which round otherwise.
     """
 
-    def __init__(self, folder: Path | None, settings: Mapping[str, Any]) -> None:
-        self.identity = digest(settings)
-        self.folder = None if folder is None else folder / self.identity
-        self._rows: dict[Case, Row] = {}
+    def __init__(self, folder: Path | None, settings: Mapping[str, Any], first: str = "") -> None:
+        self.folder = None if folder is None else folder / digest(settings)
+        self._settings: dict[str, Any] = json.loads(json.dumps(settings, default=str))
+        self._values: dict[Case, dict[str, dict[str, float]]] = {}
+        self._sights: dict[Case, dict[str, Tensor]] = {}
         self._known: set[Path] = set()
-        if self.folder is None:
+        if folder is None or self.folder is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "settings.json").write_text(json.dumps(settings, indent=1, default=str) + "\n", encoding="utf-8")
+        written = json.dumps(settings, indent=1, default=str) + "\n"
+        (self.folder / "settings.json").write_text(written, encoding="utf-8")
+        for place, content in sorted(self._earlier(folder), key=lambda found: (found[0].name != first, found[0].name)):
+            for file in sorted(place.glob("*.safetensors")):
+                self._read(file, content)
         self.reload()
 
     def reload(self) -> None:
@@ -84,68 +85,153 @@ class Table:
         if self.folder is None:
             return
         for file in sorted(set(self.folder.glob("*.safetensors")) - self._known):
-            self._read(file)
+            self._read(file, self._settings)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return sum(map(len, self._values.values()))
 
-    def __contains__(self, case: Case) -> bool:
-        return case in self._rows
+    def knows(self, case: Case, schedule: str, name: str = "damage") -> bool:
+        """Whether a value under a schedule, as `name_of` gives it, is known of a case."""
+        return name in self._values.get(case, {}).get(schedule, ())
 
-    def __getitem__(self, case: Case) -> Row:
-        return self._rows[case]
+    def has_seen(self, case: Case, beginning: str) -> bool:
+        """Whether it is known what a policy sees of a case after these actions."""
+        return beginning in self._sights.get(case, ())
 
-    def add(self, cases: Sequence[Case], values: Mapping[str, Tensor], sights: Tensor) -> None:
-        """Keeps rows.
+    def values(self, case: Case, schedules: Sequence[str], name: str) -> Tensor:
+        """A value (`damage`, or a part of the reward) under each of the schedules: `(schedules,)`."""
+        known = self._values[case]
+        return torch.tensor([known[schedule][name] for schedule in schedules])
+
+    def sights(self, case: Case, beginnings: Sequence[str]) -> Tensor:
+        """What a policy sees after each of the beginnings: `(beginnings, width)`."""
+        return torch.stack([self._sights[case][beginning] for beginning in beginnings])
+
+    def add(
+        self,
+        rows: Sequence[tuple[Case, str]],
+        values: Mapping[str, Tensor],
+        seen: Sequence[tuple[Case, str]] = (),
+        sights: Tensor | None = None,
+    ) -> None:
+        """Keeps what is not known yet.
 
         Args:
-            cases: the cases.
-            values: by name, `(cases, schedules)`.
-            sights: `(cases, nodes, width)`.
+            rows: cases and schedules.
+            values: by name, `(rows,)`.
+            seen: cases and beginnings of schedules.
+            sights: what a policy sees after these, `(seen, width)`.
 
         Raises:
             OSError: the disk is full or not writable; rows that are on it stay good.
         """
-        kept = {name: value.detach().float().cpu().contiguous() for name, value in values.items()}
-        seen = sights.detach().float().cpu().contiguous()
-        if self.folder is not None:
-            written = [case.to_json() for case in cases]
-            names = {"cases": json.dumps(written, ensure_ascii=False)}
-            file = self.folder / f"{digest(written)}.safetensors"
-            partial = file.with_suffix(f".{os.getpid()}.partial")
-            try:
-                save_file({"sights": seen} | {f"values.{name}": value for name, value in kept.items()}, partial, names)
-                partial.replace(file)
-                self._known.add(file)
-            except (OSError, SafetensorError) as error:
-                with suppress(OSError):
-                    partial.unlink()
-                raise OSError(
-                    f"The rollouts could not be written to {file}: {error}. Make room, or choose another folder (`data.table`), and "
-                    "give the same command again: it goes on where it was."
-                ) from error
-        self._take(cases, kept, seen)
+        new = [place for place, row in enumerate(rows) if not all(self.knows(*row, name) for name in values)]
+        new_seen = [place for place, row in enumerate(seen) if not self.has_seen(*row)]
+        tensors = {f"values.{name}": value.detach().float().cpu()[new].contiguous() for name, value in values.items()}
+        if sights is not None:
+            tensors["sights"] = sights.detach().float().cpu()[new_seen].contiguous()
+        rows, seen = [rows[place] for place in new], [seen[place] for place in new_seen]
+        if self.folder is not None and (rows or seen):
+            self._write(self.folder, rows, seen, tensors)
+        self._take(rows, seen, tensors)
 
-    def _take(self, cases: Sequence[Case], values: Mapping[str, Tensor], sights: Tensor) -> None:
-        for place, case in enumerate(cases):
-            self._rows[case] = Row({name: value[place] for name, value in values.items()}, sights[place])
+    def _write(
+        self, folder: Path, rows: Sequence[tuple[Case, str]], seen: Sequence[tuple[Case, str]], tensors: dict[str, Tensor]
+    ) -> None:
+        cases = {case: place for place, case in enumerate(dict.fromkeys(case for case, _ in (*rows, *seen)))}
+        content = {
+            "cases": json.dumps([case.to_json() for case in cases], ensure_ascii=False),
+            "rows": json.dumps([[cases[case], schedule] for case, schedule in rows]),
+            "seen": json.dumps([[cases[case], beginning] for case, beginning in seen]),
+        }
+        file = folder / f"{digest(content)}.safetensors"
+        partial = file.with_suffix(f".{os.getpid()}.partial")
+        try:
+            save_file(tensors, partial, content)
+            partial.replace(file)
+            self._known.add(file)
+        except (OSError, SafetensorError) as error:
+            with suppress(OSError):
+                partial.unlink()
+            raise OSError(
+                f"The rollouts could not be written to {file}: {error}. Make room, or choose another folder for the table, and "
+                "give the same command again: it goes on where it was."
+            ) from error
 
-    def _read(self, file: Path) -> None:
+    def _take(self, rows: Sequence[tuple[Case, str]], seen: Sequence[tuple[Case, str]], tensors: Mapping[str, Tensor]) -> None:
+        columns = {name.removeprefix("values."): value.tolist() for name, value in tensors.items() if name != "sights"}
+        for place, (case, schedule) in enumerate(rows):
+            known = self._values.setdefault(case, {}).setdefault(schedule, {})
+            known |= {name: column[place] for name, column in columns.items() if name not in known}
+        for place, (case, beginning) in enumerate(seen):
+            self._sights.setdefault(case, {}).setdefault(beginning, tensors["sights"][place])
+
+    def _read(self, file: Path, settings: Mapping[str, Any]) -> None:
         """Takes up the rows of a file; one that cannot be read is put aside, and its rows are computed again."""
         try:
             with safe_open(file, "pt") as content:
-                cases = [Case.from_json(case) for case in json.loads((content.metadata() or {})["cases"])]
+                about = {name: json.loads(value) for name, value in (content.metadata() or {}).items()}
                 tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118, it is no mapping
+            cases = [Case.from_json(case) for case in about["cases"]]
+            if "rows" in about:
+                rows, seen = ([(cases[place], name) for place, name in about[key]] for key in ("rows", "seen"))
+            else:
+                columns = [_columns(settings, case) for case in cases]
+                rows = [(case, name) for case, (names, _) in zip(cases, columns, strict=True) for name in names]
+                seen = [(case, name) for case, (_, names) in zip(cases, columns, strict=True) for name in names]
+                tensors = {name: tensor.flatten(0, 1) for name, tensor in tensors.items()}
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             broken = file.with_suffix(".broken")
             file.replace(broken)
             logger.warning("%s cannot be read (%s). It is now %s; its rollouts are run again.", file, error, broken.name)
             return
         self._known.add(file)
-        sights = tensors.pop("sights")
-        self._take(cases, {name.removeprefix("values."): value for name, value in tensors.items()}, sights)
+        self._take(rows, seen, tensors)
+
+    def _earlier(self, folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """Folders of the earlier version with these settings and any ladder, and what their settings say."""
+        for file in folder.glob("*/settings.json"):
+            with suppress(OSError, ValueError):
+                content = json.loads(file.read_text(encoding="utf-8"))
+                ladder = content.pop("ladder", None)
+                if ladder is not None and _agrees(content | {"kinds": ladder["kinds"]}, self._settings):
+                    yield file.parent, content | {"ladder": ladder}
 
 
-def stack(table: Table, cases: Sequence[Case], name: str) -> Tensor:
-    """A value of some cases: `(cases, schedules)`."""
-    return torch.stack([table[case].values[name] for case in cases])
+def _agrees(earlier: Any, now: Any) -> bool:
+    """Whether settings are the same in all that the earlier version told of them."""
+    if isinstance(earlier, dict) and isinstance(now, dict):
+        return all(name in now and _agrees(value, now[name]) for name, value in earlier.items())
+    if isinstance(earlier, list) and isinstance(now, list):
+        return len(earlier) == len(now) and all(map(_agrees, earlier, now))
+    return bool(earlier == now)
+
+
+def _columns(settings: Mapping[str, Any], case: Case) -> tuple[list[str], list[str]]:
+    """Schedules and beginnings of a case's row in a file of the earlier version, which left them to the settings."""
+    if "ladder" not in settings:
+        return list(settings["attempts"]), []
+    return _columns_of(json.dumps(settings["ladder"]), dict(case.settings).get("num_inference_steps"))
+
+
+@lru_cache
+def _columns_of(ladder: str, num_steps: int | None) -> tuple[list[str], list[str]]:
+    return names_of(Ladder.from_dict(json.loads(ladder)), num_steps)
+
+
+def name_of(actions: Sequence[int]) -> str:
+    """A schedule, or its beginning, as a table names it: a letter an action."""
+    return "".join(LETTERS[action] for action in actions)
+
+
+def names_of(ladder: Ladder, num_steps: int | None = None) -> tuple[list[str], list[str]]:
+    """A ladder's rungs, and the beginnings of schedules at its tree's nodes, as a table names them.
+
+    Args:
+        ladder: the rungs.
+        num_steps: the steps that it is stretched to; None for its own.
+    """
+    own = ladder.for_steps(num_steps or ladder.num_steps)
+    rungs = [name_of(rung) for rung in own.actions.tolist()]
+    nodes = Tree.of(ladder.actions, ladder.decision_steps).nodes.tolist()
+    return rungs, [rungs[rung][: own.decision_steps[stage] + 1] for stage, rung in nodes]

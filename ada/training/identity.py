@@ -27,7 +27,7 @@ def identify(trainer: Trainer, module: LightningModule, data: LightningDataModul
     """
     found = {name: _plain(config.get(name)) for name in ("seed_everything", "model", "data")}
     if isinstance(data, RolloutDataModule):
-        found["rollouts"] = data.collector.table.identity
+        found["rollouts"] = data.collector.identity
         found["prompts"] = {split: _summary([case.prompt for case in data.cases(split)]) for split in ("train", "validation")}
     if isinstance(data, PromptDataModule):
         found["prompts"] = {split: _summary(_texts(data.prompts(split))) for split in ("train", "validation")}

@@ -59,11 +59,13 @@ class RolloutPictures:
         """Of a rollout.
 
         Args:
-            rollout: every prompt three times, at the smallest, middle and largest λ; images are pictured at the middle one.
+            rollout: with its images, every prompt three times, at the smallest, middle and largest λ; images are pictured at the
+                middle one.
             policy: decided.
             num_steps: of the generation.
         """
         logits, steps = rollout.logits.unflatten(0, (-1, 3)), list(policy.decided_steps(num_steps))
+        assert rollout.images is not None, "they were asked for"
         grid = None
         if rollout.images.ndim == 5 and rollout.images.shape[2] == 3:
             images = {"every step": rollout.reference[1::3][:8].cpu(), "policy": rollout.images[1::3, 0][:8].cpu()}

@@ -27,8 +27,8 @@ NOISE_OF_VALIDATION = 2**40
 class RolloutDataModule(LightningDataModule):
     """Rolls every rung of a ladder out on captions, and serves the results as batches.
 
-    Sampling is deterministic given the noise: rollouts are run once, kept in a table on disk, and reused by every epoch, λ and run
-    of the same settings. Each process runs its share.
+    Sampling is deterministic given the noise: rollouts are run once, kept in a table on disk schedule by schedule, and reused by every
+    epoch, λ, run and ladder of the same settings. Each process runs its share.
 
     Args:
         pipeline: the frozen pipeline.
@@ -150,11 +150,10 @@ class RolloutDataModule(LightningDataModule):
 
     def tensors(self, cases: Sequence[Case]) -> TensorDataset:
         """Sights `(cases, nodes, width)`, damage `(cases, rungs)`, and the number of each case's caption `(cases,)`."""
-        rows = [self.collector.table[case] for case in cases]
         numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(case.prompt for case in cases))}
         return TensorDataset(
-            torch.stack([row.sights for row in rows]),
-            torch.stack([row.values["damage"] for row in rows]),
+            self.collector.sights(cases),
+            self.collector.values(cases, "damage"),
             torch.tensor([numbers[case.prompt] for case in cases]),
         )
 

@@ -10,12 +10,20 @@ from torch import Tensor, nn
 
 from ada.policy import StepPolicy
 from ada.rewards import WeightedReward
-from ada.rollouts import Case, FrozenPipeline, References, Tape
+from ada.rewards.weighted import RewardResult
+from ada.rollouts import Case, FrozenPipeline, References, Table, Tape, name_of, open_table
+from ada.rollouts.collect import QUALITY
+from ada.rollouts.driver import GivenSchedules
 from ada.rollouts.fingerprints import parts_digest
-from blockdance import PolicyState, Reuse, ReuseSchedule
+from ada.rollouts.tape import Record
+from blockdance import Plan, PolicyState, Reuse, ReuseSchedule
 
 Draw = Callable[[Tensor], Tensor]
 """Decisions `(prompts, group, decisions)` for logits `(prompts, decisions, actions)`."""
+
+
+class OutcomeKnown(Exception):  # noqa: N818, it is no error
+    """Ends a call of the pipeline of which no image, or not every one, is wanted any more."""
 
 
 class SampledSchedules:
@@ -25,10 +33,14 @@ class SampledSchedules:
         policy: decides.
         quality_weights: λ, `(prompts,)`.
         draw: decisions `(prompts, group, decisions)` for logits `(prompts, decisions, actions)`.
+        is_known: of the place of an image and its schedule, whether there is no need to run it.
+
+    Raises:
+        OutcomeKnown: in the decision, where there is one that need not be run.
     """
 
-    def __init__(self, policy: StepPolicy, quality_weights: Tensor, draw: Draw) -> None:
-        self._policy, self._quality_weights, self._draw = policy, quality_weights, draw
+    def __init__(self, policy: StepPolicy, quality_weights: Tensor, draw: Draw, is_known: Callable[[int, str], bool]) -> None:
+        self._policy, self._quality_weights, self._draw, self._is_known = policy, quality_weights, draw, is_known
         self.kinds = policy.kinds
         self.state: PolicyState | None = None
 
@@ -41,7 +53,12 @@ class SampledSchedules:
         self.state = state.take(range(0, state.num_images, group))
         self.logits = self._policy(self.state, self._quality_weights)
         self.decisions = self._draw(self.logits)
-        return self._policy.schedule(self.decisions.flatten(0, 1), state.num_steps)
+        self.schedule = self._policy.schedule(self.decisions.flatten(0, 1), state.num_steps)
+        self.names = [name_of(actions) for actions in self.schedule.actions.tolist()]
+        self.open = [image for image, name in enumerate(self.names) if not self._is_known(image, name)]
+        if len(self.open) < len(self.names):
+            raise OutcomeKnown
+        return self.schedule
 
     def check(self, transformer: nn.Module) -> None:
         """It was made for the model that is trained over."""
@@ -56,7 +73,7 @@ class SampledRollout:
         logits: `(prompts, decisions, actions)`.
         decisions: int64 `(prompts, group, decisions)`.
         reference: `(prompts, …)` images with every step computed.
-        images: `(prompts, group, …)`.
+        images: `(prompts, group, …)`; None where they were not asked for and not all were made.
         quality: Q, `(prompts, group)`.
         compute_saved: C, `(prompts, group)`: share of the MACs of the steps that decide.
         parts: the named parts of the quality, each `(prompts, group)`.
@@ -67,7 +84,7 @@ class SampledRollout:
     logits: Tensor
     decisions: Tensor
     reference: Tensor
-    images: Tensor
+    images: Tensor | None
     quality: Tensor
     compute_saved: Tensor
     parts: dict[str, Tensor]
@@ -75,7 +92,8 @@ class SampledRollout:
 
 
 class Sampler:
-    """Rolls sampled schedules out over a frozen pipeline; what comes before the decisions is made once and kept on a tape.
+    """Rolls sampled schedules out over a frozen pipeline; what comes before the decisions is made once and kept on a tape, and what
+    came of a schedule is kept in a table.
 
     Args:
         pipeline: the frozen pipeline.
@@ -84,6 +102,10 @@ class Sampler:
         tape_memory, tape_disk: most that it takes in memory and on disk, in GiB.
         kinds: the kinds of reuse on offer.
         decision_step: ρ as a step; all up to it are taped.
+        table: folder of the tables; None for none: every schedule is run.
+
+    Raises:
+        ValueError: there is to be a table, and the reward of an image depends on other images.
     """
 
     def __init__(
@@ -95,6 +117,7 @@ class Sampler:
         tape_disk: float,
         kinds: Sequence[Reuse],
         decision_step: int,
+        table: Path | None,
     ) -> None:
         self._pipeline, self._reward = pipeline, reward
         settings: dict[str, Any] = {}
@@ -103,6 +126,7 @@ class Sampler:
             settings = {"base": pipeline.fingerprint(), "parts": parts_digest(pipeline.pipeline)} | kept
         records = Tape(int(tape_memory * 2**30), tape, settings, int(tape_disk * 2**30))
         self._references = References(pipeline, records, kinds, decision_step)
+        self._table: Table | None = None if table is None else open_table(table, pipeline, reward, kinds)
 
     @torch.inference_mode()
     def roll_out(
@@ -114,9 +138,10 @@ class Sampler:
         draw: Draw,
         group: int,
         update_statistics: bool,
+        with_images: bool = False,
     ) -> SampledRollout:
         """One call of the pipeline: a group of schedules of every prompt. Their steps before ρ are replayed from the tape, as is the
-        reference; what is not on it yet is made first.
+        reference; what is not on it yet is made first. Schedules that are in the table are drawn and not run.
 
         Args:
             policy: gives the logits.
@@ -126,38 +151,77 @@ class Sampler:
             draw: chooses the decisions.
             group: schedules per prompt.
             update_statistics: whether the reward takes these images into its statistics.
+            with_images: whether all images are wanted, those too whose outcome is known.
         """
-        decider = SampledSchedules(policy, quality_weights, draw)
         cases = [Case(prompt, seed) for prompt, seed in zip(prompts, seeds, strict=True)]
+        table, rows, shape = self._table, [case for case in cases for _ in range(group)], (len(cases), group)
+
+        def is_known(image: int, name: str) -> bool:
+            return table is not None and not with_images and table.knows(rows[image], name, QUALITY)
+
+        decider = SampledSchedules(policy, quality_weights, draw, is_known)
         records = self._references.of(cases)
         reference = self._references.images(records)
-        first = {case: place for place, case in reversed(list(enumerate(cases)))}
-        generated = self._pipeline.generate(
-            [case.prompt for case in cases for _ in range(group)],
-            [case.seed for case in cases for _ in range(group)],
-            decider,
-            groups=[first[case] for case in cases for _ in range(group)],
-            recording=self._references.steps([record for record in records for _ in range(group)]),
-        )
+        made = self._generate(decider, rows, [record for record in records for _ in range(group)])
+        scored = None
+        if made is not None:
+            owners = [image // group for image in decider.open]
+            scored = self._reward(
+                made, [prompts[owner] for owner in owners], reference[owners], update_statistics=update_statistics
+            )
+        if table is None:
+            assert scored is not None, "nothing is known where there is no table"
+            values, kept = {QUALITY: scored.total, **scored.parts}, scored.kept
+        else:
+            values = self._look_up(table, rows, decider, scored)
+            kept = torch.ones_like(values[QUALITY], dtype=torch.bool)
+        shaped = {name: value.to(reference.device).unflatten(0, shape).clone() for name, value in values.items()}
         assert decider.state is not None, "the pipeline ran, so it was asked"
-        scored = self._reward(
-            generated.images,
-            [prompt for prompt in prompts for _ in range(group)],
-            reference.repeat_interleave(group, 0),
-            update_statistics=update_statistics,
-        )
-        shape = (len(prompts), group)
         return SampledRollout(
             decider.state,
             decider.logits,
             decider.decisions,
             reference,
-            generated.images.unflatten(0, shape),
-            scored.total.unflatten(0, shape).clone(),
+            made.unflatten(0, shape) if made is not None and len(made) == len(rows) else None,
+            shaped.pop(QUALITY),
             compute_saved(policy, decider.decisions, self._pipeline.num_inference_steps),
-            {name: part.unflatten(0, shape).clone() for name, part in scored.parts.items()},
-            scored.kept.unflatten(0, shape).clone(),
+            shaped,
+            kept.to(reference.device).unflatten(0, shape).clone(),
         )
+
+    def _generate(self, decider: SampledSchedules, rows: Sequence[Case], records: Sequence[Record]) -> Tensor | None:
+        """The images that must be made: all in the call in which it is decided, or those of a second one; None where there are none."""
+        places = {case: place for place, case in enumerate(dict.fromkeys(rows))}
+
+        def generate(images: Sequence[int], plan: Plan) -> Tensor:
+            return self._pipeline.generate(
+                [rows[image].prompt for image in images],
+                [rows[image].seed for image in images],
+                plan,
+                groups=[places[rows[image]] for image in images],
+                recording=self._references.steps([records[image] for image in images]),
+            ).images
+
+        try:
+            return generate(range(len(rows)), decider)
+        except OutcomeKnown:
+            if not decider.open:
+                return None
+        kinds, steps = decider.kinds, decider.decision_steps(self._pipeline.num_inference_steps)
+        schedule = ReuseSchedule(decider.schedule.actions[decider.open], kinds)
+        return generate(decider.open, GivenSchedules(schedule, steps, kinds[0].boundary))
+
+    def _look_up(
+        self, table: Table, rows: Sequence[Case], decider: SampledSchedules, scored: RewardResult | None
+    ) -> dict[str, Tensor]:
+        """Quality and parts of all images, `(images,)` each, after what was scored has been put into the table."""
+        drawn = list(zip(rows, decider.names, strict=True))
+        if scored is not None:
+            table.add([drawn[image] for image in decider.open], {QUALITY: scored.total, **scored.parts})
+        return {
+            name: torch.cat([table.values(case, [schedule], name) for case, schedule in drawn])
+            for name in (QUALITY, *self._reward.rewards)
+        }
 
 
 def compute_saved(policy: StepPolicy, decisions: Tensor, num_steps: int) -> Tensor:

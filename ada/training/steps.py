@@ -52,6 +52,8 @@ class StepTraining(LightningModule):
         tape: folder of the tape, which keeps the references and the outputs of the steps before ρ for later epochs and runs; None
             keeps them in memory alone.
         tape_memory, tape_disk: most that it takes in memory and on disk, in GiB and by process.
+        table: folder of the tables, which keep what came of every schedule of every prompt: it is not run again, in this run or another of
+            the same settings. None runs every schedule that is drawn, as a reward needs that depends on other images (`normalisation`).
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class StepTraining(LightningModule):
         tape: Path | None = None,
         tape_memory: float = 1.0,
         tape_disk: float = 16.0,
+        table: Path | None = None,
     ) -> None:
         super().__init__()
         low, high = reinforce.check_quality_weights(quality_weight_range)
@@ -110,7 +113,7 @@ class StepTraining(LightningModule):
                 f"With {steps} steps, `prefix` {prefix} and `forced_tail` {forced_tail}, no step is left to decide."
             )
         decision_step = self.policy.decision_steps(steps)[0]
-        self.sampler = Sampler(pipeline, reward, tape, tape_memory, tape_disk, kinds, decision_step)
+        self.sampler = Sampler(pipeline, reward, tape, tape_memory, tape_disk, kinds, decision_step, table)
         self.reward_mean: Tensor
         self.register_buffer("reward_mean", torch.zeros(()))  # running mean, the baseline of the `ema` advantage
         self.validation_history: list[dict[str, float]] = []
@@ -174,10 +177,10 @@ class StepTraining(LightningModule):
         return {"gradient_norm": norm} | update_signals(log_probs, old_log_probs, self.clip_range)
 
     def _roll_out(
-        self, prompts: Sequence[Any], seeds: Sequence[int], weights: Tensor, draw: Draw, group: int
+        self, prompts: Sequence[Any], seeds: Sequence[int], weights: Tensor, draw: Draw, group: int, with_images: bool = False
     ) -> SampledRollout:
         """A group of schedules of every prompt; the reward learns its statistics from those of training."""
-        return self.sampler.roll_out(self.policy, prompts, seeds, weights, draw, group, self.training)
+        return self.sampler.roll_out(self.policy, prompts, seeds, weights, draw, group, self.training, with_images)
 
     def _generator(self, index: int) -> torch.Generator:
         """Randomness of one prompt in one epoch, whatever its batch or process."""
@@ -241,7 +244,8 @@ class StepTraining(LightningModule):
         prompts = [prompt for prompt in batch["prompt"] for _ in weights]
         # other noise than in training
         seeds = [self._noise(index + 2**40) for index in batch["index"].tolist() for _ in weights]
-        rollout = self._roll_out(prompts, seeds, weights.repeat(len(batch["prompt"])), _greedy, 1)
+        is_pictured = self._pictures is None and self.trainer.is_global_zero and self.logger is not None
+        rollout = self._roll_out(prompts, seeds, weights.repeat(len(batch["prompt"])), _greedy, 1, with_images=is_pictured)
         rewards = reinforce.reward(rollout.compute_saved, rollout.quality, weights.repeat(len(batch["prompt"])))
         at_weights = dict(zip(WEIGHT_NAMES, rewards.view(-1, len(weights)).mean(0), strict=True))
         self.log_dict(
@@ -257,7 +261,7 @@ class StepTraining(LightningModule):
         )
         if not self._static_rewards:
             self._log_static(list(batch["prompt"]), seeds[:: len(weights)], weights)
-        if self._pictures is None and self.trainer.is_global_zero and self.logger is not None:
+        if is_pictured:
             self._pictures = RolloutPictures.of(rollout, self.policy, self.pipeline.num_inference_steps)
 
     def _log_static(self, prompts: list[str], seeds: Sequence[int], weights: Tensor) -> None:

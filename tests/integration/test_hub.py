@@ -46,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A policy folder as training exports it."""
     collector = Collector(build_frozen(), build_reward(), build_ladder(), None, batch_size=4)
     collector.fill(MORE_CASES)
-    sights = torch.stack([collector.table[case].sights for case in MORE_CASES])
+    sights = collector.sights(MORE_CASES)
     policy = build_policy(collector, sights, quality_weight=1.0, curve=CURVE)
     path = tmp_path_factory.mktemp("run") / "policy"
     policy.save_pretrained(path)

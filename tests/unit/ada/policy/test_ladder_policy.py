@@ -41,7 +41,7 @@ def collector() -> Collector:
 @pytest.fixture(scope="module")
 def sights(collector: Collector) -> Tensor:
     collector.fill(MORE_CASES)
-    return torch.stack([collector.table[case].sights for case in MORE_CASES])
+    return collector.sights(MORE_CASES)
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ def collector() -> Collector:
 
 @pytest.fixture(scope="module")
 def policy(collector: Collector) -> LadderPolicy:
-    sights = torch.stack([collector.table[case].sights for case in MORE_CASES])
+    sights = collector.sights(MORE_CASES)
     return build_policy(collector, sights, quality_weight=1.0, curve=CURVE)
 
 
@@ -67,7 +67,7 @@ def test_the_report_says_what_was_expected(collector: Collector, policy: LadderP
         call(collector.pipeline)
         report: BlockDanceReport = handle.report()
     rungs = (report.actions[:, None] == collector.ladder.actions[None]).all(-1).int().argmax(1)
-    sights = torch.stack([collector.table[case].sights for case in MORE_CASES])
+    sights = collector.sights(MORE_CASES)
     predicted = policy.predict(sights, collector.tree.nodes[:, 0])
     nodes = collector.tree.nodes.tolist()
     for image, rung in enumerate(rungs.tolist()):

@@ -52,6 +52,21 @@ def test_scores_equal_the_original(name: str, tolerance: float, folders: dict[st
     assert expected.std() > 300 * tolerance, "the scores must vary far more than the tolerance"
 
 
+@pytest.mark.parametrize(
+    ("name", "held"),
+    [
+        ("clip_score", {"model": "openai"}),
+        ("pick_score", {"model": "laion", "processor": "laion"}),
+        ("hps", {"model": "hps", "tokenizer": "hps"}),
+        ("aesthetic", {"head": "head", "model": "openai"}),
+    ],
+)
+def test_a_reward_tells_which_weights_it_has(name: str, held: dict[str, str], folders: dict[str, str]) -> None:
+    """Or scores that are kept would be taken for those of other weights."""
+    places = {key: folders[place] for key, place in held.items()}
+    assert build(name, folders).describe()[1] == places | {"scale": 1.0}
+
+
 @pytest.mark.parametrize("name", ["clip_score", "pick_score", "hps"])
 def test_scores_depend_on_the_prompt(name: str, folders: dict[str, str]) -> None:
     images = to_tensor(formula_image(1, 32, 32)).expand(len(PROMPTS), -1, -1, -1)

@@ -45,6 +45,14 @@ def test_a_groups_reference_is_scored_once() -> None:
     assert reward.seen == [7, 3]
 
 
+def test_a_reward_tells_what_it_holds() -> None:
+    inner = ["PSNR", {"maximum": 60.0, "scale": 2.0}]
+    assert Relative(PSNR(scale=2.0)).describe() == ["Relative", {"reward": inner, "positive_cap": 0.1}]
+    weighted = WeightedReward({"psnr": PSNR(scale=2.0)}, {"psnr": 0.5}).describe()
+    assert weighted["parts"] == {"psnr": inner}
+    assert weighted["weights"] == {"psnr": 0.5}
+
+
 def test_weighted_sum_is_relative_and_capped_by_default() -> None:
     """Brightness becomes a difference and cannot gain; PSNR compares with the reference anyway and stays."""
     images, reference = grey(0.4, 0.7), grey(0.5, 0.5)

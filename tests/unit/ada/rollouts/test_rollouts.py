@@ -1,5 +1,6 @@
 """Rollouts against the stock pipeline, the table on disk, the collector."""
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,15 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
-from ladders import CASES, KINDS, RUNGS, STEPS, build_frozen, build_ladder, build_reward
+from ladders import CASES, KINDS, RUNGS, STEPS, actions_of, build_frozen, build_ladder, build_reward
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ada.rewards import PSNR, RewardError, WeightedReward
 from ada.rollouts import Case, Collector, FrozenPipeline, Table, roll_out
+from ada.rollouts.fingerprints import digest
+from ada.rollouts.table import names_of
+from ada.schedules import Ladder
 from ada.search import ScheduleSearch
 from blockdance import ReuseSchedule, ScheduleError
 
@@ -94,28 +99,42 @@ def test_fingerprint_tells_weights_steps_and_arguments_apart() -> None:
 
 
 def fill(table: Table, number: int) -> tuple[list[Case], Tensor, Tensor]:
+    """Two schedules of each of two cases, and what is seen after one beginning."""
     cases = [Case(f"prompt {number} “ü”", number), Case("other", number)]
-    damage, sights = torch.rand(2, 3), torch.rand(2, 4, 5)
-    table.add(cases, {"damage": damage}, sights)
+    damage, sights = torch.rand(4), torch.rand(2, 5)
+    rows = [(case, schedule) for case in cases for schedule in ("00", "01")]
+    table.add(rows, {"damage": damage}, [(case, "0") for case in cases], sights)
     return cases, damage, sights
 
 
 def test_rows_survive_a_new_object(tmp_path: Path) -> None:
-    table = Table(tmp_path, {"ladder": 1})
+    table = Table(tmp_path, {"base": 1})
     cases, damage, sights = fill(table, 7)
-    again = Table(tmp_path, {"ladder": 1})
-    assert len(again) == 2
-    assert torch.equal(again[cases[1]].values["damage"], damage[1])
-    assert torch.equal(again[cases[0]].sights, sights[0])
-    assert Case("other", 8) not in again
+    again = Table(tmp_path, {"base": 1})
+    assert len(again) == 4
+    assert torch.equal(again.values(cases[1], ["01", "00"], "damage"), damage[[3, 2]])
+    assert torch.equal(again.sights(cases[0], ["0"]), sights[:1])
+    assert not again.knows(Case("other", 8), "00")
     fill(table, 8)
-    assert Case("other", 8) not in again
+    assert not again.knows(Case("other", 8), "00")
     again.reload()
-    assert Case("other", 8) in again
+    assert again.knows(Case("other", 8), "00")
+    assert not again.knows(Case("other", 8), "11")
+    assert again.has_seen(Case("other", 8), "0")
+    assert not again.has_seen(Case("other", 8), "00")
+
+
+def test_what_is_known_stays_as_it_was(tmp_path: Path) -> None:
+    """Another batch rounds otherwise: what a run has begun with must not change under it."""
+    table = Table(tmp_path, {"base": 1})
+    cases, damage, _ = fill(table, 7)
+    table.add([(cases[0], "00"), (cases[0], "11")], {"damage": torch.tensor([9.0, 0.5])})
+    for one in (table, Table(tmp_path, {"base": 1})):
+        assert one.values(cases[0], ["00", "11"], "damage").tolist() == [float(damage[0]), 0.5]
 
 
 def test_other_settings_are_another_folder(tmp_path: Path) -> None:
-    table, other = Table(tmp_path, {"ladder": 1}), Table(tmp_path, {"ladder": 2})
+    table, other = Table(tmp_path, {"base": 1}), Table(tmp_path, {"base": 2})
     fill(table, 7)
     other.reload()
     assert len(other) == 0
@@ -123,26 +142,26 @@ def test_other_settings_are_another_folder(tmp_path: Path) -> None:
 
 
 def test_a_truncated_file_is_put_aside_and_the_rest_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    table = Table(tmp_path, {"ladder": 1})
+    table = Table(tmp_path, {"base": 1})
     lost, _, _ = fill(table, 1)
     assert table.folder is not None
     (file,) = table.folder.glob("*.safetensors")
     kept, damage, _ = fill(table, 2)
     file.write_bytes(file.read_bytes()[:-9])
     with caplog.at_level(logging.WARNING):
-        again = Table(tmp_path, {"ladder": 1})
+        again = Table(tmp_path, {"base": 1})
     assert f"{file.name} cannot be read" in caplog.text
     assert "run again" in caplog.text
-    assert lost[0] not in again
-    assert torch.equal(again[kept[0]].values["damage"], damage[0])
+    assert not again.knows(lost[0], "00")
+    assert torch.equal(again.values(kept[0], ["00", "01"], "damage"), damage[:2])
     assert file.with_suffix(".broken").is_file()
     fill(again, 1)
-    assert lost[0] in Table(tmp_path, {"ladder": 1})
+    assert Table(tmp_path, {"base": 1}).knows(lost[0], "00")
 
 
 @pytest.mark.parametrize("obstacle", ["gone", "file"])
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, obstacle: str) -> None:
-    table = Table(tmp_path, {"ladder": 1})
+    table = Table(tmp_path, {"base": 1})
     assert table.folder is not None
     (table.folder / "settings.json").unlink()
     table.folder.rmdir()
@@ -169,16 +188,78 @@ def test_second_fill_computes_nothing(tmp_path: Path) -> None:
     again.fill(CASES)
     assert again.missing([*CASES, Case("new", 1)]) == [Case("new", 1)]
     assert not calls
-    for case in CASES:
-        assert torch.equal(again.table[case].values["damage"], collector.table[case].values["damage"])
+    assert torch.equal(again.values(CASES, "damage"), collector.values(CASES, "damage"))
+    assert torch.equal(again.sights(CASES), collector.sights(CASES))
+
+
+def test_a_ladder_that_changes_by_a_rung_runs_that_rung_alone(tmp_path: Path) -> None:
+    """And the reference, which its damage is measured against; its decision is seen already."""
+    frozen = build_frozen()
+    before = Collector(frozen, build_reward(), build_ladder(), tmp_path, batch_size=2)
+    before.fill(CASES)
+    rungs = (*RUNGS[:4], "00010220", RUNGS[5])
+    changed = Collector(frozen, build_reward(), Ladder(actions_of(*rungs), KINDS, (2, 4)), tmp_path)
+    assert changed.missing(CASES) == CASES
+    rows: list[int] = []
+    frozen.transformer.transformer_blocks[0].register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    changed.fill(CASES)
+    # rows of guidance: three cases as one, then reference and rung apart from their first difference on; reuse skips this block
+    assert rows[:STEPS] == [6, 6, 6, 6, 12, 6, 6, 12]
+    others = [0, 1, 2, 3, 5]
+    assert torch.equal(changed.values(CASES, "damage")[:, others], before.values(CASES, "damage")[:, others])
+    alone = Collector(frozen, build_reward(), changed.ladder, None)
+    alone.fill(CASES)
+    torch.testing.assert_close(changed.values(CASES, "damage"), alone.values(CASES, "damage"), atol=1e-2, rtol=0)
+    torch.testing.assert_close(changed.sights(CASES), alone.sights(CASES), atol=1e-4, rtol=0)
+    deeper = Collector(frozen, build_reward(), Ladder(actions_of(*rungs), KINDS, (2, 5)), tmp_path)
+    assert deeper.missing(CASES) == CASES, "what is seen after another step is not known"
+
+
+def test_a_search_and_a_ladder_share_their_rollouts(tmp_path: Path) -> None:
+    frozen = build_frozen()
+    collector = Collector(frozen, build_reward(), build_ladder(), tmp_path)
+    collector.fill(CASES)
+    search = ScheduleSearch(frozen, build_reward(), CASES, KINDS, folder=tmp_path, report=lambda _: None)
+    calls = count_calls(frozen)
+    search.measure([tuple(rung) for rung in build_ladder().actions.tolist()])
+    assert not calls
+    search.measure([(0, 0, 0, 1, 0, 1, 0, 0)])
+    assert calls
+    collector.table.reload()
+    assert all(collector.table.knows(case, "00010100") for case in CASES)
+
+
+@pytest.mark.parametrize("steps", [STEPS, 10])
+def test_a_table_of_the_earlier_version_is_read_where_it_lies(tmp_path: Path, steps: int) -> None:
+    """It had a folder for every ladder, and files of whole cases, whose schedules were those of the folder's settings."""
+    frozen, reward, ladder = build_frozen(), build_reward(), build_ladder()
+    case = Case("a red apple", 1, () if steps == STEPS else (("num_inference_steps", steps),))
+    tables: dict[str, Tensor] = {}
+    for name, rungs in {"same": RUNGS, "other": (*RUNGS[:5], "00011110")}.items():
+        content = {"base": frozen.fingerprint(), "ladder": Ladder(actions_of(*rungs), KINDS, (2, 4)).to_dict()}
+        content["reward"] = reward.describe()
+        folder = tmp_path / digest(content)
+        folder.mkdir()
+        (folder / "settings.json").write_text(json.dumps(content, default=str))
+        tables[name], tables[f"{name} sights"] = torch.rand(1, 6), torch.rand(1, 4, 7)
+        tensors = {"values.damage": tables[name], "sights": tables[f"{name} sights"]}
+        save_file(tensors, folder / "0.safetensors", {"cases": json.dumps([case.to_json()])})
+    collector = Collector(frozen, reward, ladder, tmp_path)
+    assert not collector.missing([case])
+    assert torch.equal(collector.values([case], "damage"), tables["same"]), "the same ladder's rows go first"
+    assert torch.equal(collector.sights([case]), tables["same sights"])
+    last = names_of(Ladder(actions_of(*RUNGS[:5], "00011110"), KINDS, (2, 4)), steps)[0][5]
+    assert torch.equal(collector.table.values(case, [last], "damage"), tables["other"][0, 5:])
+    assert not list(tmp_path.glob("*/*.broken"))
 
 
 def test_damage_is_what_the_reward_says_of_the_images() -> None:
     """Decibels below 60 of each rung's image against the first's, worked out from the images themselves."""
     frozen, ladder = build_frozen(), build_ladder()
-    values, sights = Collector(frozen, build_reward(), ladder, None).run(CASES)
-    damage = values["damage"]
-    assert torch.equal(damage, values["psnr"][:, :1] - values["psnr"])
+    collector = Collector(frozen, build_reward(), ladder, None)
+    collector.fill(CASES)
+    damage, psnr, sights = collector.values(CASES, "damage"), collector.values(CASES, "psnr"), collector.sights(CASES)
+    assert torch.equal(damage, psnr[:, :1] - psnr)
     assert damage[:, 0].tolist() == [0.0] * len(CASES)
     prompts, seeds = [case.prompt for case in CASES], [case.seed for case in CASES]
     images = roll_out(frozen, prompts, seeds, ladder.actions.expand(len(CASES), -1, -1), KINDS, (2, 4)).images

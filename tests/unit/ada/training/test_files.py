@@ -60,11 +60,12 @@ def test_a_cut_checkpoint_is_named(tmp_path: Path) -> None:
 def test_rollouts_that_do_not_fit_leave_the_table_good(tmp_path: Path) -> None:
     first, second = Case("a", 0), Case("b", 1)
     table = Table(tmp_path, {})
-    table.add([first], {"damage": torch.ones(1, 3)}, torch.ones(1, 2, 4))
+    table.add([(first, "00")], {"damage": torch.ones(1)}, [(first, "0")], torch.ones(1, 4))
     with full_disk(), pytest.raises(OSError, match=r"could not be written.*Make room"):
-        table.add([second], {"damage": torch.ones(1, 3)}, torch.ones(1, 2, LIMIT))
-    assert second not in table
+        table.add([(second, "00")], {"damage": torch.ones(1)}, [(second, "0")], torch.ones(1, LIMIT))
+    assert not table.knows(second, "00")
     again = Table(tmp_path, {})
-    assert first in again
-    assert second not in again
+    assert again.knows(first, "00")
+    assert again.has_seen(first, "0")
+    assert not again.knows(second, "00")
     assert not list(tmp_path.glob("*/*.partial"))
