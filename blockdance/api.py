@@ -88,6 +88,11 @@ class BlockDanceHandle:
         ran = [controller for controller in controllers if controller.generation is not None] or controllers[:1]
         return joined([controller.report() for controller in ran])
 
+    @property
+    def has_run(self) -> bool:
+        """Whether the plan has steered anything yet, so that there is something to report."""
+        return any(controller.generation is not None for controller in self._loop.controllers.values())
+
     def cost(self, component: str | None = None) -> ForwardCost:
         """MACs of one forward call of the last generation, all its rows together.
 

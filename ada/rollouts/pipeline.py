@@ -17,7 +17,17 @@ from ada.rollouts.fingerprints import described, weights_digest
 from ada.rollouts.loop import SamplingLoop
 from ada.rollouts.placement import DeviceMap, Offload, check_placement, device_of, load_spread, place
 from ada.rollouts.sharing import shared_components
-from blockdance import BlockDanceReport, ForwardCost, Plan, Recording, Reuse, apply_blockdance, find_layout, full_compute
+from blockdance import (
+    BlockDanceHandle,
+    BlockDanceReport,
+    ForwardCost,
+    Plan,
+    Recording,
+    Reuse,
+    apply_blockdance,
+    find_layout,
+    full_compute,
+)
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Inputs = Callable[[Sequence[Any]], Mapping[str, Any]]
@@ -30,13 +40,23 @@ class Generated:
 
     Args:
         images: `(images, 3, height, width)` in [0, 1], `(videos, frames, 3, height, width)`, or whatever else the pipeline puts out.
-        report: what reuse did.
-        cost: MACs of the last forward call.
+        handle: of what was on during the call.
     """
 
     images: Tensor
-    report: BlockDanceReport
-    cost: ForwardCost
+    handle: BlockDanceHandle
+
+    @property
+    @torch.inference_mode()
+    def report(self) -> BlockDanceReport:
+        """What reuse did. MACs are counted when it is asked for: that may take as long as some steps of the transformer."""
+        return self.handle.report()
+
+    @property
+    @torch.inference_mode()
+    def cost(self) -> ForwardCost:
+        """MACs of the last forward call, counted when they are asked for."""
+        return self.handle.cost()
 
 
 class FrozenPipeline:
@@ -136,6 +156,9 @@ class FrozenPipeline:
             plan: what reuses.
             groups: a number for each image; equal ones have the same prompt and noise, and share what they can.
             recording: replays the transformer's outputs of some steps.
+
+        Raises:
+            ScheduleError: the call passed the plan by.
         """
         told = {self.prompt_argument: list(prompts)} if self.inputs is None else self.inputs(prompts)
         steps = self.num_inference_steps
@@ -158,7 +181,9 @@ class FrozenPipeline:
                 **self.arguments | dict(told),
             )
             images = output[0] if isinstance(output[0], Tensor) else torch.as_tensor(output[0])
-            return Generated(images.float(), handle.report(), handle.cost())
+        if not handle.has_run:
+            handle.report()  # says why
+        return Generated(images.float(), handle)
 
     def reuse_costs(self, kinds: Sequence[Reuse], prompt: Any = "") -> list[float]:
         """Cost of a step under each kind of reuse, relative to a computed one."""

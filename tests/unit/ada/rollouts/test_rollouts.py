@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ada.rewards import PSNR, RewardError, WeightedReward
-from ada.rollouts import Case, Collector, FrozenPipeline, Table, roll_out
+from ada.rollouts import Case, Collector, FrozenPipeline, SamplingLoop, Table, roll_out
 from ada.rollouts.fingerprints import digest
 from ada.rollouts.table import names_of
 from ada.schedules import Ladder
@@ -45,6 +45,29 @@ def test_rollout_is_what_each_schedule_gives_alone() -> None:
     assert torch.equal(first.clean[0], first.clean[5]), "before the first decision all rungs are one image"
     assert torch.equal(second.clean[3], second.clean[4])
     assert not torch.equal(second.clean[3], second.clean[5])
+
+
+def test_macs_are_counted_when_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every new shape of a call takes as long as some steps of the transformer to count."""
+
+    def count(*_: object) -> None:
+        raise AssertionError("counted")
+
+    frozen, ladder = build_frozen(), build_ladder()
+    monkeypatch.setattr("blockdance.cost._count_on_fake_tensors", count)
+    roll_out(frozen, ["sun"], [1], ladder.actions[None], KINDS, (2, 4))
+    generated = frozen.generate(["sun"], [1], ladder.schedule(torch.tensor([3])))
+    with pytest.raises(AssertionError, match="counted"):
+        print(generated.report)
+    monkeypatch.undo()
+    frozen.generate(["dog"], [2], ladder.schedule(torch.tensor([0])))
+    assert generated.report.actions.tolist() == ladder.actions[3:4].tolist(), "its own, whatever ran since"
+
+
+def test_a_call_that_passes_the_plan_by_is_named() -> None:
+    loop = SamplingLoop(build_frozen().transformer, lambda prompts, generators: torch.zeros(len(prompts), 3), STEPS)
+    with pytest.raises(ScheduleError, match="There is nothing to report yet"):
+        FrozenPipeline(loop, STEPS).generate(["sun"], [1], build_ladder().schedule(torch.tensor([3])))
 
 
 class DrawsItself(DPMSolverMultistepScheduler):
