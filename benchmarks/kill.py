@@ -1,6 +1,6 @@
 """Kills training runs by SIGKILL at random moments: each must end, resumed, with the weights of a run that nobody killed.
 
-    python benchmarks/kill.py                                  the embedded model on two captions at 10 steps, 20 kills
+    python benchmarks/kill.py                                  the embedded model, four schedules of six steps on two captions, 20 kills
     python benchmarks/kill.py --kills 5 --config my.yaml       another run: further options are those of train.py
 
 Every run has a folder and a table of its own. A run is a child forked from this process, so that its moments fall
@@ -15,6 +15,7 @@ import signal
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,11 +23,21 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import train
+from ada.schedules import Ladder
 
-SMALL = [
-    "--data.init_args.train_limit", "2", "--model.init_args.folds", "2", "--data.init_args.rollout_batch_size", "1",
-    "--data.init_args.pipeline.init_args.num_inference_steps", "10", "--trainer.max_epochs", "40",
-]  # fmt: skip
+RUNGS = ("000000", "000010", "000020", "000110")
+
+
+def small_run(folder: Path) -> list[str]:
+    """Settings of a run of seconds, whose ladder has some rungs of six steps."""
+    actions = torch.tensor([[int(action) for action in rung] for rung in RUNGS])
+    ladder = replace(Ladder.load("configs/ladders/emoji.json"), actions=actions, decision_steps=(2, 3))
+    ladder.save(folder / "ladder.json")
+    return [
+        "--data.init_args.ladder", str(folder / "ladder.json"), "--data.init_args.pipeline.init_args.num_inference_steps", "6",
+        "--data.init_args.train_limit", "2", "--data.init_args.rollout_batch_size", "1", "--model.init_args.folds", "2",
+        "--trainer.max_epochs", "20",
+    ]  # fmt: skip
 
 
 def main() -> None:
@@ -40,7 +51,7 @@ def main() -> None:
     options, given = parser.parse_known_args()
     moments, table = random.Random(options.seed), options.table
     with tempfile.TemporaryDirectory() as place:
-        settings = given or SMALL
+        settings = given or small_run(Path(place))
         whole = Path(place) / "whole"
         started = time.monotonic()
         if run(whole, settings, table) != 0:

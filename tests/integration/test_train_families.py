@@ -58,9 +58,15 @@ def train(frozen: FrozenPipeline, prompts: Sequence[Any], ladder: Ladder, folder
     return module
 
 
-def assert_same(images: Tensor, expected: Tensor) -> None:
-    """Equal but for what sums in another order leave after guided steps; another schedule moves images a thousand times more."""
-    torch.testing.assert_close(images, expected, rtol=0, atol=5e-5 * float(expected.abs().max()))
+BATCHES_ROUND = {"hunyuan_dit": 3e-5, "stable_audio": 3e-5}
+"""Families whose own batch of two is up to 6e-6 of the largest value from an image alone; in the others it is 2e-6 at most. A rollout is
+within 3e-7 of the same prompts in a batch without groups, bit-equal in a third of the families."""
+
+
+def assert_same(images: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
+    """Equal but for what sums in another order leave, as a share of the largest value; another schedule moves images a hundred times
+    more."""
+    torch.testing.assert_close(images, expected, rtol=0, atol=tolerance * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -76,7 +82,9 @@ def test_a_policy_is_trained_exported_and_runs_in_the_stock_pipeline(name: str, 
     rollout = roll_out(frozen, prompts, seeds, LADDER.actions.expand(len(cases), -1, -1), LADDER.kinds, LADDER.decision_steps)
     for rung in (0, 3):
         schedule = ReuseSchedule(LADDER.actions[[rung]], LADDER.kinds)
-        assert_same(rollout.images[1, rung], frozen.generate(prompts[1:], seeds[1:], schedule).images[0])
+        alone = frozen.generate(prompts[1:], seeds[1:], schedule).images[0]
+        assert_same(rollout.images[1, rung], alone, BATCHES_ROUND.get(name, 1e-5))
+        assert_same(rollout.images[:, rung], frozen.generate(prompts, seeds, schedule.expand(len(cases))).images, 5e-6)
     damage = module.data.validation_data.tensors[1]
     assert (damage[:, 0] == 0).all()
     assert (damage[:, 1:] > 1e-4).all(), "every rung reuses something"
