@@ -291,14 +291,13 @@ def main() -> None:
 
 def speed_table(work: Workload, repeats: int) -> Table:
     """A row for each way: rollouts a second, and where the time goes."""
-    stages = {way: dict.fromkeys(STAGES, 0.0) for way in work.ways()}
+    stages: dict[str, list[dict[str, float]]] = {way: [] for way in work.ways()}
 
     def timed(way: str, run: Callable[[], Tensor]) -> Callable[[], None]:
         def call() -> None:
             before = dict(work.stopwatch.seconds)
             work.quality[way] = run()
-            for stage, seconds in work.stopwatch.seconds.items():
-                stages[way][stage] += seconds - before[stage]
+            stages[way].append({stage: seconds - before[stage] for stage, seconds in work.stopwatch.seconds.items()})
 
         return call
 
@@ -312,7 +311,8 @@ def speed_table(work: Workload, repeats: int) -> Table:
     )  # fmt: skip
     for way, taken in seconds.items():
         middle, low, high = ratio(seconds[ONE_BY_ONE], taken)
-        per_image = [1e3 * stages[way][stage] / (repeats + 1) / work.num_rollouts for stage in STAGES]
+        timed_rounds = stages[way][-repeats:]
+        per_image = [1e3 * sum(one[stage] for one in timed_rounds) / repeats / work.num_rollouts for stage in STAGES]
         typical = sorted(taken)[len(taken) // 2]
         table.add_row(
             way, f"{work.num_rollouts / typical:.2f}", f"{middle:.3g} ({low:.3g} to {high:.3g})",
