@@ -33,7 +33,7 @@ def work_off(groups: Sequence[Sequence[Task]], work: Callable[[Task], Result], p
         processes: how many copies; with 1 it runs here.
 
     Raises:
-        RuntimeError: a process was killed.
+        ChildProcessError: a process was killed.
         Exception: what `work` raises.
     """
     if processes == 1:
@@ -57,7 +57,7 @@ def work_off(groups: Sequence[Sequence[Task]], work: Callable[[Task], Result], p
                     worker = ends.pop(end)
                     worker.join()
                     if worker.exitcode:
-                        raise RuntimeError(
+                        raise ChildProcessError(
                             f"A process ended with exit code {worker.exitcode}. If memory ran out (−9), take fewer processes."
                         ) from None
                     continue

@@ -149,9 +149,11 @@ class Ran:
 
 
 def run_batch(
-    frozen: FrozenPipeline, method: Method, cases: Cases, batch: slice, *, count: bool = False, weigh: bool = False
-) -> Ran:
+    frozen: FrozenPipeline, method: Method, cases: Cases, batch: slice, *, count: bool = False, weigh: bool = False, ask: bool = True
+) -> Ran:  # fmt: skip
     """One call of the pipeline: with `count` its MACs are counted, with `weigh` its memory is; either slows it down.
+
+    Without `ask` the report is empty: what BlockDance did takes seconds to work out at the first call of a shape.
 
     Raises:
         NotApplicableError: the method does not apply.
@@ -169,7 +171,7 @@ def run_batch(
             generated, peak = weighed(frozen.device, call) if weigh else (call(), None)
         _synchronize(frozen.device)
         seconds = time.perf_counter() - start
-        report = run.report()
+        report = run.report() if ask else BatchReport()
         counted = (
             torch.full((images,), macs.macs / images, dtype=torch.float64) if count and report.macs is None else report.macs
         )

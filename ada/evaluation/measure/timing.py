@@ -67,7 +67,8 @@ def time_methods(
         for method in methods if sizes else ():
             # a process that goes on with stored rounds is new, and warms up as well
             for size in sizes:
-                ran = run_batch(plan.frozen, method, plan.cases, slice(0, size), weigh=timing.weigh and size == sizes[-1])
+                weigh = timing.weigh and size == sizes[-1]
+                ran = run_batch(plan.frozen, method, plan.cases, slice(0, size), weigh=weigh, ask=False)
                 advance(1, method.name)
             timings[method.name] = Timing({}, ran.peak_bytes)
         for place, size in enumerate(sizes, 1):
@@ -88,7 +89,7 @@ def _round(plan: Plan, methods: Sequence[Method], size: int, number: int, advanc
     for method in turns:
         if method.name not in stored:
             start = number * size % (len(plan.cases.prompts) - size + 1)
-            ran = run_batch(plan.frozen, method, plan.cases, slice(start, start + size))
+            ran = run_batch(plan.frozen, method, plan.cases, slice(start, start + size), ask=False)
             stored[method.name] = ran.seconds / size
             plan.store.write(name, stored)
         advance(1, method.name)

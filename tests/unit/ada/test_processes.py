@@ -51,5 +51,5 @@ def test_an_error_in_a_process_is_an_error_here() -> None:
 
 
 def test_a_process_that_is_killed_is_told() -> None:
-    with pytest.raises(RuntimeError, match="ended with exit code 7"):
+    with pytest.raises(ChildProcessError, match="ended with exit code 7"):
         list(work_off(GROUPS[:1], lambda task: os._exit(7), 2))
