@@ -122,6 +122,7 @@ def fit(
         loss.backward()
         optimizer.step()
         cosine.step()
+        training.measure_errors()
     training.policy.eval()
     return training
 

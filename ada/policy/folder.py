@@ -7,6 +7,7 @@ version is read for ever (`tests/golden`); a later one than this package knows i
 2. `format`, `version`, `form`; a ladder's coefficients are products of three tensors of a `rank`
 3. `base_model.name`: the Hub id of the model that the policy was trained on; coefficients as they are
 4. `pooling` of the paper's policy; before, all of them pooled in raster order
+5. `error_variance` of a ladder's predictions; before, none was reckoned with
 """
 
 import hashlib
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from blockdance import BlockDanceError
 
-VERSION = 4
+VERSION = 5
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 OUTCOME, TRAINING = "outcome.json", "training.json"
 BESIDE = (CARD, OUTCOME, TRAINING, "*.png", "table.md")
@@ -74,7 +75,7 @@ def read_folder(folder: Path, name: str) -> tuple[str, dict[str, Any], dict[str,
     Raises:
         IncompatiblePolicyError: the folder holds something else, an incomplete file, or a policy of a later version.
     """
-    form, config = _read_config(folder / CONFIG, name)
+    form, version, config = _read_config(folder / CONFIG, name)
     weights = folder / WEIGHTS
     if not weights.is_file():
         raise IncompatiblePolicyError(f"{name} has no {WEIGHTS}; other formats are not read, because they may run code.")
@@ -82,7 +83,12 @@ def read_folder(folder: Path, name: str) -> tuple[str, dict[str, Any], dict[str,
         tensors = load_file(weights)
     except (OSError, SafetensorError) as error:
         raise IncompatiblePolicyError(f"{WEIGHTS} of {name} is incomplete or no safetensors file: {error}") from error
-    return form, config, _multiplied(tensors) if config.pop("rank", None) is not None else tensors
+    if config.pop("rank", None) is not None:
+        tensors = _multiplied(tensors)
+    if form == "ladder" and version < 5 and "coefficients" in tensors:
+        stages, _, rungs = tensors["coefficients"].shape
+        tensors["error_variance"] = torch.zeros(stages, rungs)
+    return form, config, tensors
 
 
 def _multiplied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -93,8 +99,8 @@ def _multiplied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return tensors | {"coefficients": torch.einsum("wr,sr,rk->swk", direction, scale, slope)}
 
 
-def _read_config(file: Path, name: str) -> tuple[str, dict[str, Any]]:
-    """The policy class's name, and its constructor's arguments."""
+def _read_config(file: Path, name: str) -> tuple[str, int, dict[str, Any]]:
+    """The policy class's name, the version, and the constructor's arguments."""
     try:
         content: Any = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -102,7 +108,7 @@ def _read_config(file: Path, name: str) -> tuple[str, dict[str, Any]]:
     except (OSError, ValueError) as error:
         raise IncompatiblePolicyError(f"{CONFIG} of {name} cannot be read: {error}") from error
     if isinstance(content, dict) and "version" not in content and "action_costs" in content:
-        return "steps", content | {"pooling": "raster"}  # version 1
+        return "steps", 1, content | {"pooling": "raster"}
     if not isinstance(content, dict) or content.pop("format", None) != "blockdance-ada":
         raise IncompatiblePolicyError(f"{name} holds no BlockDance-Ada policy: its {CONFIG} does not say so.")
     version, form = content.pop("version", None), content.pop("form", None)
@@ -115,4 +121,4 @@ def _read_config(file: Path, name: str) -> tuple[str, dict[str, Any]]:
         )
     if form == "steps" and version < 4:
         content["pooling"] = "raster"
-    return str(form), content
+    return str(form), version, content

@@ -1,5 +1,6 @@
 """The policy that decides in stages among the rungs of a ladder."""
 
+import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -28,9 +29,10 @@ DAMAGE_FLOOR = 1e-3
 class LadderPolicy(AdaPolicy):
     """Decides after each of the ladder's decision steps which rungs stay open, and at last which one is taken.
 
-    The network is linear, so that hundreds of images suffice: at every stage the damage of every rung is predicted from what is seen
-    (the signs, and the main components of pooled features and prompt), q̂ = sigmoid(level + coefficients · seen). The logits are the
-    reward C − λ·q̂: one network serves every λ, budget and stage, and says what it expects.
+    The network is linear, so that hundreds of images suffice: at every stage the log-odds of every rung's damage are predicted from what
+    is seen (the signs, and the main components of pooled features and prompt), m = level + coefficients · seen. The damage that it
+    expects, q̂, is the mean of sigmoid(m + error) over the errors that it makes, as it does not know an image better than that. The
+    logits are the reward C − λ·q̂: one network serves every λ, budget and stage, and says what it expects.
 
     Args:
         base_model: fingerprint of the model it is trained on, as in `BaseModel`.
@@ -73,6 +75,8 @@ class LadderPolicy(AdaPolicy):
         self.register_buffer("mean", torch.zeros(stages, sight_width))
         self.register_buffer("deviation", torch.ones(stages, sight_width))
         self.register_buffer("components", torch.zeros(sight_width - NUM_SIGNS, num_components))
+        self.error_variance: Tensor
+        self.register_buffer("error_variance", torch.zeros(stages, rungs))
         self.level = nn.Parameter(torch.zeros(rungs))
         self.coefficients = nn.Parameter(torch.zeros(stages, NUM_SIGNS + num_components, rungs))
 
@@ -103,6 +107,19 @@ class LadderPolicy(AdaPolicy):
         self.components[:, :kept] = directions / scale * is_told
         self.level.copy_(torch.logit(damage, DAMAGE_FLOOR).mean(0))
 
+    @torch.no_grad()
+    def measure_errors(self, log_odds: Tensor, stages: Tensor, damage: Tensor) -> None:
+        """Sets how far the log-odds of the damage lie about the predicted ones, at every stage and of every rung.
+
+        Args:
+            log_odds: predicted, `(cases, nodes, rungs)`.
+            stages: int64 `(nodes,)`.
+            damage: bounded, `(cases, rungs)`.
+        """
+        errors = torch.logit(damage, DAMAGE_FLOOR)[:, None] - log_odds
+        for stage in range(len(self.error_variance)):
+            self.error_variance[stage] = errors[:, stages == stage].square().mean((0, 1))
+
     def predict(self, sights: Tensor, stages: Tensor) -> Tensor:
         """The bounded damage that it expects of every rung, in (0, 1).
 
@@ -113,7 +130,7 @@ class LadderPolicy(AdaPolicy):
         Returns:
             `(…, nodes, rungs)`.
         """
-        return self.log_odds(self.inputs(sights, stages), stages).sigmoid()
+        return self.expected_damage(self.log_odds(self.inputs(sights, stages), stages), stages)
 
     def inputs(self, sights: Tensor, stages: Tensor) -> Tensor:
         """What the coefficients are for: signs and main components, standardised, `(…, nodes, NUM_SIGNS + num_components)`."""
@@ -123,6 +140,11 @@ class LadderPolicy(AdaPolicy):
     def log_odds(self, inputs: Tensor, stages: Tensor) -> Tensor:
         """The expected log-odds of the damage, as `torch.logit(damage, DAMAGE_FLOOR)` measures them: `(…, nodes, rungs)`."""
         return self.level + torch.einsum("...nw,nwr->...nr", inputs, self.coefficients[stages])
+
+    def expected_damage(self, log_odds: Tensor, stages: Tensor) -> Tensor:
+        """The mean of sigmoid(log-odds + error) over normal errors of the measured variance, by MacKay's approximation
+        (The Evidence Framework Applied to Classification Networks, 1992): `(…, nodes, rungs)`, like `log_odds`."""
+        return (log_odds / (1 + math.pi / 8 * self.error_variance[stages]).sqrt()).sigmoid()
 
     def _standardise(self, sights: Tensor, stages: Tensor) -> Tensor:
         return ((sights - self.mean[stages]) / self.deviation[stages]).clamp(-5, 5)

@@ -174,10 +174,23 @@ class LadderTraining(LightningModule):
         parts = {"critic_loss": (critic_loss(log_odds, self._targets[number][places]) * case_weights).mean()}
         loss = self.critic_weight * (parts["critic_loss"] + prior)
         if self.policy_gradient_weight:
-            value, spread = balanced_reward(policy, log_odds.sigmoid(), cost, self.tree, place_of_weight, self._gain)
+            expected_damage = policy.expected_damage(log_odds, self.tree.nodes[:, 0])
+            value, spread = balanced_reward(policy, expected_damage, cost, self.tree, place_of_weight, self._gain)
             parts |= {"expected_reward": (value * case_weights).mean(), "entropy": (spread * case_weights).mean()}
             loss = loss - self.policy_gradient_weight * parts["expected_reward"] - self.entropy_weight * parts["entropy"]
         return loss, parts
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.measure_errors()
+
+    def measure_errors(self) -> None:
+        """Tells the policies how far their critics are off on the cases that they learn from; without a critic nothing is predicted."""
+        if not self.critic_weight:
+            return
+        stages = self.tree.nodes[:, 0]
+        for policy, kept, inputs in zip(self.policies, self.kept, self._inputs, strict=True):
+            with torch.no_grad():
+                policy.measure_errors(policy.log_odds(inputs[kept], stages), stages, self.cost[kept])
 
     def _generator(self) -> torch.Generator:
         """Randomness of one step of one process, whatever came before."""

@@ -1,5 +1,6 @@
 """A ladder's policy: decides in the stock pipeline as on its table, keeps to wishes, survives its folder."""
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -233,7 +234,7 @@ def test_folders_that_hold_no_policy_are_named(policy: LadderPolicy, tmp_path: P
     policy.save_pretrained(tmp_path / "policy")
     config, weights = tmp_path / "policy" / "config.json", tmp_path / "policy" / "model.safetensors"
     content, tensors = json.loads(config.read_text()), load_file(weights)
-    assert (content["format"], content["version"], content["form"]) == ("blockdance-ada", 4, "ladder")
+    assert (content["format"], content["version"], content["form"]) == ("blockdance-ada", 5, "ladder")
 
     save_file({name: tensor for name, tensor in tensors.items() if name != "level"}, weights)
     fails(r"(?s)incomplete or was changed by hand.*level")
@@ -245,7 +246,7 @@ def test_folders_that_hold_no_policy_are_named(policy: LadderPolicy, tmp_path: P
     save_file(tensors, weights)
 
     for change, message in (
-        ({"version": 5}, r"format version 5; this package reads up to 4\. Update"),
+        ({"version": 6}, r"format version 6; this package reads up to 5\. Update"),
         ({"form": "dreams"}, "form 'dreams'"),
         ({"format": "else"}, "holds no BlockDance-Ada policy"),
         ({"num_components": 2}, r"(?s)incomplete or was changed by hand.*size mismatch"),
@@ -309,6 +310,32 @@ def test_version_two_is_read_and_predicts() -> None:
     inputs = torch.cat([seen[..., :20], seen[..., 20:] @ weights["components"]], -1)
     expected = (weights["level"] + (inputs @ weights["direction"] * weights["stage_scale"]) @ weights["slope"]).sigmoid()
     torch.testing.assert_close(policy.predict(sights, torch.arange(4)), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_version_four_reckons_with_no_errors(collector: Collector, policy: LadderPolicy, tmp_path: Path) -> None:
+    policy.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"version": 4}))
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["error_variance"]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    stages = collector.tree.nodes[:, 0]
+    sights = torch.randn(3, len(stages), policy.config["sight_width"])
+    older = LadderPolicy.from_pretrained(tmp_path)
+    assert torch.equal(older.predict(sights, stages), older.log_odds(older.inputs(sights, stages), stages).sigmoid())
+
+
+def test_expected_damage_is_the_mean_over_errors(collector: Collector, policy: LadderPolicy) -> None:
+    """An image that cannot be told well may be damaged: the mean over what it may be, not the damage of the likeliest."""
+    stages, rungs = collector.tree.nodes[:, 0], len(policy.ladder)
+    log_odds, spread = torch.linspace(-4, 1, rungs), torch.linspace(2, 0.5, rungs)
+    damage = (log_odds + spread * torch.randn(4000, rungs)).sigmoid()
+    knowing = copy.deepcopy(policy)
+    knowing.measure_errors(log_odds.expand(len(damage), len(stages), rungs), stages, damage)
+    torch.testing.assert_close(knowing.error_variance.sqrt(), spread.expand_as(knowing.error_variance), rtol=0.1, atol=0)
+    expected = knowing.expected_damage(log_odds[None], stages[:1])[0]
+    torch.testing.assert_close(expected, damage.mean(0), rtol=0, atol=0.02)
+    assert (expected > 1.5 * log_odds.sigmoid())[:3].all(), "the damage of the likeliest image, which is not the mean"
 
 
 def test_images_on_no_rung_compute_to_the_end(collector: Collector, policy: LadderPolicy) -> None:

@@ -63,6 +63,9 @@ def fit(sights: Tensor, damage: Tensor, policy_gradient: bool, steps: int = 150)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+    if not policy_gradient:
+        stages = tree.nodes[:, 0]
+        policy.measure_errors(policy.log_odds(policy.inputs(sights, stages), stages), stages, cost)
     return policy.eval()
 
 
