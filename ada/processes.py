@@ -36,14 +36,15 @@ def work_off(groups: Sequence[Sequence[Task]], work: Callable[[Task], Result], p
         ChildProcessError: a process was killed.
         Exception: what `work` raises.
     """
-    if processes == 1:
+    processes = min(processes, sum(map(len, groups)))
+    if processes <= 1:
         for group in groups:
             yield from map(work, group)
         return
     context = get_context("fork")
     begun, workers, ends = context.Array("i", len(groups)), list[Any](), dict[Any, Any]()
     try:
-        for _ in range(min(processes, sum(map(len, groups)))):
+        for _ in range(processes):
             here, there = context.Pipe(duplex=False)
             workers.append(context.Process(target=_serve, args=(groups, work, begun, there), daemon=True))
             workers[-1].start()
@@ -73,6 +74,7 @@ def work_off(groups: Sequence[Sequence[Task]], work: Callable[[Task], Result], p
 def _serve(groups: Sequence[Sequence[Task]], work: Callable[[Task], Any], begun: Any, results: Connection) -> None:
     """What a process does until nothing is left, or whoever started it is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started it ends it
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # with this, whatever that one does with it
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # else tokenizers warn of the fork
     parent, group = os.getppid(), -1

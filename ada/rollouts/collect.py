@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ada.policy.sight import describe
+from ada.processes import default_processes, work_off
 from ada.rewards import RewardError, WeightedReward
 from ada.rollouts.driver import roll_out
 from ada.rollouts.fingerprints import digest, parts_digest
@@ -18,6 +19,9 @@ from ada.rollouts.pipeline import FrozenPipeline
 from ada.rollouts.table import Case, Table, names_of
 from ada.schedules import Ladder, LadderError, Tree
 from blockdance import PolicyState, Reuse
+
+Rows = list[tuple[Case, str]]
+"""Cases, and schedules or their beginnings, as the table names them."""
 
 QUALITY = "total quality"
 """What the table calls Q, beside the damage and the reward's parts, which have names of their own."""
@@ -99,14 +103,23 @@ class Collector:
         ladder: the rungs; the first is the reference.
         folder: where tables are kept; None for memory alone.
         batch_size: prompts whose rungs run in one call of the pipeline.
+        processes: how many run batches at the same time, each with one thread; by default as many as torch has threads on a CPU, and one
+            elsewhere (`ada.processes`).
 
     Raises:
         ValueError: the reward of an image depends on other images.
     """
 
     def __init__(
-        self, pipeline: FrozenPipeline, reward: WeightedReward, ladder: Ladder, folder: Path | None, batch_size: int = 4
+        self,
+        pipeline: FrozenPipeline,
+        reward: WeightedReward,
+        ladder: Ladder,
+        folder: Path | None,
+        batch_size: int = 4,
+        processes: int | None = None,
     ) -> None:
+        self.processes = processes
         self.pipeline, self.reward, self.ladder, self.batch_size = pipeline, reward, ladder, batch_size
         self.tree = Tree.of(ladder.actions, ladder.decision_steps)
         self.identity = digest({"base": pipeline.fingerprint(), "ladder": ladder.to_dict(), "reward": reward.describe()})
@@ -141,7 +154,7 @@ class Collector:
         return tuple(sorted({0, *found})) if found else ()
 
     def fill(self, cases: Sequence[Case], advance: Callable[[int], None] = lambda done: None) -> None:
-        """Runs what is missing; a run that is killed loses the batch in flight at most.
+        """Runs what is missing; a run that is killed loses the batches in flight at most: on a CPU, as many as there are processes.
 
         Args:
             cases: the cases wanted.
@@ -151,15 +164,24 @@ class Collector:
         def alike(case: Case) -> tuple[Any, ...]:
             return case.settings, self._open(case)
 
+        batches = []
         for (_, rungs), group in groupby(sorted(self.missing(cases), key=alike), key=alike):
             todo = list(group)
-            for start in range(0, len(todo), self.batch_size):
-                batch = todo[start : start + self.batch_size]
-                self.run(batch, rungs)
-                advance(len(batch))
+            batches += [[(todo[start : start + self.batch_size], rungs)] for start in range(0, len(todo), self.batch_size)]
+        for rows, values, seen, sights in work_off(
+            batches, self._work, self.processes or default_processes(self.pipeline.device)
+        ):
+            found = {name: torch.from_numpy(value) for name, value in values.items()}
+            self.table.add(rows, found, seen, torch.from_numpy(sights))
+            advance(len({case for case, _ in rows}))
 
-    def run(self, cases: Sequence[Case], rungs: Sequence[int]) -> None:
-        """One batch, of cases with the same settings: puts what rungs do, and what is seen on their way, into the table.
+    def _work(self, batch: tuple[Sequence[Case], Sequence[int]]) -> tuple[Any, ...]:
+        """What `run` gives, as arrays: a tensor that a process sends lives no longer than the process."""
+        rows, values, seen, sights = self.run(*batch)
+        return rows, {name: value.float().cpu().numpy() for name, value in values.items()}, seen, sights.float().cpu().numpy()
+
+    def run(self, cases: Sequence[Case], rungs: Sequence[int]) -> tuple[Rows, dict[str, Tensor], Rows, Tensor]:
+        """One batch, of cases with the same settings: what rungs do, and what is seen on their way, as `Table.add` takes it.
 
         Args:
             cases: the cases.
@@ -186,4 +208,4 @@ class Collector:
                 sights.append(describe(states[steps[stage]].take(places)))
                 seen += [(case, beginning) for case in cases]
         rows = [(case, names[0][rung]) for case in cases for rung in rungs]
-        self.table.add(rows, {name: value.flatten() for name, value in values.items()}, seen, torch.cat(sights))
+        return rows, {name: value.flatten() for name, value in values.items()}, seen, torch.cat(sights)

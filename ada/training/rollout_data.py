@@ -42,6 +42,7 @@ class RolloutDataModule(LightningDataModule):
         noise_seeds: noises per caption.
         table: folder of the tables; None keeps them in memory only.
         rollout_batch_size: captions whose rungs run in one call of the pipeline.
+        rollout_processes: how many calls run at the same time, as in `Collector`.
         batch_size: cases per gradient step and process.
         visible_damage: τ, the damage that a person just sees.
         seed: of the noise and of the order; None for that of the command line (`seed_everything`), or 0.
@@ -63,6 +64,7 @@ class RolloutDataModule(LightningDataModule):
         noise_seeds: int = 1,
         table: Path | None = Path("runs/tables"),
         rollout_batch_size: int = 4,
+        rollout_processes: int | None = None,
         batch_size: int = 64,
         visible_damage: float = VISIBLE_DISTANCE,
         seed: int | None = None,
@@ -73,6 +75,7 @@ class RolloutDataModule(LightningDataModule):
             "rollout_batch_size": rollout_batch_size,
             "batch_size": batch_size,
             "noise_seeds": noise_seeds,
+            "rollout_processes": rollout_processes or 1,
         }.items():
             if value < 1:
                 raise ValueError(f"`{name}` must be 1 or more; got {value}.")
@@ -89,7 +92,7 @@ class RolloutDataModule(LightningDataModule):
             pipeline.with_settings(**dict(self._draw(0)))  # names an argument that the call does not have
         if "num_inference_steps" in self._ranges:
             self.ladder.for_steps(int(self._ranges["num_inference_steps"][0]))  # names too few steps
-        self.collector = Collector(pipeline, reward, self.ladder, table, rollout_batch_size)
+        self.collector = Collector(pipeline, reward, self.ladder, table, rollout_batch_size, processes=rollout_processes)
         self._source, self._column = source, column
         self._splits = {"train": (train_split, train_limit), "validation": (validation_split, validation_limit)}
         self._noise_seeds = noise_seeds
@@ -136,7 +139,8 @@ class RolloutDataModule(LightningDataModule):
 
     def _roll_out(self, title: str, cases: Sequence[Case], trainer: Trainer) -> None:
         """Runs this process's share, in step with the others, so that all of them hear of a failure at once."""
-        todo, size = self.collector.missing(cases), self.collector.batch_size
+        todo = self.collector.missing(cases)
+        size = self.collector.batch_size if trainer.world_size > 1 else max(1, len(todo))
         longest = torch.tensor(len(todo), device=trainer.strategy.root_device)
         rounds = -(-int(trainer.strategy.reduce(longest, reduce_op="max")) // size)
         if not rounds:

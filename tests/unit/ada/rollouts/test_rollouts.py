@@ -200,7 +200,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, obstacle: str) 
 
 def test_second_fill_computes_nothing(tmp_path: Path) -> None:
     frozen = build_frozen()
-    collector = Collector(frozen, build_reward(), build_ladder(), tmp_path, batch_size=2)
+    collector = Collector(frozen, build_reward(), build_ladder(), tmp_path, batch_size=2, processes=1)
     calls, done = count_calls(frozen), list[int]()
     collector.fill([*CASES, CASES[0]], done.append)
     assert done == [2, 1]
@@ -274,6 +274,21 @@ def test_a_table_of_the_earlier_version_is_read_where_it_lies(tmp_path: Path, st
     last = names_of(Ladder(actions_of(*RUNGS[:5], "00011110"), KINDS, (2, 4)), steps)[0][5]
     assert torch.equal(collector.table.values(case, [last], "damage"), tables["other"][0, 5:])
     assert not list(tmp_path.glob("*/*.broken"))
+
+
+def test_processes_share_the_batches(tmp_path: Path) -> None:
+    """What two processes find is what one does, and is kept and told by the one that asked."""
+    alone, shared = (
+        Collector(build_frozen(), build_reward(), build_ladder(), tmp_path / str(count), batch_size=1, processes=count)
+        for count in (1, 2)
+    )
+    calls, done = count_calls(shared.pipeline), list[int]()
+    alone.fill(CASES)
+    shared.fill(CASES, done.append)
+    assert done == [1] * len(CASES)
+    assert not calls, "the other processes did it"
+    torch.testing.assert_close(shared.values(CASES, "damage"), alone.values(CASES, "damage"), atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(shared.sights(CASES), alone.sights(CASES), atol=1e-4, rtol=1e-4)
 
 
 def test_damage_is_what_the_reward_says_of_the_images() -> None:
