@@ -1,5 +1,6 @@
 """Small real models, built from configs, that many tests share."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,11 @@ from diffusers import (
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, T5Config, T5EncoderModel, T5Tokenizer
 
 NUM_BLOCKS = 4
+
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # workers and what they start share the cores
+    threads = max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)
