@@ -71,6 +71,7 @@ def judge(setting: Setting, policy: LadderPolicy, data: RolloutDataModule, cases
 def main(
     training: str = "configs/default.yaml",
     policy: Path = Path("checkpoints/ada-emoji"),
+    train_limit: int | None = None,
     test_limit: int = 32,
     output: Path = Path("docs/evidence"),
 ) -> None:
@@ -79,10 +80,11 @@ def main(
     Args:
         training: file of the configuration that the policy was trained with.
         policy: its folder.
+        train_limit: training captions, on which the mixture is chosen; by default those of the configuration.
         test_limit: test captions, spread evenly; one noise each.
         output: folder to write to.
     """
-    data, _ = load_data(training, None)
+    data, _ = load_data(training, train_limit)
     trained = AdaPolicy.from_pretrained(policy)
     assert isinstance(trained, LadderPolicy)
     train = data.cases("train")
