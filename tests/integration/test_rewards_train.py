@@ -42,8 +42,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def command(folder: Path, config: dict[str, Any], run: str = "run") -> list[str]:
-    """The command line of a short training over the default configuration and this one."""
+def command(folder: Path, config: dict[str, Any], run: str = "run", table: str | None = None) -> list[str]:
+    """The command line of a short training over the configuration of the paper's algorithm and this one."""
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config))
     output = str(folder / run)
@@ -56,6 +56,7 @@ def command(folder: Path, config: dict[str, Any], run: str = "run") -> list[str]
         f"{model}.kinds": '[{"boundary": 3, "order": 0}]', f"{model}.group_size": "3", f"{model}.hidden_size": "16",
         f"{model}.num_heads": "2", f"{data}.source": str(folder / "prompts"), f"{data}.batch_size": "2",
         f"{data}.train_split": "train", f"{data}.validation_limit": "null",
+        f"{model}.table": table or str(folder / "tables"),
     }  # fmt: skip
     parts = (part for name, value in options.items() for part in (f"--{name}", value))
     return ["--config", "configs/paper_ada.yaml", "--config", str(path), *parts]
@@ -99,9 +100,9 @@ def test_the_docs_own_reward_trains(folder: Path) -> None:
 def test_statistics_go_on_where_a_stopped_run_left_them(folder: Path) -> None:
     config = read_config()
     config["model"]["init_args"]["reward"]["init_args"]["normalisation"] = {"contrast": "running"}
-    straight = train.main([*command(folder, config, "straight"), "--trainer.max_epochs", "2"])
-    train.main(command(folder, config, "stopped"))
-    resumed = train.main([*command(folder, config, "stopped"), "--trainer.max_epochs", "2"])
+    straight = train.main([*command(folder, config, "straight", table="null"), "--trainer.max_epochs", "2"])
+    train.main(command(folder, config, "stopped", table="null"))
+    resumed = train.main([*command(folder, config, "stopped", table="null"), "--trainer.max_epochs", "2"])
     count, *sums = straight.reward.state()["contrast"]
     assert count == 2 * 2 * 2 * 3, "epochs × rollouts × prompts × group: validation does not count"
     assert resumed.reward.state()["contrast"] == pytest.approx([count, *sums], rel=1e-4, abs=1e-7)
@@ -130,7 +131,7 @@ def test_a_dropped_image_gives_no_gradient(folder: Path, monkeypatch: pytest.Mon
         return original(log_probs, advantages)
 
     monkeypatch.setattr(reinforce, "policy_gradient_loss", watch)
-    module = train.main(command(folder, config))
+    module = train.main(command(folder, config, table="null"))
     assert len(seen) == 2
     for advantages in seen:
         assert advantages.shape == (2, 3)

@@ -185,7 +185,9 @@ def test_nothing_of_a_validation_pass_is_kept_beyond_its_pictures(
         def call(self: StepTraining, *args: Any) -> None:
             original(self, *args)
             gc.collect()
-            storages = [one.untyped_storage() for one in gc.get_objects() if isinstance(one, torch.Tensor)]
+            # a tensor of another type may be one of torch's compiler, which has no memory
+            tensors = [one for one in gc.get_objects() if type(one) in (torch.Tensor, torch.nn.Parameter)]
+            storages = [tensor.untyped_storage() for tensor in tensors]
             num_bytes = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
             held[name].append(num_bytes - self.sampler._references._tape.num_bytes)
 
@@ -197,10 +199,10 @@ def test_nothing_of_a_validation_pass_is_kept_beyond_its_pictures(
     train.main(["--config", str(write_config(tmp_path, models)), *more])
     image = 3 * 16 * 16 * 4
     batches, passes = torch.tensor(held["validation_step"]).view(3, 3), torch.tensor(held["on_validation_epoch_end"])
-    # of the first batch a picture is kept until the pass is over, which is no tensor
-    assert ((batches - batches[:, :1]).abs() < image).all(), "no batch is kept"
-    assert ((batches[:, 0] - passes).abs() < image).all(), "nor the first one's images"
-    assert abs(passes[2] - passes[1]) < image, "passes leave nothing"
+    # of the first batch a picture is kept until the pass is over, which is no tensor; what other tests left behind may go meanwhile
+    assert (batches.diff(dim=1) < image).all(), "no batch is kept"
+    assert (passes - batches[:, 0] < image).all(), "nor anything of the first one"
+    assert passes[2] - passes[1] < image, "passes leave nothing"
 
 
 def test_checkpoints_hold_nothing_frozen(models: dict[str, str], tmp_path: Path) -> None:
