@@ -75,7 +75,7 @@ class RolloutDataModule(LightningDataModule):
             "rollout_batch_size": rollout_batch_size,
             "batch_size": batch_size,
             "noise_seeds": noise_seeds,
-            "rollout_processes": rollout_processes or 1,
+            "rollout_processes": 1 if rollout_processes is None else rollout_processes,
         }.items():
             if value < 1:
                 raise ValueError(f"`{name}` must be 1 or more; got {value}.")
@@ -140,6 +140,7 @@ class RolloutDataModule(LightningDataModule):
     def _roll_out(self, title: str, cases: Sequence[Case], trainer: Trainer) -> None:
         """Runs this process's share, in step with the others, so that all of them hear of a failure at once."""
         todo = self.collector.missing(cases)
+        # one process alone need not wait for others after every batch
         size = self.collector.batch_size if trainer.world_size > 1 else max(1, len(todo))
         longest = torch.tensor(len(todo), device=trainer.strategy.root_device)
         rounds = -(-int(trainer.strategy.reduce(longest, reduce_op="max")) // size)

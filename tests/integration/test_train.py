@@ -1,5 +1,6 @@
 """`train.py` on a small random PixArt pipeline: it trains, resumes, exports, and its policy runs in a stock pipeline."""
 
+import copy
 import gc
 import json
 import re
@@ -21,6 +22,7 @@ import ada.training.ladder as ladder_training
 import train
 from ada import AdaPolicy, reinforce
 from ada.rewards import RewardError
+from ada.rewards.damage import bounded_damage
 from ada.training import NothingLearntError, RunError, StepTraining
 from blockdance import apply_blockdance
 
@@ -53,6 +55,12 @@ def test_a_ladder_policy_trains_exports_and_serves_a_stock_pipeline(
     policy = AdaPolicy.from_pretrained(run / "policy")
     for name, tensor in module.policy.state_dict().items():
         assert torch.equal(policy.state_dict()[name], tensor)
+    exported, learnt = copy.deepcopy(policy), module.data.train_data.tensors
+    stages = module.tree.nodes[:, 0]
+    predicted = exported.log_odds(exported.inputs(learnt[0], stages), stages)
+    exported.measure_errors(predicted, stages, bounded_damage(learnt[1], module.data.visible_damage))
+    torch.testing.assert_close(policy.error_variance, exported.error_variance, msg="how far the critic is off at the end")
+    assert policy.error_variance.max() > 0
     pipeline = DiffusionPipeline.from_pretrained(models["pipeline"])
     pipeline.set_progress_bar_config(disable=True)
     handle = apply_blockdance(pipeline, policy.with_options(compute=0.65))

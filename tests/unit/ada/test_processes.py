@@ -1,6 +1,8 @@
 """Work that processes share: everything is done once, groups stay together, and what fails in a process fails here."""
 
 import os
+import signal
+import time
 from collections import defaultdict
 from multiprocessing import get_context
 
@@ -39,6 +41,30 @@ def test_each_process_begins_with_a_group_of_its_own_and_helps_in_the_end() -> N
     firsts = [groups[:4] for groups in begun.values()]
     assert sorted(firsts) == [[0] * 4, [1] * 4]
     assert [groups[4:] for groups in begun.values()] == [[2, 2]] * 2
+
+
+def test_one_task_needs_no_other_process() -> None:
+    assert list(work_off([["alone"]], lambda task: os.getpid(), 2)) == [os.getpid()]
+
+
+def test_processes_end_with_the_work_though_this_one_handles_sigterm() -> None:
+    """As a training run does, which finishes its step first."""
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    both = get_context("fork").Barrier(2, timeout=60)
+
+    def work(task: int) -> None:
+        both.wait()
+        if task:
+            raise OSError("The disk is full.")
+        time.sleep(120)
+
+    try:
+        started = time.monotonic()
+        with pytest.raises(OSError, match="The disk is full"):
+            list(work_off([[0], [1]], work, 2))
+        assert time.monotonic() - started < 60
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_an_error_in_a_process_is_an_error_here() -> None:

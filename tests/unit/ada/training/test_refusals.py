@@ -21,6 +21,7 @@ from ada.training.quiet import LIGHTNING_CHATTER
     [
         (["--data.init_args.pipeline.init_args.model", "./nothing"], "^No diffusers pipeline in nothing"),
         (["--data.init_args.batch_size", "0"], "^`batch_size` must be 1 or more; got 0"),
+        (["--data.init_args.rollout_processes", "0"], "^`rollout_processes` must be 1 or more; got 0"),
         (["--data.init_args.ladder", "nothing.json"], "^No ladder in nothing.json"),
         (["--trainer.precision", "bf16-mixed"], "^`trainer.precision` must be 32-true; got bf16-mixed"),
     ],
