@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser, auto_cli
 from rivals import compare_fewer_steps, compare_policy, compare_rivals, cost_of_training, equal_damage
-from variants import GATE, LEVELS, THRESHOLD_RULE, Variant, fit, judge, keep_inputs, variants
+from variants import GATE, IMITATION, LEVELS, THRESHOLD_RULE, Variant, fit, judge, keep_inputs, variants
 from written_tables import cell, write_table
 
 from ada.data import load_prompts
@@ -111,7 +111,7 @@ def main(
     tried = variants(options, data.ladder, len(train), draws, more)
     judged = {one.name: judge(one, data, base, test, pools.get(one.cases or 0, pools[len(train)])) for one in tried}
     ours = judged["policy"]
-    rivals = {name: judged[name] for name in (THRESHOLD_RULE, GATE)}
+    rivals = {name: judged[name] for name in (THRESHOLD_RULE, IMITATION, GATE)}
     compared = compare_rivals(ours, rivals, data, test)
     found = {name: one.outcome(data.visible_damage) for name, one in judged.items()}
     count = len(prompts) * noises_of_others

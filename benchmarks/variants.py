@@ -1,5 +1,6 @@
 """Ways to train a ladder's policy, with parts left out, and what became of each on the test cases."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +18,7 @@ from ada.training.outcome import rung_chances, rungs_over_weights
 LEVELS = (0.10, 0.15, 0.20, 0.30, 0.40, 0.50)
 NUM_STEPS = 300
 THRESHOLD_RULE, GATE = "threshold rule: x̂₀ change alone", "gate of six scalars"
+IMITATION = "gate after BAG: six scalars imitate the oracle"
 X0_CHANGE = 0
 """Place among the signs of the root mean square of the newest change of the predicted clean latents."""
 
@@ -33,6 +35,7 @@ class Variant:
         shuffled: whether each test image is decided by another's state.
         looks: the steps after which it decides; None for all of the ladder's.
         draw: which draw of training cases, with replacement; None for all of them once.
+        training: how it is fitted.
     """
 
     name: str
@@ -42,6 +45,30 @@ class Variant:
     shuffled: bool = False
     looks: tuple[int, ...] | None = None
     draw: int | None = None
+    training: type[LadderTraining] = LadderTraining
+
+
+class Imitation(LadderTraining):
+    """Imitates the searched schedules, as BAG's gate does (2608.09231): the cross-entropy to the rung that an oracle takes, at every λ.
+
+    What is imitated spends as many steps on an image as hindsight would; BAG's own gives every image the same budget.
+    """
+
+    def _loss(self, number: int, places: Tensor, place_of_weight: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        policy, kept = self.policies[number], self.kept[number].float()
+        low, high = (math.log(bound) for bound in policy.quality_weight_range)
+        weight = (low + (high - low) * place_of_weight).exp()[:, None]
+        oracle = (self._saved - weight * self.cost[places]).argmax(1)
+        stages = self.tree.nodes[:, 0]
+        damage = policy.expected_damage(policy.log_odds(self._inputs[number][places], stages), stages)
+        chosen = self.tree.log_probs(policy.logits(damage, weight)).sum(1)
+        cross_entropy = -chosen.gather(1, oracle[:, None])[:, 0]
+        prior = self.prior_cases / kept.sum() * policy.coefficients.square().sum(1).mean()
+        loss = (cross_entropy * kept[places] / kept.mean()).mean() + prior
+        return loss, {"cross_entropy": loss}
+
+    def measure_errors(self) -> None:
+        """Nothing is predicted whose error could be measured."""
 
 
 def variants(options: Mapping[str, Any], ladder: Ladder, num_cases: int, draws: int, more: Sequence[int] = ()) -> list[Variant]:
@@ -65,6 +92,8 @@ def variants(options: Mapping[str, Any], ladder: Ladder, num_cases: int, draws: 
         Variant(f"two looks, after steps {first} and {middle}", options, looks=(first, middle)),
         Variant(THRESHOLD_RULE, options, inputs="x0"),
         Variant(GATE, options, inputs="six"),
+        Variant(IMITATION, options, inputs="six", training=Imitation),
+        Variant("imitation of the oracle", options, training=Imitation),
         Variant("signs alone", options, inputs="signs"),
         Variant("features alone", options, inputs="features"),
         Variant("prompt alone", options, inputs="prompt"),
@@ -111,7 +140,7 @@ def fit(
     kept: Sequence[Tensor] = (),
 ) -> LadderTraining:
     """Trains one variant, whole batches at a time."""
-    training = LadderTraining(**variant.options)
+    training = variant.training(**variant.options)
     training.prepare(base, ladder, reuse_costs, sights, cost, kept)
     optimizer = torch.optim.Adam(training.trained.parameters(), training.learning_rate)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, NUM_STEPS)
