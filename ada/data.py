@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from datasets import Dataset, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, load_dataset
 from lightning.pytorch import LightningDataModule
@@ -16,24 +16,48 @@ class PromptsError(ValueError):
     """Prompts that cannot be used; says where they are, what is wrong, and what to do."""
 
 
+class PromptSet(NamedTuple):
+    """Hub id or folder of a known set, its split, and the column that holds the prompt."""
+
+    source: str
+    split: str
+    column: str
+
+
+PROMPT_SETS = {
+    # 128 held-out captions of the embedded model
+    "emoji": PromptSet("checkpoints/emoji-prompts", "test", "prompt"),
+    # PartiPrompts, 1632 prompts (Yu et al., 2022)
+    "parti": PromptSet("nateraw/parti-prompts", "train", "Prompt"),
+    # DrawBench, 200 prompts (Saharia et al., 2022)
+    "drawbench": PromptSet("sayakpaul/drawbench", "train", "Prompts"),
+    # 30 000 captions of COCO 2014's validation images
+    "coco": PromptSet("sayakpaul/coco-30-val-2014", "train", "caption"),
+}
+COLUMNS = ("prompt", "Prompt", "Prompts", "prompts", "caption", "text")
+"""Tried in this order where no column is named."""
+
 FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
 
 
-def load_prompts(source: str, split: str, column: str = "prompt", limit: int | None = None) -> Dataset:
+def load_prompts(source: str, split: str | None = None, column: str | None = None, limit: int | None = None) -> Dataset:
     """Loads prompts as a dataset with the columns `prompt` and `index`.
 
     Args:
-        source: a folder with `train.jsonl`, `validation.jsonl`, `test.jsonl`; a file (JSON lines, CSV, Parquet or text, one prompt a
-            line); or the Hub id of a dataset.
-        split: name of the split.
-        column: the column that holds the prompt.
+        source: a name of `PROMPT_SETS`; a folder with `train.jsonl`, `validation.jsonl`, `test.jsonl`; a file (JSON lines, CSV, Parquet
+            or text, one prompt a line); or the Hub id of a dataset.
+        split: its name; by default a named set's own, else `test`.
+        column: the column that holds the prompt; by default a named set's own, else the first of `COLUMNS` that is there.
         limit: take only so many, spread evenly over the split.
 
     Raises:
         FileNotFoundError: there is nothing at `source`, here or on the Hub, or the folder lacks the split.
         PromptsError: what is there cannot be read, is empty, or lacks the column.
     """
-    path = Path(source)
+    known = PROMPT_SETS.get(source)
+    if known is not None and not Path(source).exists():
+        source, split, column = known.source, split or known.split, column or known.column
+    path, split = Path(source), split or "test"
     with _without_bars():
         if path.is_dir() or path.suffix in FORMATS or source.startswith((".", "/", "checkpoints/")):
             file = path / f"{split}.jsonl" if path.is_dir() or not path.suffix else path
@@ -41,6 +65,7 @@ def load_prompts(source: str, split: str, column: str = "prompt", limit: int | N
             column = "text" if file.suffix == ".txt" else column
         else:
             dataset, origin = _read_hub(source, split), f"{source}, split {split}"
+    column = column or next((name for name in COLUMNS if name in dataset.column_names), COLUMNS[0])
     if column not in dataset.column_names:
         raise PromptsError(f"{origin} has no column `{column}`; it has {', '.join(dataset.column_names)}. Set `column`.")
     prompts = list(dataset[column])

@@ -9,17 +9,19 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from ada.data import load_prompts
 from ada.evaluation import measure
 from ada.evaluation import methods as ways
 from ada.evaluation.measure import Metric, Plan, Results, Store
 from ada.evaluation.methods import Cases, Method, NotApplicableError
 from ada.evaluation.report import terminal_table, write_reports
-from ada.evaluation.request import EvaluationOptions, Request, Settings, find_prompts
+from ada.evaluation.request import EvaluationOptions, Request, Settings
 from ada.policy import AdaPolicy
 from ada.processes import default_processes
 from ada.rollouts import FrozenPipeline
 from ada.rollouts.fingerprints import digest, weights_digest
 from ada.schedules import Ladder
+from ada.statistics import too_few_images
 
 GRID_PROMPTS = 8
 SEARCH_PROMPTS, QUICK_SEARCH_PROMPTS = 12, 2
@@ -40,10 +42,10 @@ def run_options(options: EvaluationOptions) -> Results:
     """
     device = str(torch.accelerator.current_accelerator() or "cpu") if options.device == "auto" else options.device
     policy = AdaPolicy.from_pretrained(options.policy)
-    prompts, others = find_prompts(options.prompts, options.split, options.column, options.limit), {"prompt": (), "index": ()}
+    prompts, others = load_prompts(options.prompts, options.split, options.column, options.limit), {"prompt": (), "index": ()}
     if options.search_prompts:
         few = QUICK_SEARCH_PROMPTS if len(prompts) < measure.PUBLISHED else SEARCH_PROMPTS
-        others = find_prompts(options.search_prompts, options.search_split, None, options.search_limit or few)
+        others = load_prompts(options.search_prompts, options.search_split, None, options.search_limit or few)
     frozen = FrozenPipeline(options.base_model, options.num_inference_steps, options.arguments, dtype=options.dtype).to(device)
     metrics = measure.default_metrics(options.scorer, device)
     for name, reward in (options.rewards or {}).items():
@@ -145,7 +147,7 @@ def _results(
     """What `results.json` holds."""
     shown = {name: metric.column for name, metric in request.metrics.items()}
     shown |= measure.columns.VIDEO_COLUMNS if plan.store.read("frames") else {}
-    few = measure.too_few_images(len(plan.cases.prompts), plan.store.features(plan.methods[0], 0).shape[1])
+    few = too_few_images(len(plan.cases.prompts), plan.store.features(plan.methods[0], 0).shape[1])
     return Results(
         settings=recorded,
         environment=measure.describe_environment(plan.frozen.device),

@@ -3,12 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from datasets import Dataset
 from torch import Tensor
 
-from ada.data import load_prompts
 from ada.evaluation.measure import MOST_IMAGES, PUBLISHED, Metric, TimingPlan
 from ada.evaluation.methods import FULL_COMPUTE, Cases, Method
 from ada.policy import AdaPolicy
@@ -135,54 +133,6 @@ class Request(Settings):
             return TimingPlan([1], QUICK_ROUNDS, seconds, weigh=False)
         sizes = sorted({1, min(self.batch_size, len(self.prompts) * self.seeds)})
         return TimingPlan(sizes, ROUNDS if self.rounds is None else self.rounds, seconds)
-
-
-class PromptSet(NamedTuple):
-    """Hub id or folder of a known set, its split, and the column that holds the prompt."""
-
-    source: str
-    split: str
-    column: str
-
-
-PROMPT_SETS = {
-    # 128 held-out captions of the embedded model
-    "emoji": PromptSet("checkpoints/emoji-prompts", "test", "prompt"),
-    # PartiPrompts, 1632 prompts (Yu et al., 2022)
-    "parti": PromptSet("nateraw/parti-prompts", "train", "Prompt"),
-    # DrawBench, 200 prompts (Saharia et al., 2022)
-    "drawbench": PromptSet("sayakpaul/drawbench", "train", "Prompts"),
-    # 30 000 captions of COCO 2014's validation images
-    "coco": PromptSet("sayakpaul/coco-30-val-2014", "train", "caption"),
-}
-COLUMNS = ("prompt", "Prompt", "Prompts", "prompts", "caption", "text")
-"""Tried in this order for a set that has no name here."""
-
-
-def find_prompts(source: str, split: str | None = None, column: str | None = None, limit: int | None = None) -> Dataset:
-    """Loads prompts with the columns `prompt` and `index`.
-
-    Args:
-        source: a name of `PROMPT_SETS`; or a folder, a file or the Hub id of a data set, as in `ada.data.load_prompts`.
-        split: of the data set; by default a named set's own, else `test`.
-        column: that holds the prompt; by default a named set's own, else the usual names are tried.
-        limit: take only so many, spread evenly.
-
-    Raises:
-        FileNotFoundError: `source` looks like a path that is not there.
-        ValueError: no such column.
-    """
-    known = PROMPT_SETS.get(source)
-    if known is not None and not Path(source).exists():
-        return load_prompts(known.source, split or known.split, column or known.column, limit)
-    candidates = [column] if column else list(COLUMNS)
-    for name in candidates:
-        try:
-            return load_prompts(source, split or "test", name, limit)
-        except ValueError as error:
-            if "has no column" not in str(error) or name == candidates[-1]:
-                raise
-    raise AssertionError("unreachable: the last candidate returns or raises")
 
 
 @dataclass(frozen=True, kw_only=True)

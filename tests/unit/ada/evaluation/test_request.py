@@ -1,0 +1,29 @@
+"""How much of a quick look runs and is timed."""
+
+from dataclasses import replace
+
+from ada.evaluation.measure import TimingPlan
+from ada.evaluation.methods import Method, one_by_one
+from ada.evaluation.request import Request
+
+
+def test_a_quick_look_times_plain_pipelines_and_the_policy_alone_and_says_so() -> None:
+    groups = ("plain", "blockdance", "static", "ada", "peers")
+    methods = [Method(name=group, family=group, group=group, num_inference_steps=4) for group in groups]  # type: ignore[arg-type]
+    quick = Request(prompts=["a"] * 8, indices=range(8), metrics={}, embed=lambda images: images)
+    assert [method.name for method in methods if quick.times(method)] == ["plain", "ada"]
+    assert quick.timing() == TimingPlan([1], 2, 24.0, weigh=False)
+    alone = one_by_one(methods[-1])
+    assert [quick.wants(method) for method in (methods[-1], alone)] == [True, False]
+    assert str(quick.quick_look([*methods, alone])).endswith(
+        "at batch 1 and in two rounds alone, and no memory was weighed. Left out: peers, batch 1."
+    )
+    asked = replace(quick, rounds=2)
+    assert all(asked.times(method) for method in methods)
+    assert asked.timing() == TimingPlan([1, 8], 2, 24.0)
+    assert str(asked.quick_look([alone])).endswith("tables take 128 or more.")
+    whole = replace(quick, prompts=["a"] * 128, indices=range(128))
+    assert all(whole.times(method) for method in methods)
+    assert whole.wants(alone)
+    assert whole.timing() == TimingPlan([1, 8], 10, 180.0)
+    assert whole.quick_look([alone]) is None
