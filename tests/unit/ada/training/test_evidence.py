@@ -9,14 +9,16 @@ import pytest
 import torch
 from ladders import build_ladder
 
+from ada.policy import BaseModel
 from ada.policy.curve import Curve
 from ada.policy.sight import NUM_SIGNS
 from ada.rewards.damage import bounded_damage
 from ada.schedules import Tree
-from ada.training.outcome import LevelOutcome, Outcome
+from ada.training.outcome import HeldOut, LevelOutcome, Outcome, measure_outcome
+from benchmarks.off_ladder import best_of_others, moves_of
 from benchmarks.reward_ablation import scale_for
 from benchmarks.rivals import best_single, equal_damage, spread
-from benchmarks.variants import at_looks, keep_inputs
+from benchmarks.variants import Imitation, Variant, at_looks, fit, keep_inputs
 
 
 def test_spread_by_hand() -> None:
@@ -61,7 +63,35 @@ def test_fewer_looks_are_nodes_of_the_ladder() -> None:
     assert tree.nodes[nodes].tolist() == Tree.of(fewer.actions, fewer.decision_steps).nodes.tolist()
 
 
-@pytest.mark.parametrize("name", ["evidence", "few_steps", "reward_ablation", "scale_shift", "transfer"])
+def test_imitation_learns_the_oracles_rungs() -> None:
+    """One sign tells how sensitive an image is: what imitates the oracle on some cases comes close to it on others."""
+    ladder, costs, visible = build_ladder(), [0.1, 0.1], 0.003
+    generator = torch.Generator().manual_seed(0)
+    sensitivity = 2 * torch.randn(400, generator=generator)
+    sights = torch.randn(400, len(Tree.of(ladder.actions, ladder.decision_steps).nodes), NUM_SIGNS + 8, generator=generator)
+    sights[:, :, 3] = sensitivity[:, None]
+    damage = 0.004 * sensitivity.exp()[:, None] * torch.tensor([0.0, 0.15, 0.3, 0.6, 1.2, 1.5])
+    base = BaseModel(transformer="Toy", num_blocks=4, latent_channels=4, prompt_width=0)
+    variant = Variant("imitation", {"num_components": 4}, training=Imitation)
+    trained = fit(variant, ladder, costs, base, sights[:200], bounded_damage(damage[:200], visible))
+    part = HeldOut(trained.policy, sights[200:], damage[200:], damage[:200])
+    assert measure_outcome([part], trained.tree, visible, (0.2,)).at(0.2).gap_closed > 0.6
+
+
+def test_a_reuse_moves_by_a_step_where_it_may() -> None:
+    """Not before the first open step, not onto another reuse, not onto the last step; it keeps its kind."""
+    moves = moves_of(torch.tensor([0, 0, 0, 2, 0, 1, 1, 0]), first=3)
+    assert moves == [[0, 0, 0, 0, 2, 1, 1, 0], [0, 0, 0, 2, 1, 0, 1, 0]]
+
+
+def test_the_best_move_is_that_of_other_captions() -> None:
+    """The last schedule is best by far on the first caption alone: which does not choose it, and all others do."""
+    cost = torch.full((8, 3), 0.5, dtype=torch.float64)
+    cost[:, 0], cost[:, 2], cost[0, 2] = 0.0, 0.55, 0.0
+    assert best_of_others(cost, torch.arange(8)).tolist() == [1, *[2] * 7]
+
+
+@pytest.mark.parametrize("name", ["evidence", "few_steps", "off_ladder", "reward_ablation", "scale_shift", "transfer"])
 def test_it_starts_as_the_docs_say(name: str) -> None:
     """`python benchmarks/<name>.py`: from the checkout, with nothing but what is installed on the path."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
