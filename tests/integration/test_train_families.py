@@ -58,9 +58,13 @@ def train(frozen: FrozenPipeline, prompts: Sequence[Any], ladder: Ladder, folder
     return module
 
 
-BATCHES_ROUND = {"hunyuan_dit": 3e-5, "stable_audio": 3e-5}
-"""Families whose own batch of two is up to 6e-6 of the largest value from an image alone; in the others it is 2e-6 at most. A rollout is
-within 1e-6 of the same prompts in a batch without groups, bit-equal in 11 of the 27."""
+def rounding(frozen: FrozenPipeline, prompts: Sequence[Any], seeds: Sequence[int]) -> float:
+    """How exact a comparison with an image alone can be, as a share of the largest value: 1e-5, or five times what the family's own
+    pipeline, computing every step, rounds otherwise in a batch of two. That is 2e-6 for most, and for some families and processors 2e-5."""
+    full = full_compute(1, frozen.num_inference_steps)
+    alone = frozen.generate(prompts[1:], seeds[1:], full).images[0]
+    shared = frozen.generate(prompts, seeds, full).images[1]
+    return max(1e-5, 5 * float((shared - alone).abs().max() / alone.abs().max()))
 
 
 def assert_same(images: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
@@ -80,11 +84,12 @@ def test_a_policy_is_trained_exported_and_runs_in_the_stock_pipeline(name: str, 
     cases = module.data.cases("validation")
     prompts, seeds = [case.prompt for case in cases], [case.seed for case in cases]
     rollout = roll_out(frozen, prompts, seeds, LADDER.actions.expand(len(cases), -1, -1), LADDER.kinds, LADDER.decision_steps)
+    exact = rounding(frozen, prompts, seeds)
     for rung in (0, 3):
         schedule = ReuseSchedule(LADDER.actions[[rung]], LADDER.kinds)
         alone = frozen.generate(prompts[1:], seeds[1:], schedule).images[0]
-        assert_same(rollout.images[1, rung], alone, BATCHES_ROUND.get(name, 1e-5))
-        assert_same(rollout.images[:, rung], frozen.generate(prompts, seeds, schedule.expand(len(cases))).images, 5e-6)
+        assert_same(rollout.images[1, rung], alone, exact)
+        assert_same(rollout.images[:, rung], frozen.generate(prompts, seeds, schedule.expand(len(cases))).images, exact)
     damage = module.data.validation_data.tensors[1]
     assert (damage[:, 0] == 0).all()
     assert (damage[:, 1:] > 1e-4).all(), "every rung reuses something"
@@ -93,7 +98,7 @@ def test_a_policy_is_trained_exported_and_runs_in_the_stock_pipeline(name: str, 
     most = 1 - float(policy.ladder.saved(policy.reuse_costs).max())
     saving = frozen.generate(prompts, seeds, policy.with_options(compute=most))
     assert saving.report.actions[:, 1:].tolist() == LADDER.actions[[3, 3], 1:].tolist()
-    assert_same(saving.images, rollout.images[:, 3])
+    assert_same(saving.images, rollout.images[:, 3], exact)
     chosen = frozen.generate(prompts, seeds, policy.with_options(quality_weight=1.0))
     sights = module.data.validation_data.tensors[0]
     (rungs,) = choose_rungs(policy, module.tree.to("cpu"), sights, [1.0])

@@ -68,7 +68,7 @@ def test_prompts_that_are_not_there_are_one_line(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("a.jsonl", b"", "is empty"),
-        ("b.jsonl", b'{"text": "a cat"}\n', "has no column `prompt`; it has text. Set `column`"),
+        ("b.jsonl", b'{"words": "a cat"}\n', "has no column `prompt`; it has words. Set `column`"),
         ("c.jsonl", b'{"prompt": "a cat"}\n{"prompt": null}\n', "row 1 is None"),
         ("d.jsonl", b'{"prompt": "a cat"\n', "cannot be read as json"),
         ("e.csv", b"prompt\ncaf\xe9\n", "cannot be read as csv: .*The file must be UTF-8"),
