@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser, auto_cli
 from rivals import compare_fewer_steps, compare_policy, compare_rivals, cost_of_training, equal_damage
-from variants import GATE, IMITATION, LEVELS, THRESHOLD_RULE, Variant, fit, judge, keep_inputs, variants
+from variants import GATE, IMITATION, LEVELS, THRESHOLD_RULE, Imitation, Variant, fit, judge, keep_inputs, variants
 from written_tables import cell, write_table
 
 from ada.data import load_prompts
@@ -28,19 +28,19 @@ from ada.training.ladder import kept_by_folds
 NOISE_OF_TEST = 2**41
 
 
-def save_gate(data: RolloutDataModule, base: BaseModel, options: Mapping[str, Any], folder: Path) -> None:
-    """Trains the gate of six scalars and writes its folder, its curve measured by cross-fitting.
+def save_gates(data: RolloutDataModule, base: BaseModel, options: Mapping[str, Any], folder: Path) -> None:
+    """Trains the gates of six scalars, ours and the one after BAG, and writes a folder for each, its curve measured by cross-fitting.
 
-    What it does not see has the weight 0, so it is a policy like any other.
+    What they do not see has the weight 0, so they are policies like any other.
     """
     sights, damage, captions = data.train_data.tensors
     seen = keep_inputs(sights, "six", base.prompt_width)
     kept = kept_by_folds(captions, LadderTraining(**options).folds)
-    training = fit(
-        Variant("gate", options), data.ladder, data.reuse_costs, base, seen, bounded_damage(damage, data.visible_damage), kept
-    )
-    outcome = measure_outcome(training.held_out(seen, damage, captions), training.tree, data.visible_damage)
-    training.finished_policy(outcome).save_pretrained(folder)
+    cost = bounded_damage(damage, data.visible_damage)
+    for name, way in (("critic", LadderTraining), ("imitation", Imitation)):
+        training = fit(Variant(name, options, training=way), data.ladder, data.reuse_costs, base, seen, cost, kept)
+        outcome = measure_outcome(training.held_out(seen, damage, captions), training.tree, data.visible_damage)
+        training.finished_policy(outcome).save_pretrained(folder / name)
 
 
 def load_data(config: str, limit: int | None) -> tuple[RolloutDataModule, dict[str, Any]]:
@@ -67,7 +67,7 @@ def main(
     more: Sequence[int] = (),
     output: Path = Path("docs/evidence"),
     others: Sequence[Path] = (),
-    gate: Path | None = None,
+    gates: Path | None = None,
 ) -> None:
     """Prints a table and writes evidence.md and evidence.json.
 
@@ -81,15 +81,15 @@ def main(
         more: larger numbers of training captions, for the learning curve.
         output: folder to write to.
         others: folders of policies of other kinds, such as the one that configs/paper_ada.yaml trains.
-        gate: folder to save the gate of six scalars to, for `evaluate.py --rivals`; then nothing else is compared.
+        gates: folder to save the gates of six scalars to, for `evaluate.py --rivals`; then nothing else is compared.
     """
     data, options = load_data(training, train_limit)
-    if gate is not None:
+    if gates is not None:
         train = data.cases("train")
         data.reuse_costs = data.pipeline.reuse_costs(data.ladder.kinds, train[0].prompt)
         data.collector.fill(train)
         data.train_data = data.tensors(train)
-        save_gate(data, BaseModel.of(data.pipeline.transformer), options, gate)
+        save_gates(data, BaseModel.of(data.pipeline.transformer), options, gates)
         return
     prompts = load_prompts("checkpoints/emoji-prompts", "test", limit=test_limit)
     cases = [

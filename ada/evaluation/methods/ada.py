@@ -24,19 +24,20 @@ def ada_methods(
 
     Args:
         policy: the policy.
-        weights: values of λ; of the middle one latency is measured.
+        weights: values of λ; of the middle one latency is measured, unless there are means to measure it of.
         budgets: shares of the denoising compute to spend on every image.
         mean_budgets: shares to spend on average; a policy without a measured curve has none.
         num_inference_steps: denoising steps.
     """
     greedy, near = "The policy's greedy decisions at quality weight", "Every image spends as near to"
+    means = mean_budgets if policy.config.get("curve") is not None else ()
     rows: list[tuple[str, str, str, float, str, bool]] = [
-        *((ADA, f"λ={weight:.3g}", "quality_weight", weight, f"{greedy} {weight:.3g}.", place == len(weights) // 2)
+        *((ADA, f"λ={weight:.3g}", "quality_weight", weight, f"{greedy} {weight:.3g}.", not means and place == len(weights) // 2)
           for place, weight in enumerate(weights)),
         *((ADA_BUDGET, f"budget {budget:.0%}", "compute", budget, f"{near} {budget:.0%} as the policy can.", False)
           for budget in budgets),
         *((ADA, f"mean {budget:.0%}", "mean_compute", budget, f"Images spend {budget:.0%} on average over held-out prompts.", True)
-          for budget in (mean_budgets if policy.config.get("curve") is not None else ())),
+          for budget in means),
     ]  # fmt: skip
     return [
         _policy_row(policy, f"{ADA} {label}", family, "ada", num_inference_steps, {option: value}, note, timed=timed)

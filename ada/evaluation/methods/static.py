@@ -17,7 +17,7 @@ PAPER_RANGES = ((0.25, 0.95), (0.6, 0.95))
 DEEP_CACHE_INTERVALS = (2, 3, 5)
 OUTER_SHARE = 1 / 7
 """Share of the blocks that DeepCache's carried-over form always runs at either end."""
-TIMED_LEVELS = (0.15, 0.25, 0.35, 0.45)
+TIMED_LEVELS = (0.15, 0.35)
 TOLERANCES = (0.05, 0.1, 0.2)
 THRESHOLDS = (0.1, 0.2, 0.4)
 
@@ -63,7 +63,7 @@ def blockdance(num_blocks: int, num_inference_steps: int, other_boundary: int | 
     for boundary, order, interval in product(dict.fromkeys((paper, last)), (0, 1), (2, 3, 4)):
         main = order == 0 and (interval == 2 or (interval == 3 and boundary == last))
         kind, options = f", block {boundary}, order {order}", {"boundary": boundary, "order": order}
-        methods.append(_dance(interval, kind, steps, options, main=main, timed=interval == 2))
+        methods.append(_dance(interval, kind, steps, options, main=main, timed=interval == 2 and boundary == last))
     for (start, end), interval in product(PAPER_RANGES, (2, 3)):
         kind = f", {start:.0%} to {end:.0%}"
         methods.append(_dance(interval, kind, steps, {"boundary": last, "reuse_range": (start, end)}, main=False))
@@ -110,7 +110,7 @@ def deep_cache(num_blocks: int, num_inference_steps: int) -> list[Method]:
 
 
 def ladder_methods(ladder: Ladder, num_inference_steps: int) -> list[Method]:
-    """Every rung of a ladder but the first as a static schedule; those nearest to 15, 25, 35 and 45 % are timed."""
+    """Every rung of a ladder but the first as a static schedule; those nearest to 15 and 35 % are timed."""
     fitted = ladder.for_steps(num_inference_steps)
     reused = (fitted.actions > 0).double().mean(1)
     timed = {int((reused - level).abs().argmin()) for level in TIMED_LEVELS}
