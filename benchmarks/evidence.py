@@ -13,17 +13,15 @@ from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser, auto_cli
-from rivals import compare_fewer_steps, compare_policy, compare_rivals, cost_of_training, equal_damage
-from variants import GATE, IMITATION, LEVELS, THRESHOLD_RULE, Imitation, Variant, fit, judge, keep_inputs, variants
+from rivals import compare_fewer_steps, compare_pair, compare_policy, compare_rivals, cost_of_training, equal_damage
+from variants import GATE, IMITATION, LEVELS, THRESHOLD_RULE, Imitation, Variant, cross_fit, judge, variants
 from written_tables import cell, write_table
 
 from ada.data import load_prompts
 from ada.policy import BaseModel
 from ada.progress import progress
-from ada.rewards.damage import bounded_damage
 from ada.rollouts import Case
-from ada.training import LadderTraining, Outcome, RolloutDataModule, measure_outcome
-from ada.training.ladder import kept_by_folds
+from ada.training import LadderTraining, Outcome, RolloutDataModule
 
 NOISE_OF_TEST = 2**41
 
@@ -33,14 +31,9 @@ def save_gates(data: RolloutDataModule, base: BaseModel, options: Mapping[str, A
 
     What they do not see has the weight 0, so they are policies like any other.
     """
-    sights, damage, captions = data.train_data.tensors
-    seen = keep_inputs(sights, "six", base.prompt_width)
-    kept = kept_by_folds(captions, LadderTraining(**options).folds)
-    cost = bounded_damage(damage, data.visible_damage)
     for name, way in (("critic", LadderTraining), ("imitation", Imitation)):
-        training = fit(Variant(name, options, training=way), data.ladder, data.reuse_costs, base, seen, cost, kept)
-        outcome = measure_outcome(training.held_out(seen, damage, captions), training.tree, data.visible_damage)
-        training.finished_policy(outcome).save_pretrained(folder / name)
+        training, judged = cross_fit(Variant(name, options, inputs="six", training=way), data, base)
+        training.finished_policy(judged.outcome(data.visible_damage)).save_pretrained(folder / name)
 
 
 def load_data(config: str, limit: int | None) -> tuple[RolloutDataModule, dict[str, Any]]:
@@ -113,6 +106,9 @@ def main(
     ours = judged["policy"]
     rivals = {name: judged[name] for name in (THRESHOLD_RULE, IMITATION, GATE)}
     compared = compare_rivals(ours, rivals, data, test)
+    first, *others_seen = [cross_fit(one, data, base)[1] for one in tried if one.name in ("policy", *rivals)]
+    for name, rival in zip([one.name for one in tried if one.name in rivals], others_seen, strict=True):
+        compared.append(compare_pair(f"{name}, cross-fitted on the training captions", first, rival, data.visible_damage))
     found = {name: one.outcome(data.visible_damage) for name, one in judged.items()}
     count = len(prompts) * noises_of_others
     some, part = cases[:count], [tensor[:count] for tensor in test]

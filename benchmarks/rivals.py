@@ -27,22 +27,31 @@ def compare_rivals(
     visible, saved = data.visible_damage, data.ladder.saved(data.reuse_costs)
     cost, train_cost = bounded_damage(test[1], visible).double(), bounded_damage(data.train_data.tensors[1], visible)
     mixture = Mixture.of(train_cost, saved)
-    rows = [[f"policy's advantage over the {name}"] for name in ("best single schedule", *rivals)]
+    single = ["policy's advantage over the best single schedule"]
     raw = [[f"distance, {name}: mean, median, 90 % quantile"] for name in ("policy", "mixture")]
     for level in LEVELS:
         chances = ours.chances(level)
         if chances is None:
-            for row in (*rows, *raw):
+            for row in (single, *raw):
                 row.append("not reached")
             continue
         error = (chances * cost).sum(1)
-        rows[0].append(advantage(cost[:, best_single(train_cost, saved, level)] - error, test[2]))
-        for row, rival in zip(rows[1:], rivals.values(), strict=True):
-            theirs = rival.chances(level)
-            row.append("not reached" if theirs is None else advantage((theirs * cost).sum(1) - error, test[2]))
+        single.append(advantage(cost[:, best_single(train_cost, saved, level)] - error, test[2]))
         for row, shares in zip(raw, (chances, mixture.shares(level, len(saved)).expand_as(chances)), strict=True):
             row.append(spread(test[1], shares))
-    return rows + raw
+    return [single, *(compare_pair(name, ours, rival, visible) for name, rival in rivals.items()), *raw]
+
+
+def compare_pair(name: str, ours: Judged, rival: Judged, visible: float) -> list[str]:
+    """A row of the table: the policy's advantage over a rival that is judged on the same cases in the same order, paired."""
+    cost = torch.cat([bounded_damage(part.damage, visible) for part in ours.parts]).double()
+    captions = torch.cat([part.captions for part in ours.parts if part.captions is not None])
+    row = [f"policy's advantage over the {name}"]
+    for level in LEVELS:
+        own, theirs = ours.chances(level), rival.chances(level)
+        reached = own is not None and theirs is not None
+        row.append(advantage(((theirs - own) * cost).sum(1), captions) if reached else "not reached")
+    return row
 
 
 def best_single(cost: Tensor, saved: Tensor, level: float) -> int:

@@ -15,7 +15,7 @@ from ada.rollouts.pipeline import Dtype
 from ada.schedules import Ladder
 
 ROUNDS, QUICK_ROUNDS = 10, 2
-TIMING_MINUTES, QUICK_TIMING_MINUTES = 3.0, 0.4
+TIMING_MINUTES, QUICK_TIMING_MINUTES = 8.0, 0.4
 QUICKLY_TIMED = ("plain", "ada")
 BRIEF = "Latency is that of plain pipelines and the policy, at batch 1 and in two rounds alone, and no memory was weighed."
 
@@ -37,7 +37,7 @@ class Settings:
     rounds: int | None = None
     """Most rounds of timing; by default 10, in a quick look 2, and then of plain pipelines and the policy at batch 1 alone."""
     timing_minutes: float | None = None
-    """No round of timing begins later, but for the first two at each batch size; by default 3, in a quick look 0.4."""
+    """No round of timing begins later, but for the first two at each batch size; by default 8, in a quick look 0.4."""
     most_images: int = MOST_IMAGES
     """Most images of one call of the pipeline that methods share; less takes less memory and more time."""
     processes: int | None = None

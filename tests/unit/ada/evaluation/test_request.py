@@ -25,5 +25,5 @@ def test_a_quick_look_times_plain_pipelines_and_the_policy_alone_and_says_so() -
     whole = replace(quick, prompts=["a"] * 128, indices=range(128))
     assert all(whole.times(method) for method in methods)
     assert whole.wants(alone)
-    assert whole.timing() == TimingPlan([1, 8], 10, 180.0)
+    assert whole.timing() == TimingPlan([1, 8], 10, 480.0)
     assert whole.quick_look([alone]) is None
