@@ -22,6 +22,7 @@ from ada.policy import BaseModel
 from ada.progress import progress
 from ada.rollouts import Case
 from ada.training import LadderTraining, Outcome, RolloutDataModule
+from ada.training.quiet import quieten_libraries
 
 NOISE_OF_TEST = 2**41
 
@@ -38,6 +39,7 @@ def save_gates(data: RolloutDataModule, base: BaseModel, options: Mapping[str, A
 
 def load_data(config: str, limit: int | None) -> tuple[RolloutDataModule, dict[str, Any]]:
     """The data module of a configuration, and the options of its model."""
+    quieten_libraries()
     content = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
     settings = content["data"]["init_args"]
     if limit is not None:
