@@ -57,7 +57,7 @@ def main(
     train_limit: int | None = None,
     test_limit: int | None = None,
     noises: int = 3,
-    noises_of_others: int = 1,
+    noises_of_others: int = 3,
     draws: int = 3,
     more: Sequence[int] = (),
     output: Path = Path("docs/evidence"),
