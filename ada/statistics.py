@@ -1,26 +1,10 @@
-"""Estimates whose 95 % intervals hold on heavy-tailed damage. The cluster is the prompt: noise seeds of one prompt are not independent.
+"""The interval that training and evaluation both give: bootstrap-t (Efron, 1979; Hall, 1988), which heavy tails need."""
 
-Damage is close to log-normal with a standard deviation of about 1.9 in its logarithm. The percentile bootstrap of its raw mean
-holds the truth in 80 of 100 evaluations of 128 prompts instead of 95, the studentised one in 89 (`test_statistics.py` simulates
-both). So a raw mean is published without an interval; what has one is bounded (`mean`, `share`), a quantile, or on the log scale.
-"""
-
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
-NORMAL = 1.959964
-FEW = 8
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447)
-"""Student's 97.5 % quantile for 1 to 6 degrees of freedom: fewer values than `FEW` leave nothing to resample."""
-LEAST_DISTANCE = 1e-5
-"""Distances below this are rounding: on the log scale they count as this, and two of them as equal."""
 NUM_RESAMPLES = 2000
 LEAST_SPREAD = 0.05
 """A resample of equal values has no t, and one of hardly any spread one without meaning: below this share of the sample's standard
@@ -28,7 +12,7 @@ error it is left out. Only samples that are nearly all the same value have such 
 
 
 def studentised_interval(values: Tensor, seed: int = 0) -> tuple[float, float, float]:
-    """The mean of independent bounded values with the ends of its 95 % interval (bootstrap-t: Efron, 1979; Hall, 1988).
+    """The mean of independent bounded values with the ends of its 95 % interval.
 
     Args:
         values: `(count,)`: what is resampled together is one value.
@@ -57,194 +41,4 @@ def _resamples(count: int, seed: int) -> Tensor:
     drawn = torch.randint(count, (NUM_RESAMPLES, count), generator=torch.Generator().manual_seed(seed))
     return torch.zeros(NUM_RESAMPLES, count, dtype=torch.float64).scatter_add_(
         1, drawn, torch.full_like(drawn, 1 / count, dtype=torch.float64)
-    )
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number and the ends of its 95 % interval, which are None where no interval is claimed."""
-
-    value: float
-    low: float | None
-    high: float | None
-
-    @property
-    def half_width(self) -> float | None:
-        """Half the width of the interval."""
-        return None if self.low is None or self.high is None else (self.high - self.low) / 2
-
-
-def mean(values: Sequence[float], seed: int = 0) -> Estimate:
-    """The mean with its studentised bootstrap interval (bootstrap-t, Efron 1979; Hall 1988).
-
-    Args:
-        values: one per prompt, the mean over its noise seeds: of bounded quantities, of logarithms, or of their differences.
-        seed: of the resampling.
-
-    Raises:
-        ValueError: no values.
-    """
-    sample = _sample(values)
-    value, count = float(sample.mean()), len(sample)
-    if count == 1:
-        return Estimate(value, None, None)
-    if np.ptp(sample) <= 1e-12 * max(1.0, abs(value)):
-        return Estimate(value, value, value)
-    if count < FEW:
-        half_width = STUDENT[count - 2] * float(sample.std(ddof=1)) / count**0.5
-        return Estimate(value, value - half_width, value + half_width)
-    return Estimate(*studentised_interval(torch.from_numpy(sample), seed))
-
-
-def raw_mean(values: Sequence[float]) -> Estimate:
-    """The mean of heavy-tailed values, for which no interval holds."""
-    return Estimate(float(_sample(values).mean()), None, None)
-
-
-def difference(values: Sequence[float], others: Sequence[float], seed: int = 0) -> Estimate:
-    """The mean of `values - others`, paired: both were measured on the same prompts, whose own spread cancels.
-
-    Raises:
-        ValueError: no values, or different numbers of them.
-    """
-    return mean([ours - theirs for ours, theirs in zip(values, others, strict=True)], seed)
-
-
-def share(values: Sequence[float]) -> Estimate:
-    """The mean of shares in [0, 1] with Wilson's score interval, which also holds where nearly all are 0 or 1.
-
-    The number of prompts counts as many times as their variance is smaller than that of as many yes-or-no answers: several noise
-    seeds of a prompt tell more than one, and less than as many prompts.
-
-    Args:
-        values: one per prompt: the share of its noise seeds.
-    """
-    sample = _sample(values)
-    value = float(sample.mean())
-    low, high = _wilson(value, _effective(sample))
-    return Estimate(value, min(low, value), max(high, value))
-
-
-def quantile(values: Sequence[float], probability: float, num_seeds: int = 1) -> Estimate:
-    """A quantile of all cases: the interval of the share of cases below it, turned back into values (Woodruff, 1952).
-
-    Args:
-        values: one per case: all prompts of the first seed, then of the next.
-        probability: 0.5 for the median.
-        num_seeds: how often each prompt occurs.
-    """
-    sample = _sample(values)
-    value = float(np.quantile(sample, probability))
-    if len(sample) == num_seeds:
-        return Estimate(value, None, None)
-    below = (sample.reshape(num_seeds, -1) <= value).mean(0)
-    low, high = _wilson(probability, _effective(below, probability))
-    ordered, count = np.sort(sample), len(sample)
-    # outwards to whole ranks
-    first = max(0, int(np.floor(low * count)) - 1)
-    last = min(count - 1, int(np.ceil(high * count)))
-    return Estimate(value, float(ordered[first]), float(ordered[last]))
-
-
-def log_distances(distances: Sequence[float]) -> Array:
-    """Logarithms of distances, of which those that are nothing but rounding count as `LEAST_DISTANCE`."""
-    return np.log(np.maximum(_sample(distances), LEAST_DISTANCE))
-
-
-def wins(distances: Sequence[float], others: Sequence[float]) -> Array:
-    """1 where the first distance is the smaller one, 0 where it is larger, ½ where both are equal."""
-    differences = log_distances(distances) - log_distances(others)
-    result: Array = np.where(np.abs(differences) < 1e-3, 0.5, differences < 0)
-    return result
-
-
-def per_prompt(values: Sequence[float] | Array, num_seeds: int) -> list[float]:
-    """Means over the noise seeds of cases: all prompts of the first seed, then of the next."""
-    means: list[float] = np.asarray(values, dtype=np.float64).reshape(num_seeds, -1).mean(0).tolist()
-    return means
-
-
-def rank_correlation(values: Sequence[float] | Array, others: Sequence[float] | Array, seed: int = 0) -> Estimate | None:
-    """Spearman's rank correlation with its percentile bootstrap interval; None where one side is constant."""
-    sides, count = [_sample(side) for side in (values, others)], len(values)
-    if any(np.ptp(np.round(side, 9)) == 0 for side in sides):
-        return None
-    drawn = np.random.default_rng(seed).integers(count, size=(NUM_RESAMPLES, count))
-    # how often each value is in the sample itself, which comes first, and in each resample
-    times = np.stack([np.bincount(places, minlength=count) for places in (np.arange(count), *drawn)]).astype(np.float64)
-    first, second = (_centred_ranks(side, times) for side in sides)
-    with np.errstate(invalid="ignore"):  # a resample may be constant
-        spread = ((times * first**2).sum(1) * (times * second**2).sum(1)) ** 0.5
-        value, *resampled = (times * first * second).sum(1) / spread
-    low, high = np.nanquantile(resampled, [0.025, 0.975])
-    return Estimate(float(value), float(low), float(high))
-
-
-def _centred_ranks(values: Array, times: Array) -> Array:
-    """Every value's rank, ties shared, less the mean rank, where it is drawn so many times: `(resamples, values)`."""
-    _, groups = np.unique(np.round(values, 9), return_inverse=True)
-    order = np.argsort(groups, kind="stable")
-    held = np.add.reduceat(times[:, order], np.searchsorted(groups[order], np.arange(groups.max() + 1)), axis=1)
-    centred: Array = (held.cumsum(1) - held / 2)[:, groups] - times.shape[1] / 2
-    return centred
-
-
-def _sample(values: Sequence[float] | Array) -> Array:
-    sample = np.asarray(values, dtype=np.float64)
-    if not sample.size:
-        raise ValueError("An estimate needs at least one value; got none.")
-    return sample
-
-
-def _effective(values: Array, probability: float | None = None) -> float:
-    """How many independent yes-or-no answers tell as much as these shares."""
-    count = len(values)
-    center = float(values.mean()) if probability is None else probability
-    if count < 2 or np.ptp(values) == 0:
-        return float(count)
-    return float(count * center * (1 - center) / ((values - center) ** 2).sum() * (count - 1))
-
-
-def _wilson(value: float, count: float) -> tuple[float, float]:
-    squared = NORMAL**2 / count
-    centre = (value + squared / 2) / (1 + squared)
-    width = NORMAL / (1 + squared) * float(np.sqrt(max(value * (1 - value), 0.0) / count + squared / count / 4))
-    return max(0.0, centre - width), min(1.0, centre + width)
-
-
-def frechet_distance(features: Array, others: Array) -> float:
-    """|μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2 (Σ₁Σ₂)^½) of Gaussians fitted to two sets.
-
-    Args:
-        features: `(images, width)`.
-        others: `(other images, width)`.
-
-    Raises:
-        ValueError: fewer than two images in a set, which have no covariance.
-    """
-    for values in (features, others):
-        if len(values) < 2:
-            raise ValueError(f"A Fréchet distance needs two images or more in each set; got {len(values)}.")
-    means = features.mean(0, dtype=np.float64) - others.mean(0, dtype=np.float64)
-    # with Σ = RᵀR, tr (Σ₁Σ₂)^½ is the sum of the singular values of R₁R₂ᵀ
-    first, second = (_covariance_root(values.astype(np.float64)) for values in (features, others))
-    distance = means @ means + (first**2).sum() + (second**2).sum() - 2 * np.linalg.norm(first @ second.T, "nuc")
-    return max(0.0, float(distance))
-
-
-def _covariance_root(values: Array) -> Array:
-    """R with RᵀR the covariance of the columns of values."""
-    centred = values - values.mean(0)
-    root: Array = np.linalg.qr(centred, mode="r") / (len(values) - 1) ** 0.5
-    return root
-
-
-def too_few_images(num_images: int, width: int) -> str | None:
-    """A warning where a covariance of `width` features has no full rank, so that the distance mostly measures the sample; else None."""
-    if num_images > width:
-        return None
-    return (
-        f"{num_images} images are too few for a Fréchet distance in {width} dimensions: the covariances are singular, and the "
-        f"distance is biased upwards. Compare methods of one run only, and take more than {width} images (thousands, to compare "
-        "with published figures)."
     )

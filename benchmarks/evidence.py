@@ -108,8 +108,9 @@ def main(
     ours = judged["policy"]
     rivals = {name: judged[name] for name in (THRESHOLD_RULE, IMITATION, GATE)}
     compared = compare_rivals(ours, rivals, data, test)
-    first, *others_seen = [cross_fit(one, data, base)[1] for one in tried if one.name in ("policy", *rivals)]
-    for name, rival in zip([one.name for one in tried if one.name in rivals], others_seen, strict=True):
+    crossed = {one.name: cross_fit(one, data, base)[1] for one in tried if one.name in ("policy", *rivals)}
+    first = crossed.pop("policy")
+    for name, rival in crossed.items():
         compared.append(compare_pair(f"{name}, cross-fitted on the training captions", first, rival, data.visible_damage))
     found = {name: one.outcome(data.visible_damage) for name, one in judged.items()}
     count = len(prompts) * noises_of_others

@@ -121,8 +121,8 @@ def main(
             rows[-1].append(f"{taken.mean():.4f}: {advantage(cost[:, 1] - taken, places)}, {moved:.0%} moved")
     heads = ["rung", "moves", "as it is", "best move by hindsight", "best on other captions", "chosen by a critic"]
     title = (
-        f"{len(cases)} captions of a split that no ladder was searched on and no policy learnt from, one noise each: bounded damage of a "
-        "rung whose reuses may move by a step; how much less than without, 95 %; share of the images that move"
+        f"{len(cases)} composed captions of the validation split, which no policy learnt from, one noise each: bounded damage of a rung "
+        "whose reuses may move by a step; how much less than without, 95 %; share of the images that move"
     )
     write_table(title, heads, rows, [], output)
 

@@ -21,7 +21,6 @@ from ada.processes import default_processes
 from ada.rollouts import FrozenPipeline
 from ada.rollouts.fingerprints import digest, weights_digest
 from ada.schedules import Ladder
-from ada.statistics import too_few_images
 
 GRID_PROMPTS = 8
 SEARCH_PROMPTS, QUICK_SEARCH_PROMPTS = 12, 2
@@ -147,7 +146,7 @@ def _results(
     """What `results.json` holds."""
     shown = {name: metric.column for name, metric in request.metrics.items()}
     shown |= measure.columns.VIDEO_COLUMNS if plan.store.read("frames") else {}
-    few = too_few_images(len(plan.cases.prompts), plan.store.features(plan.methods[0], 0).shape[1])
+    few = measure.too_few_images(len(plan.cases.prompts), plan.store.features(plan.methods[0], 0).shape[1])
     return Results(
         settings=recorded,
         environment=measure.describe_environment(plan.frozen.device),

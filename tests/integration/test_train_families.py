@@ -59,12 +59,24 @@ def train(frozen: FrozenPipeline, prompts: Sequence[Any], ladder: Ladder, folder
 
 
 def rounding(frozen: FrozenPipeline, prompts: Sequence[Any], seeds: Sequence[int]) -> float:
-    """How exact a comparison with an image alone can be, as a share of the largest value: 1e-5, or five times what the family's own
-    pipeline, computing every step, rounds otherwise in a batch of two. That is 2e-6 for most, and for some families and processors 2e-5."""
-    full = full_compute(1, frozen.num_inference_steps)
-    alone = frozen.generate(prompts[1:], seeds[1:], full).images[0]
-    shared = frozen.generate(prompts, seeds, full).images[1]
-    return max(1e-5, 5 * float((shared - alone).abs().max() / alone.abs().max()))
+    """What the plain pipeline, without BlockDance, rounds otherwise in a batch of two than alone, as a share of the largest value: 2e-6 at
+    most in nearly all families, up to 2e-5 in some on some processors. More than that is no rounding."""
+
+    def plain(some: slice) -> Tensor:
+        told = {frozen.prompt_argument: list(prompts[some])} if frozen.inputs is None else frozen.inputs(prompts[some])
+        noise = [torch.Generator().manual_seed(seed) for seed in seeds[some]]
+        return torch.as_tensor(
+            frozen.pipeline(
+                num_inference_steps=frozen.num_inference_steps, generator=noise, output_type=frozen.output_type, return_dict=False,
+                **frozen.arguments | dict(told),
+            )[0]
+        )  # fmt: skip
+
+    with torch.inference_mode():
+        shared, alone = plain(slice(0, 2))[1], plain(slice(1, 2))[0]
+    share = float((shared - alone).abs().max() / alone.abs().max())
+    assert share < 4e-5
+    return share
 
 
 def assert_same(images: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
@@ -84,12 +96,14 @@ def test_a_policy_is_trained_exported_and_runs_in_the_stock_pipeline(name: str, 
     cases = module.data.cases("validation")
     prompts, seeds = [case.prompt for case in cases], [case.seed for case in cases]
     rollout = roll_out(frozen, prompts, seeds, LADDER.actions.expand(len(cases), -1, -1), LADDER.kinds, LADDER.decision_steps)
-    exact = rounding(frozen, prompts, seeds)
+    own = 5 * rounding(frozen, prompts, seeds)
     for rung in (0, 3):
         schedule = ReuseSchedule(LADDER.actions[[rung]], LADDER.kinds)
         alone = frozen.generate(prompts[1:], seeds[1:], schedule).images[0]
-        assert_same(rollout.images[1, rung], alone, exact)
-        assert_same(rollout.images[:, rung], frozen.generate(prompts, seeds, schedule.expand(len(cases))).images, exact)
+        assert_same(rollout.images[1, rung], alone, max(1e-5, own))
+        assert_same(
+            rollout.images[:, rung], frozen.generate(prompts, seeds, schedule.expand(len(cases))).images, max(5e-6, own)
+        )
     damage = module.data.validation_data.tensors[1]
     assert (damage[:, 0] == 0).all()
     assert (damage[:, 1:] > 1e-4).all(), "every rung reuses something"
@@ -98,7 +112,7 @@ def test_a_policy_is_trained_exported_and_runs_in_the_stock_pipeline(name: str, 
     most = 1 - float(policy.ladder.saved(policy.reuse_costs).max())
     saving = frozen.generate(prompts, seeds, policy.with_options(compute=most))
     assert saving.report.actions[:, 1:].tolist() == LADDER.actions[[3, 3], 1:].tolist()
-    assert_same(saving.images, rollout.images[:, 3], exact)
+    assert_same(saving.images, rollout.images[:, 3], max(1e-5, own))
     chosen = frozen.generate(prompts, seeds, policy.with_options(quality_weight=1.0))
     sights = module.data.validation_data.tensors[0]
     (rungs,) = choose_rungs(policy, module.tree.to("cpu"), sights, [1.0])

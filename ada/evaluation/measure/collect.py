@@ -11,15 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from ada import statistics
-from ada.evaluation.measure import columns
+from ada.evaluation.measure import columns, statistics
 from ada.evaluation.measure.columns import BOUNDED, COMPUTE_SAVED, DISTANCE, LATENT, MACS, VISIBLE
 from ada.evaluation.measure.results import Match, MethodResult, differences_of
+from ada.evaluation.measure.statistics import LEAST_DISTANCE, Array, Estimate
 from ada.evaluation.measure.store import Store
 from ada.evaluation.measure.timing import Timing
 from ada.evaluation.methods import FEWER_STEPS, FULL_COMPUTE, STATIC, STATIC_GROUPS, Cases, Method
 from ada.schedules import Mixture
-from ada.statistics import LEAST_DISTANCE, Array, Estimate
 
 Parts = Sequence[tuple[MethodResult, float]]
 """Rows on the same prompts and noise, and the share of the images that each takes."""

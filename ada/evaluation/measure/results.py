@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ada.evaluation.measure.columns import COMPUTE_SAVED, COSTS, DISTANCE, Column, difference_of
-from ada.statistics import Estimate, difference
+from ada.evaluation.measure.statistics import Estimate, difference
 
 PUBLISHED = 128
 """Fewer prompts than these are a quick look."""

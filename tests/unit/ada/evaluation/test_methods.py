@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import NUM_BLOCKS, build_pixart_pipeline
+from ladders import build_ladder
 from policies import build_step_policy
 
 from ada.evaluation.measure.counting import run_batch
@@ -19,7 +20,8 @@ from ada.evaluation.methods import (
 )
 from ada.evaluation.methods.ada import RandomAsOften, Shuffled
 from ada.evaluation.methods.static import MOST_STEP_COUNTS, blockdance, deep_cache, fewer_steps
-from ada.policy import StepPolicy
+from ada.policy import Curve, LadderPolicy, StepPolicy
+from ada.policy.sight import NUM_SIGNS
 from ada.rollouts import FrozenPipeline
 from ada.schedules import Ladder
 from blockdance import BlockDanceConfig, BlockReuse, PolicyState, Reuse, ReuseSchedule
@@ -114,6 +116,19 @@ def test_ada_at_weights_and_budgets(tmp_path: Path) -> None:
     assert (at_weight.name, at_weight.settings) == ("Ada λ=2", {"quality_weight": 2.0})
     assert isinstance(at_budget.plan, StepPolicy)
     assert at_budget.plan.compute == 0.7
+    assert at_weight.timed, "there is no mean whose latency could be measured instead"
+
+
+def test_latency_is_measured_of_what_tells_something_new() -> None:
+    """Of a policy with a measured curve at its means, not at a weight; of BlockDance-2 after the other boundary alone."""
+    policy = LadderPolicy(
+        base_model={"transformer": "Toy", "num_blocks": 4, "latent_channels": 4, "prompt_width": 0},
+        ladder=build_ladder().to_dict(), reuse_costs=[0.1, 0.1], sight_width=NUM_SIGNS + 8,
+        curve=Curve([0.5, 2.0, 8.0], [0.4, 0.2, 0.1], [0.3, 0.1, 0.0], [0.5, 0.2, 0.0]).to_dict(),
+    )  # fmt: skip
+    rows = ada_methods(policy, [2.0], [0.7], [0.9, 0.8], STEPS)
+    assert [method.name for method in rows if method.timed] == ["Ada mean 90%", "Ada mean 80%"]
+    assert [method.name for method in blockdance(4, 6) if method.timed and method.main] == ["BlockDance-2, block 3, order 0"]
 
 
 def test_another_policy_without_a_curve_runs_as_it_was_saved(tmp_path: Path) -> None:

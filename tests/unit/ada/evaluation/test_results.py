@@ -10,10 +10,10 @@ from rich.console import Console
 from ada.evaluation.measure.collect import compare, latencies, mixture_at, with_matches
 from ada.evaluation.measure.columns import Column, all_columns
 from ada.evaluation.measure.results import MethodResult, Results, differences_of
+from ada.evaluation.measure.statistics import Estimate, mean
 from ada.evaluation.measure.timing import Timing
 from ada.evaluation.report.findings import headline_of, static_curve
 from ada.evaluation.report.table import format_estimate, format_interval, markdown_table, terminal_table
-from ada.statistics import Estimate, mean
 
 DISTANCE = Column("Distance", higher_is_better=False, decimals=4)
 COLUMNS = all_columns(

@@ -17,6 +17,7 @@ from ada.evaluation.measure.counting import counted_macs
 from ada.evaluation.measure.metrics import Embedding, default_metrics, edge_density
 from ada.evaluation.measure.results import MethodResult
 from ada.evaluation.measure.run import Plan, measure_methods
+from ada.evaluation.measure.statistics import Estimate
 from ada.evaluation.measure.store import Store
 from ada.evaluation.measure.timing import TimingPlan, time_methods
 from ada.evaluation.measure.together import Call, run_together, shared_plan
@@ -26,7 +27,6 @@ from ada.evaluation.methods.base import prompt_seed, unchanged
 from ada.evaluation.methods.threshold import ThresholdRule
 from ada.policy import StepPolicy
 from ada.rollouts import FrozenPipeline
-from ada.statistics import Estimate
 from blockdance import Reuse, ReuseSchedule, apply_blockdance, full_compute
 
 ARGUMENTS = {"guidance_scale": 2.0, "max_sequence_length": 8, "use_resolution_binning": False, "clean_caption": False}

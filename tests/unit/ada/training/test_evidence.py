@@ -1,8 +1,10 @@
 """What `benchmarks/evidence.py` computes of a table of rollouts."""
 
 import os
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,11 +16,11 @@ from ada.policy.curve import Curve
 from ada.policy.sight import NUM_SIGNS
 from ada.rewards.damage import bounded_damage
 from ada.schedules import Tree
-from ada.training.outcome import HeldOut, LevelOutcome, Outcome, measure_outcome
+from ada.training.outcome import HeldOut, LevelOutcome, Outcome
 from benchmarks.off_ladder import best_of_others, moves_of
 from benchmarks.reward_ablation import scale_for
-from benchmarks.rivals import best_single, equal_damage, spread
-from benchmarks.variants import Imitation, Variant, at_looks, fit, keep_inputs
+from benchmarks.rivals import best_single, compare_pair, equal_damage, spread
+from benchmarks.variants import Imitation, Judged, Variant, at_looks, fit, keep_inputs
 
 
 def test_spread_by_hand() -> None:
@@ -74,8 +76,15 @@ def test_imitation_learns_the_oracles_rungs() -> None:
     base = BaseModel(transformer="Toy", num_blocks=4, latent_channels=4, prompt_width=0)
     variant = Variant("imitation", {"num_components": 4}, training=Imitation)
     trained = fit(variant, ladder, costs, base, sights[:200], bounded_damage(damage[:200], visible))
-    part = HeldOut(trained.policy, sights[200:], damage[200:], damage[:200])
-    assert measure_outcome([part], trained.tree, visible, (0.2,)).at(0.2).gap_closed > 0.6
+    part = HeldOut(trained.policy, sights[200:], damage[200:], damage[:200], torch.arange(200))
+    judged = Judged([part], trained.tree)
+    assert judged.outcome(visible, (0.2,)).at(0.2).gap_closed > 0.6
+
+    # beside itself it has no advantage, beside the same policy that sees other images' states it has
+    assert compare_pair("itself", judged, judged, visible)[3] == "+0.0000 (+0.0000 … +0.0000)"
+    blind = Judged([replace(part, sights=part.sights.flip(0))], trained.tree)
+    mean, low, _ = map(float, re.findall(r"[+-][\d.]+", compare_pair("the blind one", judged, blind, visible)[3]))
+    assert mean > low > 0
 
 
 def test_a_reuse_moves_by_a_step_where_it_may() -> None:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from ada import statistics
+from ada.evaluation.measure import statistics
+from ada.evaluation.measure.statistics import Estimate
 from ada.rewards.damage import VISIBLE_DISTANCE
-from ada.statistics import Estimate
 
 BETWEEN, WITHIN = 1.79, 0.77
 """Observed deviations of the log damage, between images and left over."""
