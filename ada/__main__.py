@@ -14,6 +14,7 @@ from ada.policy.hub import pull_folder
 from ada.rewards import RewardError, WeightedReward
 from ada.rewards.damage import VISIBLE_DISTANCE
 from ada.rollouts import Case, FrozenPipeline
+from ada.schedules import Ladder
 from ada.search import ScheduleSearch
 from blockdance import BlockDanceError, Reuse
 
@@ -26,13 +27,15 @@ def search(
     reward: WeightedReward,
     output: Path,
     source: str = "checkpoints/emoji-prompts",
-    column: str = "prompt",
+    column: str | None = None,
     split: str = "train",
     limit: int = 24,
     boundary: int | None = None,
     weight: float = 0.5,
     visible_damage: float = VISIBLE_DISTANCE,
     most_saved: float = 0.5,
+    start: Path | None = None,
+    processes: int | None = None,
     folder: Path = Path("runs/tables"),
 ) -> None:
     """Searches the best schedule at every saving and writes a ladder; goes on where it was when it is given again.
@@ -42,23 +45,34 @@ def search(
         reward: quality beside the reference; what is lost is the damage.
         output: the ladder's file.
         source: captions of the kind that users send, as in training; never those that a policy is tested on.
-        column: the column that holds the caption.
+        column: the column that holds the caption; by default as in `ada.data.load_prompts`.
         split: their split.
         limit: number of captions; with few, rungs are chosen for the images that happen to be among them.
         boundary: last block that a reuse step skips; by default the model's last.
         weight: share of the extrapolation of the kind that extrapolates.
         visible_damage: the damage that a person just sees.
         most_saved: share of the steps that the last rung reuses.
+        start: a ladder's file: its rungs are moved as long as that helps, instead of a search from nothing. It brings the kinds of reuse.
+        processes: how many run calls of the pipeline at the same time; by default on a CPU as many as there are threads, 8 at most.
         folder: where results are kept, in one table with those of training.
     """
     last = pipeline.num_blocks - 1 if boundary is None else boundary
     prompts = load_prompts(source, split, column, limit)
     cases = [Case(prompt, 10**6 + index) for prompt, index in zip(prompts["prompt"], prompts["index"], strict=True)]
-    kinds = (Reuse(boundary=last), Reuse(boundary=last, order=1, weight=weight))
+    ladder = None if start is None else Ladder.load(start)
+    kinds = (Reuse(boundary=last), Reuse(boundary=last, order=1, weight=weight)) if ladder is None else ladder.kinds
     try:
-        found = ScheduleSearch(
-            pipeline, reward, cases, kinds, visible_damage, folder=folder, report=partial(print, flush=True)
-        ).ladder(most_saved)
+        search = ScheduleSearch(
+            pipeline,
+            reward,
+            cases,
+            kinds,
+            visible_damage,
+            folder=folder,
+            processes=processes,
+            report=partial(print, flush=True),
+        )
+        found = search.ladder(most_saved) if ladder is None else search.improved(ladder)
     except KeyboardInterrupt:
         print(f"Stopped. What was found is kept in {folder}; the same command goes on from there.", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None

@@ -151,8 +151,8 @@ class PromptDataModule(LightningDataModule):
     """Batches of prompts for training and validation.
 
     Args:
-        source: folder, file or Hub id, as in `load_prompts`.
-        column: the column that holds the prompt.
+        source: a known set, folder, file or Hub id, as in `load_prompts`.
+        column: the column that holds the prompt; by default as in `load_prompts`.
         batch_size: prompts per process and step.
         train_limit, validation_limit: use only so many prompts, spread evenly.
         train_split, validation_split: names of the splits.
@@ -162,7 +162,7 @@ class PromptDataModule(LightningDataModule):
     def __init__(
         self,
         source: str = "checkpoints/emoji-prompts",
-        column: str = "prompt",
+        column: str | None = None,
         batch_size: int = 8,
         train_limit: int | None = None,
         validation_limit: int | None = None,

@@ -59,7 +59,8 @@ def work_off(groups: Sequence[Sequence[Task]], work: Callable[[Task], Result], p
                     worker.join()
                     if worker.exitcode:
                         raise ChildProcessError(
-                            f"A process ended with exit code {worker.exitcode}. If memory ran out (−9), take fewer processes."
+                            f"A process ended with exit code {worker.exitcode}. If memory ran out (−9), take fewer processes: "
+                            "`rollout_processes` of the training data, `processes` of an evaluation or a search."
                         ) from None
                     continue
                 if error is not None:

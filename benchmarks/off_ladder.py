@@ -93,11 +93,11 @@ def main(
     Args:
         training: file of a configuration of ladder training.
         rungs: of its ladder.
-        limit: composed captions of the validation split, one noise each.
+        limit: composed captions of the training split, with a noise that training does not have.
         output: file to write.
     """
     data, options = load_data(training, None)
-    prompts = load_prompts(CAPTIONS, "composed_validation", limit=limit)["prompt"]
+    prompts = load_prompts(CAPTIONS, "composed_train", limit=limit)["prompt"]
     cases, places = [Case(prompt, 2**43 + place) for place, prompt in enumerate(prompts)], torch.arange(len(prompts))
     data.reuse_costs = data.pipeline.reuse_costs(data.ladder.kinds, cases[0].prompt)
     rows = []
@@ -121,7 +121,7 @@ def main(
             rows[-1].append(f"{taken.mean():.4f}: {advantage(cost[:, 1] - taken, places)}, {moved:.0%} moved")
     heads = ["rung", "moves", "as it is", "best move by hindsight", "best on other captions", "chosen by a critic"]
     title = (
-        f"{len(cases)} composed captions of the validation split, which no policy learnt from, one noise each: bounded damage of a rung "
+        f"{len(cases)} composed captions of the training split, one noise each that training does not have: bounded damage of a rung "
         "whose reuses may move by a step; how much less than without, 95 %; share of the images that move"
     )
     write_table(title, heads, rows, [], output)

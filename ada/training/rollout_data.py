@@ -34,8 +34,8 @@ class RolloutDataModule(LightningDataModule):
         pipeline: the frozen pipeline.
         reward: quality Q beside the reference; what an image loses is its damage.
         ladder: file of the ladder, as `Ladder.save` writes it.
-        source: folder, file or Hub id of captions, as in `load_prompts`.
-        column: the column that holds the caption.
+        source: a known set, folder, file or Hub id of captions, as in `load_prompts`.
+        column: the column that holds the caption; by default as in `load_prompts`.
         train_split: name of the split.
         validation_split: the split of held-out captions; None where the policy is judged by cross-fitting, which needs none.
         train_limit, validation_limit: number of captions, spread evenly over the split; None for all.
@@ -56,7 +56,7 @@ class RolloutDataModule(LightningDataModule):
         reward: WeightedReward,
         ladder: str,
         source: str = "checkpoints/emoji-prompts",
-        column: str = "prompt",
+        column: str | None = None,
         train_split: str = "train",
         validation_split: str | None = None,
         train_limit: int | None = None,

@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset
 
 from ada import data
-from ada.data import PROMPT_SETS, load_prompts
+from ada.data import PROMPT_SETS, PromptDataModule, load_prompts
 
 
 def test_the_embedded_set_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,6 +43,11 @@ def test_known_sets_know_their_columns(monkeypatch: pytest.MonkeyPatch, name: st
 def test_a_local_copy_needs_no_column(tmp_path: Path, column: str) -> None:
     (tmp_path / "test.jsonl").write_text("\n".join(json.dumps({"id": 1, column: text}) for text in "xyz"), encoding="utf-8")
     assert load_prompts(str(tmp_path))["prompt"] == ["x", "y", "z"]
+
+
+def test_training_needs_no_column_either(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text(json.dumps({"id": 1, "caption": "x"}), encoding="utf-8")
+    assert PromptDataModule(str(tmp_path)).prompts("train")["prompt"] == ["x"]
 
 
 def test_an_unusual_column_is_asked_for(tmp_path: Path) -> None:

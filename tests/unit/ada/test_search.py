@@ -10,7 +10,7 @@ from conftest import build_pixart_pipeline
 from ada.__main__ import main
 from ada.rewards import SSIM, WeightedReward
 from ada.rollouts import Case, FrozenPipeline
-from ada.schedules import Ladder
+from ada.schedules import Ladder, LadderError
 from ada.search import ScheduleSearch
 from blockdance import Reuse
 
@@ -18,13 +18,14 @@ KINDS = (Reuse(boundary=3), Reuse(boundary=2, order=1, weight=0.5))
 CASES = [Case("a dog", 1), Case("b", 2), Case("c d", 3)]
 
 
-def make_search(folder: Path | None = None) -> ScheduleSearch:
+def make_search(folder: Path | None = None, processes: int = 1) -> ScheduleSearch:
     arguments = {"max_sequence_length": 12, "use_resolution_binning": False}
     pipeline = FrozenPipeline(build_pixart_pipeline(), 8, arguments)
     reward = WeightedReward({"ssim": SSIM()}, {"ssim": 1.0})
     return ScheduleSearch(
-        pipeline, reward, CASES, KINDS, visible=0.05, first=0.35, folder=folder, batch_size=2, report=lambda _: None
-    )
+        pipeline, reward, CASES, KINDS, visible=0.05, first=0.35, folder=folder, batch_size=2, processes=processes,
+        report=lambda _: None,
+    )  # fmt: skip
 
 
 def count_calls(search: ScheduleSearch) -> list[int]:
@@ -47,6 +48,8 @@ def test_moves_change_one_reuse_or_one_kind() -> None:
     search = make_search()
     moves = search._moves((0, 0, 0, 1, 0, 1, 0, 0))
     assert (0, 0, 0, 0, 1, 1, 0, 0) in moves
+    assert (0, 0, 0, 1, 0, 0, 1, 0) in moves
+    assert (0, 0, 0, 1, 1, 0, 0, 0) in moves
     assert (0, 0, 0, 2, 0, 1, 0, 0) in moves
     assert all(sum(map(bool, move)) == 2 for move in moves)
     assert all(not any(move[: search.open.start]) and not move[-1] for move in moves), "nothing outside the range"
@@ -101,6 +104,43 @@ def test_progress_ends_where_it_said_it_would(capsys: pytest.CaptureFixture[str]
     make_search().ladder(most_saved=0.25)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Searching")]
     assert lines[-1].startswith("Searching schedules, calls of the pipeline: 16 of 16")
+
+
+def test_several_processes_find_the_same_ladder() -> None:
+    alone, together = (make_search(processes=processes).ladder(most_saved=0.4) for processes in (1, 2))
+    assert alone.to_dict() == together.to_dict()
+
+
+def test_only_those_that_do_best_on_a_part_of_the_captions_run_on_all() -> None:
+    """Three cases, of which the first is the part."""
+    search = make_search()
+    search.best(2)
+    tried = {name for name in search.table._values[CASES[0]] if name.strip("0")}
+    finalists = {name for name in search.table._values[CASES[1]] if name.strip("0")}
+    assert finalists < tried
+
+
+def test_rungs_of_a_ladder_move_as_long_as_that_helps_and_meet() -> None:
+    search = make_search()
+    ends = [(0, 0, 0, 1, 0, 0, 0, 0), (0, 0, 0, 0, 0, 0, 1, 0)]
+    search.measure(ends)
+    worse = max(ends, key=search.score)
+    found = search.improved(Ladder(torch.tensor([(0,) * 8, worse]), KINDS, (2, 4)))
+    assert found.decision_steps == (2, 4)
+    none, better = (tuple(rung) for rung in found.actions.tolist())
+    assert not any(none)
+    moves = search._moves(better)
+    search.measure(moves)
+    assert search.score(better) < search.score(worse)
+    assert search.score(better) <= min(map(search.score, moves))
+    together = search.improved(Ladder(torch.tensor([none, better, worse]), KINDS, (2, 4)))
+    assert together.actions.tolist() == found.actions.tolist(), "both end at the same schedule, which is one rung"
+
+
+def test_a_ladder_of_other_kinds_is_not_moved() -> None:
+    ladder = Ladder(torch.tensor([[0] * 8, [0, 0, 0, 1, 0, 0, 0, 0]]), (Reuse(boundary=1),), (2,))
+    with pytest.raises(LadderError, match="the search is of 8 and"):
+        make_search().improved(ladder)
 
 
 def test_a_ladder_saves_more_and_more_and_offers_ways_back() -> None:
