@@ -1,6 +1,7 @@
 """Work shared by processes of one thread each: on a CPU they do more than one process of as many threads, which wait for each other."""
 
 import os
+import pickle
 import signal
 import sys
 import traceback
@@ -53,7 +54,7 @@ def work_off(groups: Sequence[Sequence[Task]], work: Callable[[Task], Result], p
         while ends:
             for end in list[Any](wait(list(ends))):
                 try:
-                    result, error, where = end.recv()
+                    result, error, where = pickle.loads(end.recv_bytes())
                 except EOFError:
                     worker = ends.pop(end)
                     worker.join()
@@ -87,8 +88,12 @@ def _serve(groups: Sequence[Sequence[Task]], work: Callable[[Task], Any], begun:
             group = min(left, key=lambda place: (place != group, begun[place] > 0))
             task = groups[group][begun[group]]
             begun[group] += 1
+        answer: tuple[Any, Exception | None, str]
         try:
-            results.send((work(task), None, ""))
+            answer = work(task), None, ""
         except Exception as error:
-            results.send((None, error, traceback.format_exc()))
+            answer = None, error, traceback.format_exc()
+        # not `send`, by which a tensor lives no longer than this process
+        results.send_bytes(pickle.dumps(answer))
+        if answer[1] is not None:
             return

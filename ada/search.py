@@ -6,8 +6,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy
 import torch
+from torch import Tensor
 
 from ada.processes import default_processes, work_off
 from ada.progress import Advance, progress
@@ -90,18 +90,16 @@ class ScheduleSearch:
                 batches.append([(some, [(0,) * self.num_steps, *todo])])
             else:
                 advance(1)
-        for rows, values in work_off(batches, self._work, self.processes):
-            self.table.add(rows, {name: torch.from_numpy(value) for name, value in values.items()})
+        for rows, values in work_off(batches, self._run, self.processes):
+            self.table.add(rows, values)
             advance(1, f"{len({name for _, name in rows})} schedules on {len({case for case, _ in rows})} captions")
 
-    def _work(
-        self, batch: tuple[Sequence[Case], Sequence[Schedule]]
-    ) -> tuple[list[tuple[Case, str]], dict[str, numpy.ndarray]]:
-        """One call: its rows, and their values as arrays, which outlive the process that sends them."""
+    def _run(self, batch: tuple[Sequence[Case], Sequence[Schedule]]) -> tuple[list[tuple[Case, str]], dict[str, Tensor]]:
+        """One call: its rows, and their values."""
         cases, schedules = batch
         values, _ = measure(self.pipeline, self.reward, cases, torch.tensor(schedules), self.kinds, [2])
         rows = [(case, name_of(schedule)) for case in cases for schedule in schedules]
-        return rows, {name: value.flatten().float().cpu().numpy() for name, value in values.items()}
+        return rows, {name: value.flatten() for name, value in values.items()}
 
     def _best_of(self, candidates: Sequence[Schedule], advance: Advance) -> Schedule:
         """The best of several: all run on a part of the captions, and the few that do best there on all. The first of equals is taken."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from variants import LEVELS, Judged
 
 from ada.policy import AdaPolicy
+from ada.processes import default_processes, work_off
 from ada.progress import progress
 from ada.rewards.damage import bounded_damage, visibly_changed
 from ada.rollouts import Case, FrozenPipeline, Table
@@ -95,18 +96,21 @@ def try_out(
     table = Table(None if folder is None else folder.parent, settings)
     todo = [case for case in cases if not all(table.knows(case, name) for name in names)]
     reference = Attempt(pipeline, full_compute(1, pipeline.num_inference_steps))
+
+    def run(batch: Sequence[Case]) -> tuple[list[tuple[Case, str]], dict[str, Tensor]]:
+        prompts, seeds = [case.prompt for case in batch], [case.seed for case in batch]
+        made = [one.pipeline.generate(prompts, seeds, one.plan) for one in (reference, *attempts.values())]
+        with torch.inference_mode():
+            losses = [-reward(some.images, prompts, made[0].images).total for some in made]
+        damage = torch.stack([(loss - losses[0]).clamp(min=0) for loss in losses[1:]], 1)
+        saved = torch.stack([some.report.compute_saved for some in made[1:]], 1)
+        return [(case, name) for case in batch for name in names], {"damage": damage.flatten(), "saved": saved.flatten()}
+
+    batches = [[todo[start : start + batch_size]] for start in range(0, len(todo), batch_size)]
     with progress(f"Running {name} on test captions", len(todo)) as advance:
-        for start in range(0, len(todo), batch_size):
-            batch = todo[start : start + batch_size]
-            prompts, seeds = [case.prompt for case in batch], [case.seed for case in batch]
-            made = [one.pipeline.generate(prompts, seeds, one.plan) for one in (reference, *attempts.values())]
-            with torch.inference_mode():
-                losses = [-reward(some.images, prompts, made[0].images).total for some in made]
-            damage = torch.stack([(loss - losses[0]).clamp(min=0) for loss in losses[1:]], 1)
-            saved = torch.stack([some.report.compute_saved for some in made[1:]], 1)
-            rows = [(case, name) for case in batch for name in names]
-            table.add(rows, {"damage": damage.flatten(), "saved": saved.flatten()})
-            advance(len(batch))
+        for rows, values in work_off(batches, run, default_processes(pipeline.device)):
+            table.add(rows, values)
+            advance(len(rows) // len(names))
     damage, saved = (torch.stack([table.values(case, names, name) for case in cases]) for name in ("damage", "saved"))
     return damage, saved
 

@@ -168,17 +168,10 @@ class Collector:
         for (_, rungs), group in groupby(sorted(self.missing(cases), key=alike), key=alike):
             todo = list(group)
             batches += [[(todo[start : start + self.batch_size], rungs)] for start in range(0, len(todo), self.batch_size)]
-        for rows, values, seen, sights in work_off(
-            batches, self._work, self.processes or default_processes(self.pipeline.device)
-        ):
-            found = {name: torch.from_numpy(value) for name, value in values.items()}
-            self.table.add(rows, found, seen, torch.from_numpy(sights))
+        processes = self.processes or default_processes(self.pipeline.device)
+        for rows, values, seen, sights in work_off(batches, lambda batch: self.run(*batch), processes):
+            self.table.add(rows, values, seen, sights)
             advance(len({case for case, _ in rows}))
-
-    def _work(self, batch: tuple[Sequence[Case], Sequence[int]]) -> tuple[Any, ...]:
-        """What `run` gives, as arrays: a tensor that a process sends lives no longer than the process."""
-        rows, values, seen, sights = self.run(*batch)
-        return rows, {name: value.float().cpu().numpy() for name, value in values.items()}, seen, sights.float().cpu().numpy()
 
     def run(self, cases: Sequence[Case], rungs: Sequence[int]) -> tuple[Rows, dict[str, Tensor], Rows, Tensor]:
         """One batch, of cases with the same settings: what rungs do, and what is seen on their way, as `Table.add` takes it.

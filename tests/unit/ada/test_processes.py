@@ -7,6 +7,7 @@ from collections import defaultdict
 from multiprocessing import get_context
 
 import pytest
+import torch
 
 from ada.processes import work_off
 
@@ -41,6 +42,11 @@ def test_each_process_begins_with_a_group_of_its_own_and_helps_in_the_end() -> N
     firsts = [groups[:4] for groups in begun.values()]
     assert sorted(firsts) == [[0] * 4, [1] * 4]
     assert [groups[4:] for groups in begun.values()] == [[2, 2]] * 2
+
+
+def test_tensors_outlive_the_process_that_sends_them() -> None:
+    done = list(work_off([range(4)], lambda number: torch.full((10_000,), number), 2))
+    assert sorted(int(each.sum()) for each in done) == [0, 10_000, 20_000, 30_000]
 
 
 def test_one_task_needs_no_other_process() -> None:
