@@ -20,8 +20,10 @@ from blockdance import Reuse
 Schedule = tuple[int, ...]
 SCALES = (0.1, 0.3, 1.0, 3.0)
 """Multiples of the visible damage at which damage is bounded; their mean lets every image count, the robust and the sensitive."""
-DECIDED_AT = (0.2, 0.3, 0.4, 0.55)
-"""Shares of the steps at which a ladder's policy decides."""
+DECIDED_AT = (0.2, 0.25, 0.3, 0.4, 0.55, 0.7)
+"""Shares of the steps at which a ladder's policy decides, beside the first at which it may."""
+EARLY = 0.4
+"""Share of the steps after which an image that reused early may have few reuses left."""
 ROUNDS = 3
 """Most rounds of moves from one schedule."""
 SCREENED_ON, FINALISTS = 3, 4
@@ -179,8 +181,9 @@ class ScheduleSearch:
         rungs, most = [(0,) * self.num_steps], min(round(most_saved * self.num_steps), len(self.open))
         with self._progress(f"Searching for 1 to {most} of {self.num_steps} steps that reuse", most * (1 + ROUNDS)) as advance:
             rungs += [self.best(count, advance) for count in range(1, most + 1)]
-        steps = tuple(sorted({max(2, round(share * self.num_steps) - 1) for share in DECIDED_AT}))
-        middle = steps[-2] + 1 if len(steps) > 1 else steps[-1] + 1
+        first, middle = self.open.start - 1, round(EARLY * self.num_steps)
+        later = {round(share * self.num_steps) - 1 for share in DECIDED_AT}
+        steps = (first, *sorted(step for step in later if step > first))
         gentle = rungs[min(3, len(rungs) - 1)]
         for early in dict.fromkeys(rung[:middle] for rung in rungs if any(rung[:middle])):
             back = early + tuple(action if step >= middle else 0 for step, action in enumerate(gentle))[middle:]

@@ -18,12 +18,12 @@ KINDS = (Reuse(boundary=3), Reuse(boundary=2, order=1, weight=0.5))
 CASES = [Case("a dog", 1), Case("b", 2), Case("c d", 3)]
 
 
-def make_search(folder: Path | None = None, processes: int = 1) -> ScheduleSearch:
+def make_search(folder: Path | None = None, processes: int = 1, first: float = 0.35) -> ScheduleSearch:
     arguments = {"max_sequence_length": 12, "use_resolution_binning": False}
     pipeline = FrozenPipeline(build_pixart_pipeline(), 8, arguments)
     reward = WeightedReward({"ssim": SSIM()}, {"ssim": 1.0})
     return ScheduleSearch(
-        pipeline, reward, CASES, KINDS, visible=0.05, first=0.35, folder=folder, batch_size=2, processes=processes,
+        pipeline, reward, CASES, KINDS, visible=0.05, first=first, folder=folder, batch_size=2, processes=processes,
         report=lambda _: None,
     )  # fmt: skip
 
@@ -104,6 +104,12 @@ def test_progress_ends_where_it_said_it_would(capsys: pytest.CaptureFixture[str]
     make_search().ladder(most_saved=0.25)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Searching")]
     assert lines[-1].startswith("Searching schedules, calls of the pipeline: 16 of 16")
+
+
+def test_a_policy_decides_just_before_the_first_step_that_may_reuse() -> None:
+    search = make_search(first=0.5)
+    assert search.open.start == 4
+    assert search.ladder(most_saved=0.15).decision_steps == (3, 5)
 
 
 def test_several_processes_find_the_same_ladder() -> None:
