@@ -262,7 +262,9 @@ def test_the_command_answers_what_it_took_before_it_ends(tmp_path: Path) -> None
         address = f"http://127.0.0.1:{free.getsockname()[1]}"
     command = [sys.executable, "-m", "examples.serve", "--port", address.rpartition(":")[2], "--model.steps", "50"]
     with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen([*command, "--limits.max_batch", "1", "--limits.timeout", "600"], cwd=ROOT, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            [*command, "--limits.max_batch", "1", "--limits.timeout", "600"], cwd=ROOT, stdout=log, stderr=log
+        )
     try:
         with httpx.Client(base_url=address, timeout=600) as client:
             while not is_ready(client):
