@@ -52,7 +52,8 @@ def search(
         weight: share of the extrapolation of the kind that extrapolates.
         visible_damage: the damage that a person just sees.
         most_saved: share of the steps that the last rung reuses.
-        start: a ladder's file: its rungs are moved as long as that helps, instead of a search from nothing. It brings the kinds of reuse.
+        start: a ladder's file: its rungs are moved as long as that helps, instead of a search from nothing. It brings the kinds of reuse
+            and what is saved: `boundary`, `weight` and `most_saved` are not asked then.
         processes: how many run calls of the pipeline at the same time; by default on a CPU as many as there are threads, 8 at most.
         folder: where results are kept, in one table with those of training.
     """
@@ -62,7 +63,7 @@ def search(
     ladder = None if start is None else Ladder.load(start)
     kinds = (Reuse(boundary=last), Reuse(boundary=last, order=1, weight=weight)) if ladder is None else ladder.kinds
     try:
-        search = ScheduleSearch(
+        schedules = ScheduleSearch(
             pipeline,
             reward,
             cases,
@@ -72,7 +73,7 @@ def search(
             processes=processes,
             report=partial(print, flush=True),
         )
-        found = search.ladder(most_saved) if ladder is None else search.improved(ladder)
+        found = schedules.ladder(most_saved) if ladder is None else schedules.improved(ladder)
     except KeyboardInterrupt:
         print(f"Stopped. What was found is kept in {folder}; the same command goes on from there.", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None

@@ -88,12 +88,11 @@ def _serve(groups: Sequence[Sequence[Task]], work: Callable[[Task], Any], begun:
             group = min(left, key=lambda place: (place != group, begun[place] > 0))
             task = groups[group][begun[group]]
             begun[group] += 1
-        answer: tuple[Any, Exception | None, str]
-        try:
-            answer = work(task), None, ""
-        except Exception as error:
-            answer = None, error, traceback.format_exc()
         # not `send`, by which a tensor lives no longer than this process
-        results.send_bytes(pickle.dumps(answer))
-        if answer[1] is not None:
+        try:
+            answer, failed = pickle.dumps((work(task), None, "")), False
+        except Exception as error:
+            answer, failed = pickle.dumps((None, error, traceback.format_exc())), True
+        results.send_bytes(answer)
+        if failed:
             return
