@@ -1,6 +1,6 @@
 """The whole evaluation: choose the methods, measure and time every one of them, write the reports."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import lru_cache
 from typing import Any
@@ -19,7 +19,7 @@ from ada.evaluation.request import EvaluationOptions, Request, Settings
 from ada.policy import AdaPolicy
 from ada.processes import default_processes
 from ada.rollouts import FrozenPipeline
-from ada.rollouts.fingerprints import digest, weights_digest
+from ada.rollouts.fingerprints import described, parts_digest, weights_digest
 from ada.schedules import Ladder
 
 GRID_PROMPTS = 8
@@ -88,10 +88,10 @@ def evaluate(frozen: FrozenPipeline, policy: AdaPolicy, request: Request, consol
     weights = list(request.quality_weights or default_quality_weights(policy))
     recorded = _recorded(frozen, request) | {
         "quality_weights": weights, "budgets": list(request.budgets), "mean_budgets": list(request.mean_budgets),
-        "policy_weights": policy.digest(), "policy_digest": policy_digest(policy),
-        "rivals": {name: policy_digest(rival) for name, rival in request.rivals.items()},
+        "policy_weights": policy.digest(), "policy_digest": ways.policy_digest(policy),
+        "rivals": {name: ways.policy_digest(rival) for name, rival in request.rivals.items()},
     }  # fmt: skip
-    store = _store(request, recorded)
+    store = _store(frozen, request)
     methods = _with_policy(frozen, policy.to(frozen.device).eval(), weights, request, store)
     return _evaluate(frozen, methods, request, store, recorded, console)
 
@@ -107,8 +107,7 @@ def evaluate_methods(
         request: as in `evaluate`.
         console: as in `evaluate`.
     """
-    recorded = _recorded(frozen, request)
-    return _evaluate(frozen, methods, request, _store(request, recorded), recorded, console)
+    return _evaluate(frozen, methods, request, _store(frozen, request), _recorded(frozen, request), console)
 
 
 def _evaluate(
@@ -146,7 +145,9 @@ def _results(
     """What `results.json` holds."""
     shown = {name: metric.column for name, metric in request.metrics.items()}
     shown |= measure.columns.VIDEO_COLUMNS if plan.store.read("frames") else {}
-    few = measure.too_few_images(len(plan.cases.prompts), plan.store.features(plan.methods[0], 0).shape[1])
+    few = measure.too_few_images(
+        len(plan.cases.prompts), plan.store.features(plan.methods[0], plan.cases.batches()[0]).shape[1]
+    )
     return Results(
         settings=recorded,
         environment=measure.describe_environment(plan.frozen.device),
@@ -162,11 +163,6 @@ def default_quality_weights(policy: AdaPolicy) -> list[float]:
     """Three values of λ, log-spaced over the policy's range; one where the range is a single value."""
     low, high = policy.config["quality_weight_range"]
     return [low] if low == high else [low, (low * high) ** 0.5, high]
-
-
-def policy_digest(policy: AdaPolicy) -> str:
-    """Tells a policy from others by its weights and its configuration: of the same weights, another curve meets other budgets."""
-    return digest([policy.digest(), policy.config])
 
 
 def grid_places(num_prompts: int) -> frozenset[int]:
@@ -210,7 +206,7 @@ def actions_of(store: Store, method: Method, cases: Cases) -> Callable[[slice], 
 
     @lru_cache(maxsize=2)
     def batch(number: int) -> list[list[int]]:
-        measured = store.batch(method, number)
+        measured = store.batch(method, cases.batches()[number])
         if measured is None:
             raise NotApplicableError(f"{method.name}, whose rate it takes, does not apply.")
         actions: list[list[int]] = measured["actions"]
@@ -223,26 +219,39 @@ def actions_of(store: Store, method: Method, cases: Cases) -> Callable[[slice], 
     return actions_of
 
 
-def _store(request: Request, recorded: Mapping[str, Any]) -> Store:
-    return Store(request.output, {**recorded, "prompts": list(request.prompts), "indices": list(request.indices)})
+def _store(frozen: FrozenPipeline, request: Request) -> Store:
+    """Where measurements are kept that another policy, further methods and more noise seeds may use as well."""
+    common = {
+        "prompts": list(request.prompts), "indices": list(request.indices),
+        "metrics": {name: metric.reward.describe() for name, metric in request.metrics.items()},
+        "parts": parts_digest(frozen.pipeline), "environment": measure.describe_environment(frozen.device),
+    }  # fmt: skip
+    return Store(request.output, _shared_settings(frozen, request) | common)
 
 
-def _recorded(frozen: FrozenPipeline, request: Request) -> dict[str, Any]:
-    """What is recorded, and what stored measurements must agree with."""
-    sources = request.sources or {"base_model": frozen.model}
+def _shared_settings(frozen: FrozenPipeline, request: Request) -> dict[str, Any]:
+    """What the measurements of all methods depend on."""
     return {
-        **{name: measure.public_name(source) for name, source in sources.items()},
         **request.settings,
         "base_weights": weights_digest(frozen.transformer),
-        "num_prompts": len(request.prompts),
         "num_inference_steps": frozen.num_inference_steps,
-        "arguments": dict(frozen.arguments),
+        "arguments": described(frozen.arguments),
         "scheduler": type(frozen.pipeline.scheduler).__name__,
         "dtype": str(frozen.transformer.dtype).removeprefix("torch."),
         "batch_size": request.batch_size,
         "seed": request.seed,
-        "seeds": request.seeds,
         "search_prompts": list(request.search_prompts),
+    }
+
+
+def _recorded(frozen: FrozenPipeline, request: Request) -> dict[str, Any]:
+    """What `results.json` says of the run."""
+    sources = request.sources or {"base_model": frozen.model}
+    return {
+        **{name: measure.public_name(source) for name, source in sources.items()},
+        **_shared_settings(frozen, request),
+        "num_prompts": len(request.prompts),
+        "seeds": request.seeds,
         "ladder": None if request.ladder is None else request.ladder.to_dict(),
     }
 

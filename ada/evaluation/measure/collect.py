@@ -20,8 +20,10 @@ from ada.evaluation.measure.timing import Timing
 from ada.evaluation.methods import FEWER_STEPS, FULL_COMPUTE, STATIC, STATIC_GROUPS, Cases, Method
 from ada.schedules import Mixture
 
-Parts = Sequence[tuple[MethodResult, float]]
-"""Rows on the same prompts and noise, and the share of the images that each takes."""
+Parts = Sequence[tuple[MethodResult, Array]]
+"""Rows on the same prompts and noise, and how often each takes an image: of every prompt, `(prompts,)`."""
+FOLDS = 8
+"""A mixture is chosen by the figures of other prompts: those of the other folds."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,7 @@ class Record:
     @classmethod
     def read(cls, store: Store, method: Method, cases: Cases) -> "Record":
         """Puts a method's batches together."""
-        numbers = range(len(cases.batches()))
-        parts: list[dict[str, Any]] = [store.batch(method, number) for number in numbers]
+        parts: list[dict[str, Any]] = [store.batch(method, batch) for batch in cases.batches()]
         counted, own_macs = float(np.mean(parts[0]["macs"])), parts[0]["own_macs"]
         per_case: dict[str, list[float]] = {}
         for part, batch in zip(parts, cases.batches(), strict=True):
@@ -63,7 +64,7 @@ class Record:
             [row for part in parts for row in part["actions"] or []],
             max((part["action_names"] for part in parts), key=len),
             own_macs,
-            np.concatenate([store.features(method, number) for number in numbers]),
+            np.concatenate([store.features(method, batch) for batch in cases.batches()]),
             max((part["cache_bytes"] for part in parts if part["cache_bytes"] is not None), default=None),
         )
 
@@ -138,7 +139,7 @@ def read_complexity(
     """What images differ in: edge density of the reference, the mean over the seeds; number of words of the prompt; and sensitivity,
     the mean bounded damage over the searched static schedules among the results, which is what an oracle spends by.
     """
-    edges = [value for number in range(len(cases.batches())) for value in store.batch(reference, number)["edge_density"]]
+    edges = [value for batch in cases.batches() for value in store.batch(reference, batch)["edge_density"]]
     densities = statistics.per_prompt(edges, cases.num_seeds)
     words = [float(len(prompt.split())) for prompt in cases.prompts[: len(densities)]]
     static = [method.per_prompt[BOUNDED] for method in results if method.family == STATIC and BOUNDED in method.per_prompt]
@@ -166,7 +167,7 @@ def with_matches(results: Sequence[MethodResult]) -> list[MethodResult]:
             if column in method.estimates and timed:
                 latency = method.estimates[column].value
                 nearest = min(timed, key=lambda row: abs(row.estimates[column].value - latency))
-                beside[columns.SAME_LATENCY] = [(nearest, 1.0)]
+                beside[columns.SAME_LATENCY] = [(nearest, np.ones(len(nearest.per_prompt[BOUNDED])))]
             beside[columns.SAME_COMPUTE] = mixture_at(method.saved, plain)
         if method not in static:
             beside[columns.STATIC_MIXTURE] = mixture_at(method.saved, static)
@@ -178,7 +179,8 @@ def with_matches(results: Sequence[MethodResult]) -> list[MethodResult]:
 def mixture_at(saved: float, rows: Sequence[MethodResult], metric: str = BOUNDED) -> Parts | None:
     """The two rows whose mixture saves `saved` at the smallest mean of a metric: what a mean budget gives without looking at images.
 
-    The rows are chosen by the very figures that they are then compared with, which flatters the mixture, not the method beside it.
+    They are chosen by cross-fitting, for every fold of the prompts by the figures of the others: rows that were chosen by the very
+    figures that are shown would look better than they are.
 
     Args:
         saved: mean share of the compute to save.
@@ -186,19 +188,23 @@ def mixture_at(saved: float, rows: Sequence[MethodResult], metric: str = BOUNDED
         metric: lower is better.
 
     Returns:
-        One row or two with their shares; None where no mixture saves exactly as much.
+        The rows that any prompt takes, with their shares; None where no mixture saves exactly as much.
     """
-    gains = [row.saved for row in rows]
-    if not rows or not min(gains) <= saved <= max(gains):
+    gains = torch.tensor([row.saved for row in rows], dtype=torch.float64)
+    if not rows or not gains.min() <= saved <= gains.max():
         return None
     errors = torch.tensor([row.per_prompt[metric] for row in rows], dtype=torch.float64).T
-    shares = Mixture.of(errors, torch.tensor(gains, dtype=torch.float64)).shares(saved, len(rows))
-    return [(row, part) for row, part in zip(rows, shares.tolist(), strict=True) if part > 0]
+    folds = torch.arange(len(errors)) % FOLDS
+    shares = torch.empty_like(errors)
+    for fold in folds.unique():
+        own = folds == fold
+        shares[own] = Mixture.of(errors if own.all() else errors[~own], gains).shares(saved, len(rows))
+    return [(row, part) for row, part in zip(rows, shares.T.numpy(), strict=True) if part.any()]
 
 
 def mixed(parts: Parts, metric: str) -> list[float]:
     """What is expected of each prompt where every image takes a row at random, with the given probabilities."""
-    values: list[float] = sum(part * np.asarray(row.per_prompt[metric]) for row, part in parts).tolist()  # type: ignore[union-attr]
+    values: list[float] = sum(part * row.per_prompt[metric] for row, part in parts).tolist()  # type: ignore[union-attr]
     return values
 
 
@@ -211,14 +217,15 @@ def compare(own: MethodResult, parts: Parts) -> Match:
             expected[metric] = fmean(others)
             if metric != DISTANCE:  # for whose mean no interval holds
                 differences[metric] = statistics.difference(values, others)
-    match = Match([(row.name, part) for row, part in parts], expected, differences)
+    match = Match([(row.name, float(part.mean())) for row, part in parts], expected, differences)
     if not own.distances:
         return match
     num_seeds = len(own.distances) // len(own.per_prompt[BOUNDED])
     logs, better = statistics.log_distances(own.distances), np.zeros(len(own.distances))
     for row, part in parts:
-        logs = logs - part * statistics.log_distances(row.distances)
-        better += part * statistics.wins(own.distances, row.distances)
+        weight = np.tile(part, num_seeds)
+        logs = logs - weight * statistics.log_distances(row.distances)
+        better += weight * statistics.wins(own.distances, row.distances)
     match = replace(match, better=statistics.share(statistics.per_prompt(better, num_seeds)))
     if any(max(row.distances) <= LEAST_DISTANCE for row, _ in parts):
         return match

@@ -21,7 +21,7 @@ PACKAGES = ("torch", "diffusers", "transformers", "cache-dit", "tgate", "tomesd"
 
 @dataclass(frozen=True)
 class Match:
-    """One row, or a mixture of two, and paired differences to it.
+    """One row, or a mixture of several, and paired differences to it.
 
     Args:
         rows: names, and the share of the images that each takes.
@@ -41,7 +41,7 @@ class Match:
     @property
     def name(self) -> str:
         """For a table."""
-        return " + ".join(name if part > 0.995 else f"{part:.0%} {name}" for name, part in self.rows)
+        return " + ".join(name if part > 0.995 else f"{part:.0%} {name}" for name, part in self.rows if part > 0.005)
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "Match":

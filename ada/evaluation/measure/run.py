@@ -61,7 +61,7 @@ def measure_methods(plan: Plan, console: Console | None = None) -> dict[str, str
     Returns:
         By method, why it does not apply; None where it does.
     """
-    store, batches = plan.store, [_tasks(plan, number) for number in range(len(plan.cases.batches()))]
+    store, batches = plan.store, [_tasks(plan, batch) for batch in plan.cases.batches()]
     total, left = len(plan.methods) * len(batches), sum(len(task.methods) for tasks in batches for task in tasks)
     with progress("Measuring", total, console) as advance:
         advance(total - left)
@@ -75,7 +75,7 @@ def measure_methods(plan: Plan, console: Console | None = None) -> dict[str, str
 class Task:
     """Calls of the pipeline on one batch, in their order."""
 
-    number: int
+    batch: slice
     calls: Sequence[Call]
 
     @property
@@ -83,17 +83,17 @@ class Task:
         return [method for call in self.calls for method in call.methods]
 
 
-def _tasks(plan: Plan, number: int) -> list[Task]:
+def _tasks(plan: Plan, batch: slice) -> list[Task]:
     """What is left to do of a batch: first the reference, then the methods that share their calls, then the others one by one."""
-    todo = [method for method in plan.methods if plan.store.reason(method) is None and plan.store.batch(method, number) is None]
+    todo = [method for method in plan.methods if plan.store.reason(method) is None and plan.store.batch(method, batch) is None]
     first, others = [each for each in todo if each is plan.methods[0]], [each for each in todo if each is not plan.methods[0]]
     names = {method.name for method in others}
     images = min(plan.cases.batch_size, len(plan.cases.prompts))
     calls = calls_of(plan.frozen, [each for each in others if each.after not in names], max(1, plan.most_images // images))
     followers = [method for method in others if method.after in names]
     return [
-        *(Task(number, [Call([reference])]) for reference in first),
-        *(Task(number, [call, *(Call([each]) for each in followers if each.after in {one.name for one in call.methods})])
+        *(Task(batch, [Call([reference])]) for reference in first),
+        *(Task(batch, [call, *(Call([each]) for each in followers if each.after in {one.name for one in call.methods})])
           for call in calls),
     ]  # fmt: skip
 
@@ -106,14 +106,14 @@ class Measurer:
     """
 
     def __init__(self, plan: Plan) -> None:
-        self._plan, self._number = plan, -1
+        self._plan, self._batch = plan, slice(0, 0)
 
     def __call__(self, task: Task) -> list[str]:
         """Measures and stores what the methods of a task make; gives their names."""
         plan = self._plan
-        if task.number != self._number:
-            self._number, self._batch = task.number, plan.cases.batches()[task.number]
-            self._reference = run_batch(plan.frozen, plan.methods[0], plan.cases, self._batch, count=task.number == 0)
+        if task.batch != self._batch:
+            self._batch = task.batch
+            self._reference = run_batch(plan.frozen, plan.methods[0], plan.cases, self._batch, count=self._is_first)
         for call in task.calls:
             if call.methods[0] is plan.methods[0]:
                 self._keep_alone(call.methods[0], self._reference)
@@ -123,9 +123,13 @@ class Measurer:
                 self._run_alone(call.methods[0])
         return [method.name for method in task.methods]
 
+    @property
+    def _is_first(self) -> bool:
+        return self._batch.start == 0
+
     def _share(self, call: Call) -> None:
         plan = self._plan
-        generated, places, outcomes = run_together(plan.frozen, call, plan.cases, self._batch, counted=self._number == 0)
+        generated, places, outcomes = run_together(plan.frozen, call, plan.cases, self._batch, counted=self._is_first)
         measured = self._measured(generated, places)
         for method, outcome in zip(call.methods, outcomes, strict=True):
             if outcome.failure is None:
@@ -137,9 +141,9 @@ class Measurer:
         plan = self._plan
         try:
             # counting slows a run down
-            count = self._number == 0 or method.data_dependent
+            count = self._is_first or method.data_dependent
             ran = run_batch(plan.frozen, method, plan.cases, self._batch, count=count)
-            if method.must_save and self._number == 0 and ran.macs > (1 - LEAST_SAVED) * self._reference.macs:
+            if method.must_save and self._is_first and ran.macs > (1 - LEAST_SAVED) * self._reference.macs:
                 raise NotApplicableError(SKIPPED_NOTHING)
             self._keep_alone(method, ran)
         except NotApplicableError as error:
@@ -171,4 +175,4 @@ class Measurer:
         # thumbnails of any prompt's reference may be asked for
         kept = [place for place in range(batch.start, batch.stop) if is_reference or place in plan.kept]
         plan.store.add_images(method, kept, measured.images[[place - batch.start for place in kept]])
-        plan.store.add_batch(method, self._number, measurements, measured.features)
+        plan.store.add_batch(method, batch, measurements, measured.features)

@@ -1,4 +1,4 @@
-"""Measurements on disk, written as they are made, so that a run that was killed goes on where it was."""
+"""Measurements on disk, written as they are made: a run that was killed goes on where it was, and so does one that asks for more."""
 
 import json
 import os
@@ -19,11 +19,12 @@ from ada.rollouts.fingerprints import digest
 class Store:
     """The measurements of one evaluation.
 
-    They lie in `parts/<fingerprint>`, so an evaluation with other prompts, weights or settings never takes them for its own.
+    They lie in `parts/<fingerprint>`, so an evaluation of another model, with other prompts or metrics, or by other versions, never
+    takes them for its own; further methods and noise seeds join those that are there.
 
     Args:
         folder: the evaluation's output folder; made if it is not there.
-        settings: everything that the measurements depend on, as JSON.
+        settings: everything that the measurements of all methods depend on, as JSON.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
@@ -53,20 +54,22 @@ class Store:
         """Keeps why a method does not apply."""
         self.write(f"{key_of(method)}/refused", reason)
 
-    def batch(self, method: Method, number: int) -> Any:
-        """A method's measurements of a batch; None where it has not run yet."""
-        return self.read(f"{key_of(method)}/batch-{number}")
+    def batch(self, method: Method, batch: slice) -> Any:
+        """A method's measurements of the cases at these places; None where it has not run yet."""
+        return self.read(f"{key_of(method)}/batch-{batch.start}-{batch.stop}")
 
-    def add_batch(self, method: Method, number: int, measurements: Mapping[str, Any], features: Tensor) -> None:
+    def add_batch(self, method: Method, batch: slice, measurements: Mapping[str, Any], features: Tensor) -> None:
         """Keeps a batch: features `(images, width)` first, so that the measurements mark it as complete."""
         folder = self.parts / key_of(method)
         folder.mkdir(parents=True, exist_ok=True)
-        np.save(folder / f"features-{number}.npy", features.cpu().numpy())
-        self.write(f"{key_of(method)}/batch-{number}", dict(measurements))
+        np.save(folder / f"features-{batch.start}-{batch.stop}.npy", features.cpu().numpy())
+        self.write(f"{key_of(method)}/batch-{batch.start}-{batch.stop}", dict(measurements))
 
-    def features(self, method: Method, number: int) -> "np.ndarray[Any, np.dtype[np.float32]]":
+    def features(self, method: Method, batch: slice) -> "np.ndarray[Any, np.dtype[np.float32]]":
         """Features of a batch's images."""
-        loaded: np.ndarray[Any, np.dtype[np.float32]] = np.load(self.parts / key_of(method) / f"features-{number}.npy")
+        loaded: np.ndarray[Any, np.dtype[np.float32]] = np.load(
+            self.parts / key_of(method) / f"features-{batch.start}-{batch.stop}.npy"
+        )
         return loaded
 
     def add_images(self, method: Method, places: Sequence[int], images: Tensor) -> None:

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from ada.evaluation.measure.counting import run_batch
 from ada.evaluation.measure.run import Plan
+from ada.evaluation.measure.store import key_of
 from ada.evaluation.methods import Method
 from ada.progress import Advance, progress
 
@@ -87,10 +88,10 @@ def _round(plan: Plan, methods: Sequence[Method], size: int, number: int, advanc
     turns = list(methods)
     random.Random(number).shuffle(turns)
     for method in turns:
-        if method.name not in stored:
+        if key_of(method) not in stored:
             start = number * size % (len(plan.cases.prompts) - size + 1)
             ran = run_batch(plan.frozen, method, plan.cases, slice(start, start + size), ask=False)
-            stored[method.name] = ran.seconds / size
+            stored[key_of(method)] = ran.seconds / size
             plan.store.write(name, stored)
         advance(1, method.name)
-    return {method.name: stored[method.name] for method in turns}
+    return {method.name: stored[key_of(method)] for method in turns}

@@ -17,6 +17,7 @@ from ada.evaluation.methods.base import (
     Run,
     generate,
     names_of,
+    policy_digest,
     rows_of,
 )
 from ada.evaluation.methods.peers import one_by_one, peer_methods
@@ -35,5 +36,6 @@ __all__ = [
     "ADA", "ADA_BUDGET", "FEWER_STEPS", "FULL_COMPUTE", "RANDOM", "STATIC", "STATIC_GROUPS",
     "BatchReport", "Cases", "Generated", "Method", "NotApplicableError", "Run",
     "ada_methods", "blockdance", "calibrated_methods", "control_methods", "deep_cache", "fewer_steps", "full_method", "generate",
-    "ladder_methods", "names_of", "one_by_one", "peer_methods", "rival_methods", "rows_of", "threshold_methods", "training_free",
+    "ladder_methods", "names_of", "one_by_one", "peer_methods", "policy_digest", "rival_methods", "rows_of", "threshold_methods",
+    "training_free",
 ]  # fmt: skip

@@ -152,7 +152,7 @@ def control_methods(
     steps = like.num_inference_steps
     open_steps = range(policy.decision_steps(steps)[0] + 1, steps - 1)
     common: dict[str, Any] = {
-        "group": "static", "num_inference_steps": steps, "settings": {"like": like.name, **like.settings}, "main": main,
+        "group": "static", "num_inference_steps": steps, "settings": {"like": like.name, **like.described}, "main": main,
         "timed": False, "reason": like.reason,
     }  # fmt: skip
     return [

@@ -9,7 +9,9 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
+from ada.policy import AdaPolicy
 from ada.rollouts import FrozenPipeline
+from ada.rollouts.fingerprints import digest
 from blockdance import BlockDanceConfig, Plan, ReuseSchedule, apply_blockdance
 from blockdance.kinds import Kind
 
@@ -199,14 +201,16 @@ class Method:
 
     @property
     def described(self) -> dict[str, Any]:
-        """The settings, and of a plan a configuration's fields, or a schedule's actions and kinds."""
+        """The settings, and of a plan a configuration's fields, a schedule's actions and kinds, or which policy it is."""
         if isinstance(self.plan, BlockDanceConfig):
             return {**asdict(self.plan), "reuse_range": list(self.plan.reuse_range), **self.settings}
         if isinstance(self.plan, ReuseSchedule):
             rows = [("" if len(self.plan.kinds) < 10 else " ").join(map(str, row)) for row in self.plan.actions.tolist()]
             known = {"actions": rows[0] if len(rows) == 1 else rows, "kinds": [str(kind) for kind in self.plan.kinds]}
             return {**known, **self.settings}
-        return dict(self.settings)
+        return (
+            {"policy": policy_digest(self.plan), **self.settings} if isinstance(self.plan, AdaPolicy) else dict(self.settings)
+        )
 
     @contextmanager
     def accelerate(self, pipeline: Any, images: slice) -> Iterator[Run]:
@@ -246,6 +250,11 @@ def rows_of(plan: Any, images: slice) -> Any:
     """A plan for some of the cases: of a schedule with a row per case their rows."""
     has_rows = isinstance(plan, ReuseSchedule) and plan.batch_size > 1
     return ReuseSchedule(plan.actions[images], plan.kinds) if has_rows else plan
+
+
+def policy_digest(policy: AdaPolicy) -> str:
+    """Tells a policy from others by its weights and its configuration: of the same weights, another curve meets other budgets."""
+    return digest([policy.digest(), policy.config])
 
 
 def names_of(kinds: Sequence[Kind]) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -76,28 +77,32 @@ def sample(name: str, saved: float, damage: list[float], distances: list[float] 
 
 
 def test_the_best_mixture_by_hand() -> None:
-    """At 20 % saved: ⅘ of (25 %, 0.2) with ⅕ of full compute gives 0.16; ⅖ of (50 %, 0.3) with ⅗ of it gives 0.12, the least."""
-    rows = [sample("full", 0.0, [0.0, 0.0]), sample("a", 0.25, [0.1, 0.3]), sample("b", 0.5, [0.2, 0.4])]
+    """At 20 % saved, by the second prompt: ⅗ of full compute with ⅖ of b is best, which does 0.08 to the first prompt. By the first: ⅕
+    of full compute with ⅘ of a, which does 0.24 to the second."""
+    rows = [sample("full", 0.0, [0.0, 0.0]), sample("a", 0.25, [0.05, 0.3]), sample("b", 0.5, [0.2, 0.4])]
     mixture = mixture_at(0.2, rows)
     assert mixture is not None
-    assert [(row.name, pytest.approx(part)) for row, part in mixture] == [("full", 0.6), ("b", 0.4)]
+    shares = {row.name: part.tolist() for row, part in mixture}
+    assert shares == {"full": pytest.approx([0.6, 0.2]), "a": pytest.approx([0.0, 0.8]), "b": pytest.approx([0.4, 0.0])}
     assert mixture_at(0.6, rows) is None
     match = compare(sample("own", 0.2, [0.05, 0.10]), mixture)
-    assert match.expected["bounded_damage"] == pytest.approx(0.12)
-    assert match.differences["bounded_damage"].value == pytest.approx(0.075 - 0.12)
+    assert match.name == "40% full + 40% a + 20% b"
+    assert match.expected["bounded_damage"] == pytest.approx(0.16)
+    assert match.differences["bounded_damage"].value == pytest.approx(0.075 - 0.16)
 
 
 def test_ratio_and_wins_by_hand() -> None:
     """Half the distance of a, a quarter of b's: beside half of each the geometric mean is 8^(-1/2); nearer on both."""
     own, first, second = (sample(name, 0.0, [0.0, 0.0], [scale, scale]) for name, scale in (("o", 0.1), ("a", 0.2), ("b", 0.4)))
-    match = compare(own, [(first, 0.5), (second, 0.5)])
+    half = np.full(2, 0.5)
+    match = compare(own, [(first, half), (second, half)])
     assert match.ratio is not None
     assert match.better is not None
     assert match.ratio.value == pytest.approx(8**-0.5)
     assert match.better.value == 1
     assert match.name == "50% a + 50% b"
     reference = sample("full", 0.0, [0.0, 0.0], [0.0, 1e-7])
-    beside = compare(own, [(first, 0.5), (reference, 0.5)])
+    beside = compare(own, [(first, half), (reference, half)])
     assert beside.ratio is None
     assert beside.better is not None
     assert beside.better.value == 0.5
