@@ -6,21 +6,26 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from ladders import build_ladder
+from torch import Tensor
+from torch.utils.data import TensorDataset
 
-from ada.policy import BaseModel
+from ada.policy import BaseModel, LadderPolicy
 from ada.policy.curve import Curve
 from ada.policy.sight import NUM_SIGNS
 from ada.rewards.damage import bounded_damage
 from ada.schedules import Tree
 from ada.training.outcome import HeldOut, LevelOutcome, Outcome
+from benchmarks.evidence import save_gates
 from benchmarks.off_ladder import best_of_others, moves_of
 from benchmarks.reward_ablation import scale_for
 from benchmarks.rivals import best_single, compare_pair, equal_damage, spread
-from benchmarks.variants import Imitation, Judged, Variant, at_looks, fit, keep_inputs
+from benchmarks.variants import Imitation, Judged, Variant, at_looks, cross_fit, fit, keep_inputs
 
 
 def test_spread_by_hand() -> None:
@@ -65,15 +70,22 @@ def test_fewer_looks_are_nodes_of_the_ladder() -> None:
     assert tree.nodes[nodes].tolist() == Tree.of(fewer.actions, fewer.decision_steps).nodes.tolist()
 
 
+BASE = BaseModel(transformer="Toy", num_blocks=4, latent_channels=4, prompt_width=0)
+
+
+def toy_cases(count: int, sign: int) -> tuple[Tensor, Tensor]:
+    """Sights of which one sign tells how sensitive an image is, and the damage of the ladder's rungs."""
+    ladder, generator = build_ladder(), torch.Generator().manual_seed(0)
+    sensitivity = 2 * torch.randn(count, generator=generator)
+    sights = torch.randn(count, len(Tree.of(ladder.actions, ladder.decision_steps).nodes), NUM_SIGNS + 8, generator=generator)
+    sights[:, :, sign] = sensitivity[:, None]
+    return sights, 0.004 * sensitivity.exp()[:, None] * torch.tensor([0.0, 0.15, 0.3, 0.6, 1.2, 1.5])
+
+
 def test_imitation_learns_the_oracles_rungs() -> None:
-    """One sign tells how sensitive an image is: what imitates the oracle on some cases comes close to it on others."""
-    ladder, costs, visible = build_ladder(), [0.1, 0.1], 0.003
-    generator = torch.Generator().manual_seed(0)
-    sensitivity = 2 * torch.randn(400, generator=generator)
-    sights = torch.randn(400, len(Tree.of(ladder.actions, ladder.decision_steps).nodes), NUM_SIGNS + 8, generator=generator)
-    sights[:, :, 3] = sensitivity[:, None]
-    damage = 0.004 * sensitivity.exp()[:, None] * torch.tensor([0.0, 0.15, 0.3, 0.6, 1.2, 1.5])
-    base = BaseModel(transformer="Toy", num_blocks=4, latent_channels=4, prompt_width=0)
+    """What imitates the oracle on some cases comes close to it on others."""
+    ladder, costs, visible, base = build_ladder(), [0.1, 0.1], 0.003, BASE
+    sights, damage = toy_cases(400, sign=3)
     variant = Variant("imitation", {"num_components": 4}, training=Imitation)
     trained = fit(variant, ladder, costs, base, sights[:200], bounded_damage(damage[:200], visible))
     part = HeldOut(trained.policy, sights[200:], damage[200:], damage[:200], torch.arange(200))
@@ -85,6 +97,45 @@ def test_imitation_learns_the_oracles_rungs() -> None:
     blind = Judged([replace(part, sights=part.sights.flip(0))], trained.tree)
     mean, low, _ = map(float, re.findall(r"[+-][\d.]+", compare_pair("the blind one", judged, blind, visible)[3]))
     assert mean > low > 0
+
+
+def data_of(sights: Tensor, damage: Tensor) -> Any:
+    """What is read of a data module: two cases of every caption."""
+    captions = torch.arange(len(sights)) // 2
+    return SimpleNamespace(
+        ladder=build_ladder(), reuse_costs=[0.1, 0.1], visible_damage=0.003, train_data=TensorDataset(sights, damage, captions)
+    )
+
+
+def test_every_case_is_decided_once_by_a_policy_that_did_not_learn_from_its_caption() -> None:
+    """Those of one fold learn nothing from their own damage: whatever it is, they are decided as before."""
+    sights, damage = toy_cases(64, sign=3)
+    variant = Variant("policy", {"num_components": 4, "folds": 4})
+    training, judged = cross_fit(variant, data_of(sights, damage), BASE)
+    seen = torch.cat([part.captions for part in judged.parts if part.captions is not None])
+    assert sorted(seen.tolist()) == [place // 2 for place in range(64)]
+    other = damage.clone()
+    first = ~training.kept[1]
+    other[first] = other[first].flip(0)
+    again, _ = cross_fit(variant, data_of(sights, other), BASE)
+    for name, value in judged.parts[0].policy.state_dict().items():
+        assert torch.equal(value, again.policies[1].state_dict()[name]), name
+    assert not torch.equal(training.policy.coefficients, again.policy.coefficients)
+
+
+def test_gates_that_are_saved_meet_budgets_and_see_six_scalars_alone(tmp_path: Path) -> None:
+    """The first of them tells the sensitivity; all that they do not see may change."""
+    sights, damage = toy_cases(64, sign=0)
+    save_gates(data_of(sights, damage), BASE, {"num_components": 4, "folds": 4}, tmp_path)
+    others = sights.clone()
+    others[:, :, NUM_SIGNS:], others[:, :, 1:5] = 7.0, 7.0
+    stages = Tree.of(build_ladder().actions, build_ladder().decision_steps).nodes[:, 0]
+    for name in ("critic", "imitation"):
+        gate = LadderPolicy.from_pretrained(tmp_path / name)
+        assert gate.with_options(mean_compute=0.85).quality_weight > 0
+        predicted = gate.predict(sights, stages)
+        torch.testing.assert_close(gate.predict(others, stages), predicted)
+        assert predicted.std(0).max() > 0.05
 
 
 def test_a_reuse_moves_by_a_step_where_it_may() -> None:

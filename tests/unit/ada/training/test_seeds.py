@@ -33,6 +33,17 @@ def test_training_and_validation_share_no_noise(data: RolloutDataModule) -> None
     assert min(held_out) > NOISE_OF_VALIDATION > max(train)
 
 
+@pytest.mark.parametrize(("column", "named"), [("caption", None), ("description", "description")])
+def test_the_column_is_found_or_named(tmp_path: Path, column: str, named: str | None) -> None:
+    """As `load_prompts` does it: of the usual names none has to be told."""
+    build_ladder().save(tmp_path / "ladder.json")
+    (tmp_path / "train.jsonl").write_text(json.dumps({"id": 1, column: "x"}))
+    data = RolloutDataModule(
+        build_frozen(), build_reward(), str(tmp_path / "ladder.json"), str(tmp_path), column=named, table=None
+    )
+    assert [case.prompt for case in data.cases("train")] == ["x"]
+
+
 def test_the_seed_of_the_command_line_reaches_network_noise_and_order(tmp_path: Path) -> None:
     models = build_models(tmp_path / "models")
     config = str(write_config(tmp_path, models))
