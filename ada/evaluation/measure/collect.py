@@ -17,13 +17,13 @@ from ada.evaluation.measure.results import Match, MethodResult, differences_of
 from ada.evaluation.measure.statistics import LEAST_DISTANCE, Array, Estimate
 from ada.evaluation.measure.store import Store
 from ada.evaluation.measure.timing import Timing
-from ada.evaluation.methods import FEWER_STEPS, FULL_COMPUTE, STATIC, STATIC_GROUPS, Cases, Method
+from ada.evaluation.methods import FEWER_STEPS, FULL_COMPUTE, STATIC, Cases, Method
 from ada.schedules import Mixture
 
 Parts = Sequence[tuple[MethodResult, Array]]
 """Rows on the same prompts and noise, and how often each takes an image: of every prompt, `(prompts,)`."""
-FOLDS = 8
-"""A mixture is chosen by the figures of other prompts: those of the other folds."""
+MOST_FOLDS = 128
+"""A mixture is chosen by the figures of other prompts: up to so many, each by those of all others."""
 
 
 @dataclass(frozen=True)
@@ -151,11 +151,11 @@ def with_matches(results: Sequence[MethodResult]) -> list[MethodResult]:
     """Sets beside every method what a user gets without it.
 
     The plain pipeline whose number of steps takes nearest as long; the mixture of two plain pipelines that save as much; and the
-    best mixture of two static ways, which are all that do not look at the image: plain, BlockDance, searched.
+    best mixture of two static ways, of those that do not look at the image: plain, BlockDance, searched.
     """
     measured = [method for method in results if method.reason is None]
     plain = [method for method in measured if method.family in (FULL_COMPUTE, FEWER_STEPS)]
-    static = [method for method in measured if method.group in STATIC_GROUPS]
+    static = [method for method in measured if method.is_static]
 
     def matched(method: MethodResult) -> MethodResult:
         if method.reason is not None or method.family == FULL_COMPUTE or BOUNDED not in method.per_prompt:
@@ -179,8 +179,8 @@ def with_matches(results: Sequence[MethodResult]) -> list[MethodResult]:
 def mixture_at(saved: float, rows: Sequence[MethodResult], metric: str = BOUNDED) -> Parts | None:
     """The two rows whose mixture saves `saved` at the smallest mean of a metric: what a mean budget gives without looking at images.
 
-    They are chosen by cross-fitting, for every fold of the prompts by the figures of the others: rows that were chosen by the very
-    figures that are shown would look better than they are.
+    They are chosen by cross-fitting, for every prompt by the figures of the others: rows that were chosen by the very figures that are
+    shown would look better than they are.
 
     Args:
         saved: mean share of the compute to save.
@@ -194,7 +194,7 @@ def mixture_at(saved: float, rows: Sequence[MethodResult], metric: str = BOUNDED
     if not rows or not gains.min() <= saved <= gains.max():
         return None
     errors = torch.tensor([row.per_prompt[metric] for row in rows], dtype=torch.float64).T
-    folds = torch.arange(len(errors)) % FOLDS
+    folds = torch.arange(len(errors)) % MOST_FOLDS
     shares = torch.empty_like(errors)
     for fold in folds.unique():
         own = folds == fold

@@ -13,6 +13,7 @@ import torch
 
 from ada.evaluation.measure.columns import COMPUTE_SAVED, COSTS, DISTANCE, Column, difference_of
 from ada.evaluation.measure.statistics import Estimate, difference
+from ada.evaluation.methods import CONTROLS, STATIC_GROUPS
 
 PUBLISHED = 128
 """Fewer prompts than these are a quick look."""
@@ -87,6 +88,11 @@ class MethodResult:
     def saved(self) -> float:
         """Mean share of the compute that it saves."""
         return fmean(self.per_prompt[COMPUTE_SAVED])
+
+    @property
+    def is_static(self) -> bool:
+        """Whether anyone may pick it who does not look at the image: plain, BlockDance or searched, and no control of a policy."""
+        return self.group in STATIC_GROUPS and self.family not in CONTROLS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from ada.evaluation.methods.ada import ada_methods, control_methods, rival_metho
 from ada.evaluation.methods.base import (
     ADA,
     ADA_BUDGET,
+    CONTROLS,
     FEWER_STEPS,
     FULL_COMPUTE,
     RANDOM,
@@ -33,7 +34,7 @@ from ada.evaluation.methods.static import (
 from ada.evaluation.methods.threshold import threshold_methods
 
 __all__ = [
-    "ADA", "ADA_BUDGET", "FEWER_STEPS", "FULL_COMPUTE", "RANDOM", "STATIC", "STATIC_GROUPS",
+    "ADA", "ADA_BUDGET", "CONTROLS", "FEWER_STEPS", "FULL_COMPUTE", "RANDOM", "STATIC", "STATIC_GROUPS",
     "BatchReport", "Cases", "Generated", "Method", "NotApplicableError", "Run",
     "ada_methods", "blockdance", "calibrated_methods", "control_methods", "deep_cache", "fewer_steps", "full_method", "generate",
     "ladder_methods", "names_of", "one_by_one", "peer_methods", "policy_digest", "rival_methods", "rows_of", "threshold_methods",

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ada.evaluation.methods.base import ADA, ADA_BUDGET, RANDOM, Group, Method, Run, planned
+from ada.evaluation.methods.base import ADA, ADA_BUDGET, RANDOM, SHUFFLED, Group, Method, Run, planned
 from ada.policy import AdaPolicy
 from blockdance import Decider, PolicyState, Reuse, ReuseSchedule, full_compute, random_schedule
 
@@ -162,7 +162,7 @@ def control_methods(
             note=f"Per image, uniformly drawn steps reuse, on average over each batch as many as in {like.name}.", **common,
         ),
         Method(
-            name=f"Shuffled {like.name}", family="Ada, shuffled states",
+            name=f"Shuffled {like.name}", family=SHUFFLED,
             plan=Shuffled(like.plan) if isinstance(like.plan, Decider) else None,
             note=f"{like.name}, but every image is decided by what the policy sees of the next one of its batch.", **common,
         ),

@@ -16,12 +16,13 @@ from blockdance import BlockDanceConfig, Plan, ReuseSchedule, apply_blockdance
 from blockdance.kinds import Kind
 
 FULL_COMPUTE, FEWER_STEPS, STATIC = "Full compute", "Fewer steps", "Best static schedule"
-ADA, ADA_BUDGET, RANDOM = "Ada", "Ada, within a budget", "Random, as often as Ada"
+ADA, ADA_BUDGET = "Ada", "Ada, within a budget"
+RANDOM, SHUFFLED = CONTROLS = "Random, as often as Ada", "Ada, shuffled states"
 
 Group = Literal["plain", "blockdance", "static", "ada", "peers"]
 """Whose idea it is; gives the colour in every figure."""
 STATIC_GROUPS = ("plain", "blockdance", "static")
-"""Those that do not look at the image."""
+"""Those that do not look at the image: but for the controls, what anyone may pick instead of a policy."""
 
 
 class NotApplicableError(RuntimeError):

@@ -8,7 +8,7 @@ import numpy as np
 
 from ada.evaluation.measure import Estimate, MethodResult, Results, mean, mixed, mixture_at, rank_correlation, share
 from ada.evaluation.measure.columns import BOUNDED, COMPUTE_SAVED, DISTANCE, STATIC_MIXTURE, VISIBLE
-from ada.evaluation.methods import FULL_COMPUTE, STATIC_GROUPS
+from ada.evaluation.methods import FULL_COMPUTE
 
 TYPICAL_SAVING = 0.2
 """The headline is about the row of Ada that saves nearest to this, decided before anything is measured."""
@@ -84,7 +84,7 @@ class CurvePoint:
 
 def static_curve(results: Results) -> list[CurvePoint]:
     """Bounded damage and visibly changed share of the best static mixture at evenly spaced savings, with intervals."""
-    static = [method for method in results.measured if method.group in STATIC_GROUPS and BOUNDED in method.per_prompt]
+    static = [method for method in results.measured if method.is_static and BOUNDED in method.per_prompt]
     most = min(0.6, max((method.saved for method in static), default=0.0))
     points = []
     for saved in np.linspace(0, most, NUM_LEVELS).tolist() if most > 0 else []:

@@ -13,6 +13,7 @@ from ada.evaluation.measure.columns import Column, all_columns
 from ada.evaluation.measure.results import MethodResult, Results, differences_of
 from ada.evaluation.measure.statistics import Estimate, mean
 from ada.evaluation.measure.timing import Timing
+from ada.evaluation.methods.base import SHUFFLED
 from ada.evaluation.report.findings import headline_of, static_curve
 from ada.evaluation.report.table import format_estimate, format_interval, markdown_table, terminal_table
 
@@ -117,6 +118,15 @@ def test_what_ada_stands_beside(results: Results) -> None:
     assert matches["same_latency"].name == "Fewer steps (15)"
     assert results.method("Full compute").matches == {}
     assert set(results.method("Searched").matches) == {"same_latency", "same_compute"}
+
+
+def test_a_control_is_no_choice_that_anyone_has(results: Results) -> None:
+    """However little damage it does, nothing is mixed from it; it stands beside the mixture itself."""
+    control = result("Shuffled Ada λ=1", SHUFFLED, "static", 0.01, 0.2, 0.16)
+    with_control = replace(results, methods=with_matches([*results.methods, control]))
+    assert with_control.method("Ada λ=1").matches == results.method("Ada λ=1").matches
+    assert with_control.method("Shuffled Ada λ=1").matches["static_mixture"].expected["bounded_damage"] == pytest.approx(0.0796)
+    assert static_curve(with_control) == static_curve(results)
 
 
 def test_the_headline_has_figures_and_their_interval(results: Results) -> None:
