@@ -129,27 +129,19 @@ def per_prompt(values: Sequence[float] | Array, num_seeds: int) -> list[float]:
 
 def rank_correlation(values: Sequence[float] | Array, others: Sequence[float] | Array, seed: int = 0) -> Estimate | None:
     """Spearman's rank correlation with its percentile bootstrap interval; None where one side is constant."""
-    sides, count = [_sample(side) for side in (values, others)], len(values)
-    if any(np.ptp(np.round(side, 9)) == 0 for side in sides):
+    rounded, count = [np.round(_sample(side), 9) for side in (values, others)], len(values)
+    if any(np.ptp(side) == 0 for side in rounded):
         return None
     drawn = np.random.default_rng(seed).integers(count, size=(NUM_RESAMPLES, count))
     # how often each value is in the sample itself, which comes first, and in each resample
     times = np.stack([np.bincount(places, minlength=count) for places in (np.arange(count), *drawn)]).astype(np.float64)
-    first, second = (_centred_ranks(side, times) for side in sides)
+    # twice every value's rank less the mean rank, ties shared: how many that are drawn lie below it, less how many lie above
+    first, second = (times @ np.sign(side - side[:, None]) for side in rounded)
     with np.errstate(invalid="ignore"):  # a resample may be constant
         spread = ((times * first**2).sum(1) * (times * second**2).sum(1)) ** 0.5
         value, *resampled = (times * first * second).sum(1) / spread
     low, high = np.nanquantile(resampled, [0.025, 0.975])
     return Estimate(float(value), float(low), float(high))
-
-
-def _centred_ranks(values: Array, times: Array) -> Array:
-    """Every value's rank, ties shared, less the mean rank, where it is drawn so many times: `(resamples, values)`."""
-    _, groups = np.unique(np.round(values, 9), return_inverse=True)
-    order = np.argsort(groups, kind="stable")
-    held = np.add.reduceat(times[:, order], np.searchsorted(groups[order], np.arange(groups.max() + 1)), axis=1)
-    centred: Array = (held.cumsum(1) - held / 2)[:, groups] - times.shape[1] / 2
-    return centred
 
 
 def _sample(values: Sequence[float] | Array) -> Array:
@@ -190,16 +182,10 @@ def frechet_distance(features: Array, others: Array) -> float:
             raise ValueError(f"A Fréchet distance needs two images or more in each set; got {len(values)}.")
     means = features.mean(0, dtype=np.float64) - others.mean(0, dtype=np.float64)
     # with Σ = RᵀR, tr (Σ₁Σ₂)^½ is the sum of the singular values of R₁R₂ᵀ
-    first, second = (_covariance_root(values.astype(np.float64)) for values in (features, others))
+    centred = (values - values.mean(0, dtype=np.float64) for values in (features, others))
+    first, second = (np.linalg.qr(values, mode="r") / (len(values) - 1) ** 0.5 for values in centred)
     distance = means @ means + (first**2).sum() + (second**2).sum() - 2 * np.linalg.norm(first @ second.T, "nuc")
     return max(0.0, float(distance))
-
-
-def _covariance_root(values: Array) -> Array:
-    """R with RᵀR the covariance of the columns of values."""
-    centred = values - values.mean(0)
-    root: Array = np.linalg.qr(centred, mode="r") / (len(values) - 1) ** 0.5
-    return root
 
 
 def too_few_images(num_images: int, width: int) -> str | None:
