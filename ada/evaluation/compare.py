@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,11 +10,20 @@ from rich.console import Console
 from torch import Tensor
 
 from ada.data import load_prompts
-from ada.evaluation import measure
-from ada.evaluation import methods as ways
-from ada.evaluation.measure import Metric, Plan, Results, Store
-from ada.evaluation.methods import Cases, Method, NotApplicableError
-from ada.evaluation.report import terminal_table, write_reports
+from ada.evaluation.measure.collect import collect_results, read_complexity
+from ada.evaluation.measure.columns import VIDEO_COLUMNS, Column, all_columns
+from ada.evaluation.measure.metrics import Embedding, Metric, default_metrics
+from ada.evaluation.measure.results import PUBLISHED, MethodResult, Results
+from ada.evaluation.measure.run import Plan, measure_methods, time_methods
+from ada.evaluation.measure.statistics import too_few_images
+from ada.evaluation.measure.store import Store, describe_environment
+from ada.evaluation.methods.ada import ada_methods, control_methods, rival_methods
+from ada.evaluation.methods.base import Cases, Method, NotApplicableError, policy_digest
+from ada.evaluation.methods.peers import peer_methods
+from ada.evaluation.methods.static import blockdance, calibrated_methods, deep_cache, fewer_steps, full_method, ladder_methods
+from ada.evaluation.methods.threshold import threshold_methods
+from ada.evaluation.report import write_reports
+from ada.evaluation.report.table import terminal_table
 from ada.evaluation.request import EvaluationOptions, Request, Settings
 from ada.policy import AdaPolicy
 from ada.processes import default_processes
@@ -43,16 +52,16 @@ def run_options(options: EvaluationOptions) -> Results:
     policy = AdaPolicy.from_pretrained(options.policy)
     prompts, others = load_prompts(options.prompts, options.split, options.column, options.limit), {"prompt": (), "index": ()}
     if options.search_prompts:
-        few = QUICK_SEARCH_PROMPTS if len(prompts) < measure.PUBLISHED else SEARCH_PROMPTS
+        few = QUICK_SEARCH_PROMPTS if len(prompts) < PUBLISHED else SEARCH_PROMPTS
         others = load_prompts(options.search_prompts, options.search_split, None, options.search_limit or few)
     frozen = FrozenPipeline(options.base_model, options.num_inference_steps, options.arguments, dtype=options.dtype).to(device)
-    metrics = measure.default_metrics(options.scorer, device)
+    metrics = default_metrics(options.scorer, device)
     for name, reward in (options.rewards or {}).items():
-        metrics[name] = Metric(reward.to(device), measure.Column(name.replace("_", " ").capitalize()))
+        metrics[name] = Metric(reward.to(device), Column(name.replace("_", " ").capitalize()))
     request = Request(
         **{known.name: getattr(options, known.name) for known in fields(Settings)},
         prompts=list(prompts["prompt"]), indices=list(prompts["index"]),
-        metrics=metrics, embed=measure.Embedding(options.scorer),
+        metrics=metrics, embed=Embedding(options.scorer),
         search_prompts=list(others["prompt"]), search_indices=list(others["index"]),
         ladder=Ladder.load(options.ladder) if options.ladder else None,
         rivals={name: AdaPolicy.from_pretrained(source) for name, source in options.rivals.items()},
@@ -88,8 +97,8 @@ def evaluate(frozen: FrozenPipeline, policy: AdaPolicy, request: Request, consol
     weights = list(request.quality_weights or default_quality_weights(policy))
     recorded = _recorded(frozen, request) | {
         "quality_weights": weights, "budgets": list(request.budgets), "mean_budgets": list(request.mean_budgets),
-        "policy_weights": policy.digest(), "policy_digest": ways.policy_digest(policy),
-        "rivals": {name: ways.policy_digest(rival) for name, rival in request.rivals.items()},
+        "policy_weights": policy.digest(), "policy_digest": policy_digest(policy),
+        "rivals": {name: policy_digest(rival) for name, rival in request.rivals.items()},
     }  # fmt: skip
     store = _store(frozen, request)
     methods = _with_policy(frozen, policy.to(frozen.device).eval(), weights, request, store)
@@ -122,10 +131,10 @@ def _evaluate(
     kept = frozenset(range(len(cases.prompts))) if request.keep_images else shown
     processes = request.processes or default_processes(frozen.device)
     plan = Plan(frozen, methods, cases, request.metrics, request.embed, store, kept, request.most_images, processes)
-    reasons = measure.measure_methods(plan, console)
+    reasons = measure_methods(plan, console)
     timed = [method for method in methods if request.times(method) and reasons[method.name] is None]
-    timings = measure.time_methods(plan, timed, request.timing(), console)
-    results = _results(plan, request, recorded, measure.collect_results(store, methods, reasons, timings, cases), quick_look)
+    timings = time_methods(plan, timed, request.timing(), console)
+    results = _results(plan, request, recorded, collect_results(store, methods, reasons, timings, cases), quick_look)
     frames, applying = store.read("frames"), [method for method in methods if reasons[method.name] is None]
     images = {method.name: {place: store.image(method, place, frames) for place in sorted(shown)} for method in applying}
     references = {place: store.image(methods[0], place, frames) for place in range(len(request.prompts))}
@@ -140,21 +149,19 @@ def _evaluate(
 
 
 def _results(
-    plan: Plan, request: Request, recorded: dict[str, Any], measured: list[measure.MethodResult], quick_look: str | None
+    plan: Plan, request: Request, recorded: dict[str, Any], measured: list[MethodResult], quick_look: str | None
 ) -> Results:
     """What `results.json` holds."""
     shown = {name: metric.column for name, metric in request.metrics.items()}
-    shown |= measure.columns.VIDEO_COLUMNS if plan.store.read("frames") else {}
-    few = measure.too_few_images(
-        len(plan.cases.prompts), plan.store.features(plan.methods[0], plan.cases.batches()[0]).shape[1]
-    )
+    shown |= VIDEO_COLUMNS if plan.store.read("frames") else {}
+    few = too_few_images(len(plan.cases.prompts), plan.store.features(plan.methods[0], plan.cases.batches()[0]).shape[1])
     return Results(
         settings=recorded,
-        environment=measure.describe_environment(plan.frozen.device),
-        columns=measure.columns.all_columns(shown),
+        environment=describe_environment(plan.frozen.device),
+        columns=all_columns(shown),
         prompts=list(request.prompts),
         methods=measured,
-        complexity=measure.read_complexity(plan.store, plan.methods[0], plan.cases, measured),
+        complexity=read_complexity(plan.store, plan.methods[0], plan.cases, measured),
         warnings=[warning for warning in (quick_look, few) if warning],
     ).compared_with(request.compare_with)
 
@@ -176,47 +183,41 @@ def _with_policy(
     """Every method of the default matrix."""
     steps, num_blocks = frozen.num_inference_steps, frozen.num_blocks
     boundary = max(kind.boundary for kind in policy.kinds)
-    ours = ways.ada_methods(policy, weights, request.budgets, request.mean_budgets, steps)
+    ours = ada_methods(policy, weights, request.budgets, request.mean_budgets, steps)
     controls = [
-        ways.control_methods(row, policy, actions_of(store, row, request.cases), request.seed, main=place == len(weights) // 2)
+        control_methods(row, policy, actions_of(store, row), request.seed, main=place == len(weights) // 2)
         for place, row in enumerate(ours[: len(weights)])
     ]
     rows = [
-        ways.full_method(steps),
-        *ways.fewer_steps(steps),
-        *ways.blockdance(num_blocks, steps, boundary),
-        *(ways.ladder_methods(request.ladder, steps) if request.ladder is not None else []),
+        full_method(steps),
+        *fewer_steps(steps),
+        *blockdance(num_blocks, steps, boundary),
+        *(ladder_methods(request.ladder, steps) if request.ladder is not None else []),
         *ours,
         *(control for kind in zip(*controls, strict=True) for control in kind),
     ]
     for name, rival in request.rivals.items():
-        rows += ways.rival_methods(name, rival.to(frozen.device).eval(), request.mean_budgets, steps)
-    rows += ways.deep_cache(num_blocks, steps)
+        rows += rival_methods(name, rival.to(frozen.device).eval(), request.mean_budgets, steps)
+    rows += deep_cache(num_blocks, steps)
     if request.search_prompts:
         some = slice(0, request.batch_size)
         others = Cases.of(request.search_prompts[some], request.search_indices[some], 1, request.seed)
-        rows += ways.calibrated_methods(frozen, others.prompts, others.seeds)
-        rows += ways.threshold_methods(frozen, others.prompts, others.seeds, boundary)
-        rows += ways.peer_methods(frozen, others.prompts, others.seeds) if request.peers else []
+        rows += calibrated_methods(frozen, others.prompts, others.seeds)
+        rows += threshold_methods(frozen, others.prompts, others.seeds, boundary)
+        rows += peer_methods(frozen, others.prompts, others.seeds) if request.peers else []
     return [*rows, *request.extra_methods]
 
 
-def actions_of(store: Store, method: Method, cases: Cases) -> Callable[[slice], Tensor]:
-    """Reads the actions that a method took, of the cases at the given places."""
+def actions_of(store: Store, method: Method) -> Callable[[slice], Tensor]:
+    """Reads the actions that a method took, of a batch that was measured."""
 
-    @lru_cache(maxsize=2)
-    def batch(number: int) -> list[list[int]]:
-        measured = store.batch(method, cases.batches()[number])
+    def read(batch: slice) -> Tensor:
+        measured = store.batch(method, batch)
         if measured is None:
             raise NotApplicableError(f"{method.name}, whose rate it takes, does not apply.")
-        actions: list[list[int]] = measured["actions"]
-        return actions
+        return torch.tensor(measured["actions"])
 
-    def actions_of(images: slice) -> Tensor:
-        places = [divmod(place, cases.batch_size) for place in range(images.start, images.stop)]
-        return torch.tensor([batch(number)[place] for number, place in places])
-
-    return actions_of
+    return read
 
 
 def _store(frozen: FrozenPipeline, request: Request) -> Store:
@@ -224,7 +225,7 @@ def _store(frozen: FrozenPipeline, request: Request) -> Store:
     common = {
         "prompts": list(request.prompts), "indices": list(request.indices),
         "metrics": {name: metric.reward.describe() for name, metric in request.metrics.items()},
-        "parts": parts_digest(frozen.pipeline), "environment": measure.describe_environment(frozen.device),
+        "parts": parts_digest(frozen.pipeline), "environment": describe_environment(frozen.device),
     }  # fmt: skip
     return Store(request.output, _shared_settings(frozen, request) | common)
 
@@ -248,7 +249,8 @@ def _recorded(frozen: FrozenPipeline, request: Request) -> dict[str, Any]:
     """What `results.json` says of the run."""
     sources = request.sources or {"base_model": frozen.model}
     return {
-        **{name: measure.public_name(source) for name, source in sources.items()},
+        # a Hub id as it is, a folder by its last part, for paths are private
+        **{name: Path(source).resolve().name if Path(source).exists() else source for name, source in sources.items()},
         **_shared_settings(frozen, request),
         "num_prompts": len(request.prompts),
         "seeds": request.seeds,

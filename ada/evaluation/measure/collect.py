@@ -4,7 +4,7 @@ A user gets without it: the plain pipeline that is just as fast, and mixtures of
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
@@ -14,10 +14,10 @@ import torch
 from ada.evaluation.measure import columns, statistics
 from ada.evaluation.measure.columns import BOUNDED, COMPUTE_SAVED, DISTANCE, LATENT, MACS, VISIBLE
 from ada.evaluation.measure.results import Match, MethodResult, differences_of
+from ada.evaluation.measure.run import Timing
 from ada.evaluation.measure.statistics import LEAST_DISTANCE, Array, Estimate
 from ada.evaluation.measure.store import Store
-from ada.evaluation.measure.timing import Timing
-from ada.evaluation.methods import FEWER_STEPS, FULL_COMPUTE, STATIC, Cases, Method
+from ada.evaluation.methods.base import FEWER_STEPS, FULL_COMPUTE, STATIC, Cases, Method
 from ada.schedules import Mixture
 
 Parts = Sequence[tuple[MethodResult, Array]]
@@ -26,99 +26,77 @@ MOST_FOLDS = 128
 """A mixture is chosen by the figures of other prompts: up to so many, each by those of all others."""
 
 
-@dataclass(frozen=True)
-class Record:
-    """A method's stored measurements, of all batches.
-
-    Args:
-        per_prompt: by metric and for the MACs, the mean over the noise seeds of each prompt.
-        distances: one per case.
-        actions: per case; empty where the method takes none.
-        action_names: what they mean.
-        own_macs: of the decider, per image.
-        features: `(cases, width)`.
-        cache_bytes: most that any batch kept; None where nobody knows.
-    """
-
-    per_prompt: dict[str, list[float]]
-    distances: list[float]
-    actions: list[list[int]]
-    action_names: list[str]
-    own_macs: float
-    features: Array
-    cache_bytes: int | None
-
-    @classmethod
-    def read(cls, store: Store, method: Method, cases: Cases) -> "Record":
-        """Puts a method's batches together."""
-        parts: list[dict[str, Any]] = [store.batch(method, batch) for batch in cases.batches()]
-        counted, own_macs = float(np.mean(parts[0]["macs"])), parts[0]["own_macs"]
-        per_case: dict[str, list[float]] = {}
-        for part, batch in zip(parts, cases.batches(), strict=True):
-            macs = part["macs"] or [counted] * (batch.stop - batch.start)
-            for name, values in {**part["values"], MACS: [each + own_macs for each in macs]}.items():
-                per_case.setdefault(name, []).extend(values)
-        return cls(
-            {name: statistics.per_prompt(values, cases.num_seeds) for name, values in per_case.items()},
-            per_case.get(DISTANCE, []),
-            [row for part in parts for row in part["actions"] or []],
-            max((part["action_names"] for part in parts), key=len),
-            own_macs,
-            np.concatenate([store.features(method, batch) for batch in cases.batches()]),
-            max((part["cache_bytes"] for part in parts if part["cache_bytes"] is not None), default=None),
-        )
-
-    def estimates(self, num_seeds: int) -> dict[str, Estimate]:
-        """Each quantity with the interval that holds for its kind."""
-        kinds = {VISIBLE: statistics.share, DISTANCE: statistics.raw_mean, LATENT: statistics.raw_mean}
-        found = {name: kinds.get(name, statistics.mean)(values) for name, values in self.per_prompt.items()}
-        if self.distances:
-            if max(self.distances) <= LEAST_DISTANCE:  # the reference, by definition
-                found |= dict.fromkeys((BOUNDED, VISIBLE), Estimate(0.0, 0.0, 0.0))
-            found[columns.MEDIAN] = statistics.quantile(self.distances, 0.5, num_seeds)
-            found[columns.TAIL] = statistics.quantile(self.distances, 0.9, num_seeds)
-        return found
-
-    def single_figures(self, reference: "Record", timing: Timing) -> dict[str, Estimate]:
-        """What is one number for the whole run, and has no interval."""
-        figures: dict[str, float | None] = {
-            columns.CACHE: self.cache_bytes,
-            columns.MEMORY: timing.peak_bytes,
-            columns.OWN_MACS: self.own_macs,
-            columns.SCHEDULES: len(set(map(tuple, self.actions))) or None,
-        }
-        if len(self.features) > 1:
-            figures[columns.FRECHET] = statistics.frechet_distance(self.features, reference.features)
-        return {name: Estimate(float(value), None, None) for name, value in figures.items() if value is not None}
-
-
 def collect_results(
     store: Store, methods: Sequence[Method], reasons: Mapping[str, str | None], timings: Mapping[str, Timing], cases: Cases
 ) -> list[MethodResult]:
     """Results of all methods, the first of which is the reference; those that do not apply carry the reason alone."""
-    reference, reference_timing = Record.read(store, methods[0], cases), timings.get(methods[0].name, Timing())
-    full = reference.per_prompt[MACS]
-    reference.per_prompt[COMPUTE_SAVED] = [0.0] * len(full)
-    results = []
+    batches, results, reference_timing = cases.batches(), list[MethodResult](), timings.get(methods[0].name, Timing())
     for method in methods:
-        names = ("name", "family", "group", "note", "num_inference_steps")
-        result = MethodResult(**{name: getattr(method, name) for name in names}, settings=method.described)
-        if reasons[method.name] is not None:
-            results.append(replace(result, reason=reasons[method.name]))
+        told = {name: getattr(method, name) for name in ("name", "family", "group", "note", "num_inference_steps")}
+        result = MethodResult(**told, settings=method.described, reason=reasons[method.name])
+        results.append(result)
+        if result.reason is not None:
             continue
-        record, timing = Record.read(store, method, cases), timings.get(method.name, Timing())
-        record.per_prompt[COMPUTE_SAVED] = [1 - own / theirs for own, theirs in zip(record.per_prompt[MACS], full, strict=True)]
+        parts = [store.batch(method, batch) for batch in batches]
+        features = np.concatenate([store.features(method, batch) for batch in batches])
+        per_case, timing = _per_case(parts, batches), timings.get(method.name, Timing())
+        per_prompt = {name: statistics.per_prompt(values, cases.num_seeds) for name, values in per_case.items()}
+        if method is methods[0]:
+            full, reference_features = per_prompt, features
+        per_prompt[COMPUTE_SAVED] = [1 - own / theirs for own, theirs in zip(per_prompt[MACS], full[MACS], strict=True)]
+        distances, actions = per_case.get(DISTANCE, []), [row for part in parts for row in part["actions"] or []]
         estimates = {
-            **record.estimates(cases.num_seeds),
-            **differences_of(record.per_prompt, reference.per_prompt),
+            **_estimates(per_prompt, distances, cases.num_seeds),
+            **differences_of(per_prompt, full),
             **latencies(timing, reference_timing, min(cases.batch_size, len(cases.prompts))),
-            **record.single_figures(reference, timing),
+            **_single_figures(parts, actions, timing),
         }
-        seconds = {str(size): values for size, values in timing.seconds_per_image.items() if values}
-        result = replace(result, estimates=estimates, per_prompt=record.per_prompt, distances=record.distances)
-        actions = record.actions or None
-        results.append(replace(result, seconds_per_image=seconds, actions=actions, action_names=record.action_names))
+        if len(features) > 1:
+            estimates[columns.FRECHET] = Estimate(statistics.frechet_distance(features, reference_features), None, None)
+        results[-1] = replace(
+            result, estimates=estimates, per_prompt=per_prompt, distances=distances, actions=actions or None,
+            seconds_per_image={str(size): values for size, values in timing.seconds_per_image.items() if values},
+            action_names=max((part["action_names"] for part in parts), key=len),
+        )  # fmt: skip
     return with_matches(results)
+
+
+def _per_case(parts: Sequence[Mapping[str, Any]], batches: Sequence[slice]) -> dict[str, list[float]]:
+    """By metric and for the MACs, the decider's included, a value per case: what was measured of all batches, put together."""
+    counted, own_macs = float(np.mean(parts[0]["macs"])), parts[0]["own_macs"]
+    per_case: dict[str, list[float]] = {}
+    for part, batch in zip(parts, batches, strict=True):
+        macs = part["macs"] or [counted] * (batch.stop - batch.start)
+        for name, values in {**part["values"], MACS: [each + own_macs for each in macs]}.items():
+            per_case.setdefault(name, []).extend(values)
+    return per_case
+
+
+def _estimates(per_prompt: Mapping[str, list[float]], distances: Sequence[float], num_seeds: int) -> dict[str, Estimate]:
+    """Each quantity with the interval that holds for its kind."""
+    kinds = {VISIBLE: statistics.share, DISTANCE: statistics.raw_mean, LATENT: statistics.raw_mean}
+    found = {name: kinds.get(name, statistics.mean)(values) for name, values in per_prompt.items()}
+    if distances:
+        if max(distances) <= LEAST_DISTANCE:  # the reference, by definition
+            found |= dict.fromkeys((BOUNDED, VISIBLE), Estimate(0.0, 0.0, 0.0))
+        found |= {
+            columns.MEDIAN: statistics.quantile(distances, 0.5, num_seeds),
+            columns.TAIL: statistics.quantile(distances, 0.9, num_seeds),
+        }
+    return found
+
+
+def _single_figures(
+    parts: Sequence[Mapping[str, Any]], actions: Sequence[Sequence[int]], timing: Timing
+) -> dict[str, Estimate]:
+    """What is one number for the whole run, and has no interval."""
+    figures = {
+        columns.CACHE: max((part["cache_bytes"] for part in parts if part["cache_bytes"] is not None), default=None),
+        columns.MEMORY: timing.peak_bytes,
+        columns.OWN_MACS: parts[0]["own_macs"],
+        columns.SCHEDULES: len(set(map(tuple, actions))) or None,
+    }
+    return {name: Estimate(float(value), None, None) for name, value in figures.items() if value is not None}
 
 
 def latencies(timing: Timing, reference: Timing, batch_size: int) -> dict[str, Estimate]:

@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from ada.evaluation.methods import BatchReport, Cases, Generated, Method, generate
+from ada.evaluation.methods.base import BatchReport, Cases, Generated, Method, generate
 from ada.rollouts import FrozenPipeline
 from blockdance import BlockDanceConfig, ReuseSchedule
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ada.evaluation.measure.columns import BOUNDED, DISTANCE, FLICKER, LATENT, QUALITY, VISIBLE, WORST_FRAME, Column
-from ada.evaluation.methods import Generated
+from ada.evaluation.methods.base import Generated
 from ada.rewards import PSNR, SSIM, ClipScore, PerceptualDistance, Reward, load_features
 from ada.rewards.damage import bounded_damage, visibly_changed
 
@@ -96,32 +96,11 @@ def measure_batch(
     return values
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What was measured on images.
-
-    Args:
-        images: `(images, …)`.
-        values: by metric, one per image.
-        features: `(images, width)`.
-    """
-
-    images: Tensor
-    values: dict[str, list[float]]
-    features: Tensor
-
-    def take(self, places: Sequence[int]) -> "Measured":
-        """Of some of the images, which may repeat."""
-        chosen = list(places)
-        values = {name: [each[place] for place in chosen] for name, each in self.values.items()}
-        return Measured(self.images[chosen], values, self.features[chosen])
-
-
 def measure_images(
     metrics: Mapping[str, Metric], embed: Callable[[Tensor], Tensor], generated: Generated, prompts: Sequence[str],
     reference: Generated, batch_size: int,
-) -> Measured:  # fmt: skip
-    """Metrics and features of any number of images, `batch_size` at a time; see `measure_batch`."""
+) -> tuple[dict[str, list[float]], Tensor]:  # fmt: skip
+    """Metrics by name and features `(images, width)` of any number of images, `batch_size` at a time; see `measure_batch`."""
     values: dict[str, list[float]] = {}
     features = []
     for start in range(0, len(prompts), batch_size):
@@ -130,7 +109,7 @@ def measure_images(
         for name, found in measure_batch(metrics, own, prompts[part], reference.take(part)).items():
             values.setdefault(name, []).extend(found)
         features.append(embed(own.images))
-    return Measured(generated.images, values, torch.cat(features))
+    return values, torch.cat(features)
 
 
 def latent_distance(latents: Tensor, reference: Tensor) -> Tensor:

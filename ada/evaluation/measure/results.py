@@ -1,23 +1,18 @@
-"""What an evaluation found, and where it ran: per prompt and per round, with estimates and intervals; to JSON and back."""
+"""What an evaluation found: per prompt and per round, with estimates and intervals; to JSON and back."""
 
 import json
-import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
-
 from ada.evaluation.measure.columns import COMPUTE_SAVED, COSTS, DISTANCE, Column, difference_of
 from ada.evaluation.measure.statistics import Estimate, difference
-from ada.evaluation.methods import CONTROLS, STATIC_GROUPS
+from ada.evaluation.methods.base import CONTROLS, STATIC_GROUPS
 
 PUBLISHED = 128
 """Fewer prompts than these are a quick look."""
-PACKAGES = ("torch", "diffusers", "transformers", "cache-dit", "tgate", "tomesd")
 
 
 @dataclass(frozen=True)
@@ -173,35 +168,3 @@ def differences_of(per_prompt: Mapping[str, list[float]], baseline: Mapping[str,
         for name, values in per_prompt.items()
         if name not in (*COSTS, DISTANCE)
     }
-
-
-def describe_environment(device: torch.device) -> dict[str, str | int]:
-    """Versions of the packages that matter and of all peers, the processor that ran the model, and how many threads it had."""
-    return {
-        "python": platform.python_version(),
-        **{package: _version(package) for package in PACKAGES},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "processor": _processor(),
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def _processor() -> str:
-    """The processor's model where the system tells it (Linux), else its architecture."""
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text(encoding="utf-8").splitlines() if information.is_file() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.machine()
-
-
-def public_name(source: str) -> str:
-    """What a source is called in published results: a Hub id as it is, a folder by its last part, for paths are private."""
-    path = Path(source)
-    return path.resolve().name if path.exists() else source

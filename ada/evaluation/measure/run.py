@@ -1,22 +1,25 @@
-"""Runs methods through the stock pipeline, so that what is measured is what users run: every image once."""
+"""Runs methods through the stock pipeline, so that what is measured is what users run: every image once, and then latency in rounds."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import random
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from rich.console import Console
 from torch import Tensor
 
-from ada.evaluation.measure.counting import Ran, run_batch
-from ada.evaluation.measure.metrics import Measured, Metric, edge_density, measure_images
-from ada.evaluation.measure.store import Store
+from ada.evaluation.measure.counting import run_batch
+from ada.evaluation.measure.metrics import Metric, edge_density, measure_images
+from ada.evaluation.measure.store import Store, key_of
 from ada.evaluation.measure.together import Call, calls_of, run_together
-from ada.evaluation.methods import BatchReport, Cases, Generated, Method, NotApplicableError
+from ada.evaluation.methods.base import BatchReport, Cases, Generated, Method, NotApplicableError
 from ada.processes import work_off
-from ada.progress import progress
+from ada.progress import Advance, progress
 from ada.rollouts import FrozenPipeline
 
 LEAST_SAVED = 0.001
 MOST_IMAGES = 256
+LEAST_ROUNDS = 2
 SKIPPED_NOTHING = "It attached without an error and skipped nothing: as many MACs as full compute."
 
 
@@ -61,118 +64,188 @@ def measure_methods(plan: Plan, console: Console | None = None) -> dict[str, str
     Returns:
         By method, why it does not apply; None where it does.
     """
-    store, batches = plan.store, [_tasks(plan, batch) for batch in plan.cases.batches()]
-    total, left = len(plan.methods) * len(batches), sum(len(task.methods) for tasks in batches for task in tasks)
+    batches = [_tasks(plan, batch) for batch in plan.cases.batches()]
+    total, left = (
+        len(plan.methods) * len(batches),
+        sum(len(call.methods) for tasks in batches for task in tasks for call in task),
+    )
     with progress("Measuring", total, console) as advance:
         advance(total - left)
         for names in work_off(batches, Measurer(plan), plan.processes):
             for name in names:
                 advance(1, name)
-    return {method.name: store.reason(method) for method in plan.methods}
+    return {method.name: plan.store.reason(method) for method in plan.methods}
 
 
-@dataclass(frozen=True)
-class Task:
-    """Calls of the pipeline on one batch, in their order."""
-
-    batch: slice
-    calls: Sequence[Call]
-
-    @property
-    def methods(self) -> list[Method]:
-        return [method for call in self.calls for method in call.methods]
-
-
-def _tasks(plan: Plan, batch: slice) -> list[Task]:
-    """What is left to do of a batch: first the reference, then the methods that share their calls, then the others one by one."""
+def _tasks(plan: Plan, batch: slice) -> list[list[Call]]:
+    """What is left to do of a batch: first the reference, then the methods that share their calls, then the others one by one; in the
+    task of each, those that have to come after it."""
     todo = [method for method in plan.methods if plan.store.reason(method) is None and plan.store.batch(method, batch) is None]
     first, others = [each for each in todo if each is plan.methods[0]], [each for each in todo if each is not plan.methods[0]]
     names = {method.name for method in others}
-    images = min(plan.cases.batch_size, len(plan.cases.prompts))
-    calls = calls_of(plan.frozen, [each for each in others if each.after not in names], max(1, plan.most_images // images))
     followers = [method for method in others if method.after in names]
-    return [
-        *(Task(batch, [Call([reference])]) for reference in first),
-        *(Task(batch, [call, *(Call([each]) for each in followers if each.after in {one.name for one in call.methods})])
-          for call in calls),
-    ]  # fmt: skip
+    images = min(plan.cases.batch_size, len(plan.cases.prompts))
+    independent = [method for method in others if method.after not in names]
+    tasks = [[call] for call in calls_of(plan.frozen, independent, batch, max(1, plan.most_images // images))]
+    for task in tasks:
+        done = {method.name for method in task[0].methods}
+        task += [Call(batch, [method]) for method in followers if method.after in done]
+    return [[Call(batch, first)], *tasks] if first else tasks
 
 
 class Measurer:
-    """Does tasks, one batch after the other, of each of which it makes the reference once.
-
-    Args:
-        plan: the evaluation.
-    """
+    """Does tasks, one batch after the other, of each of which it makes the reference once."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan, self._batch = plan, slice(0, 0)
 
-    def __call__(self, task: Task) -> list[str]:
+    def __call__(self, task: Sequence[Call]) -> list[str]:
         """Measures and stores what the methods of a task make; gives their names."""
         plan = self._plan
-        if task.batch != self._batch:
-            self._batch = task.batch
-            self._reference = run_batch(plan.frozen, plan.methods[0], plan.cases, self._batch, count=self._is_first)
-        for call in task.calls:
-            if call.methods[0] is plan.methods[0]:
-                self._keep_alone(call.methods[0], self._reference)
-            elif call.plans is not None:
+        for call in task:
+            if call.batch != self._batch:
+                self._batch, self._is_first = call.batch, call.batch.start == 0
+                self._reference = run_batch(plan.frozen, plan.methods[0], plan.cases, call.batch, count=self._is_first)
+            if call.plans is not None:
                 self._share(call)
             elif plan.store.reason(call.methods[0]) is None:
                 self._run_alone(call.methods[0])
-        return [method.name for method in task.methods]
-
-    @property
-    def _is_first(self) -> bool:
-        return self._batch.start == 0
+        return [method.name for call in task for method in call.methods]
 
     def _share(self, call: Call) -> None:
-        plan = self._plan
-        generated, places, outcomes = run_together(plan.frozen, call, plan.cases, self._batch, counted=self._is_first)
-        measured = self._measured(generated, places)
-        for method, outcome in zip(call.methods, outcomes, strict=True):
-            if outcome.failure is None:
-                self._keep(method, measured.take(outcome.images), outcome.report)
+        generated, places, outcomes = run_together(self._plan.frozen, call, self._plan.cases, counted=self._is_first)
+        kept = []
+        for method, (images, did) in zip(call.methods, outcomes, strict=True):
+            if isinstance(did, str):
+                self._plan.store.refuse(method, did)
             else:
-                plan.store.refuse(method, outcome.failure)
+                kept.append((method, images, did))
+        self._keep(generated, places, kept)
 
     def _run_alone(self, method: Method) -> None:
         plan = self._plan
         try:
             # counting slows a run down
             count = self._is_first or method.data_dependent
-            ran = run_batch(plan.frozen, method, plan.cases, self._batch, count=count)
+            is_reference = method is plan.methods[0]
+            ran = self._reference if is_reference else run_batch(plan.frozen, method, plan.cases, self._batch, count=count)
             if method.must_save and self._is_first and ran.macs > (1 - LEAST_SAVED) * self._reference.macs:
                 raise NotApplicableError(SKIPPED_NOTHING)
-            self._keep_alone(method, ran)
         except NotApplicableError as error:
             plan.store.refuse(method, str(error))
+        else:
+            every = range(len(ran.generated.images))
+            self._keep(ran.generated, every, [(method, every, ran.report)])
 
-    def _keep_alone(self, method: Method, ran: Ran) -> None:
-        self._keep(method, self._measured(ran.generated, range(len(ran.generated.images))), ran.report)
+    def _keep(
+        self, generated: Generated, places: Sequence[int], kept: Iterable[tuple[Method, Sequence[int], BatchReport]]
+    ) -> None:
+        """Measures distinct images, and stores what methods did.
 
-    def _measured(self, generated: Generated, places: Sequence[int]) -> Measured:
-        """Measures images that have these places in the batch."""
-        cases = self._plan.cases
-        prompts, beside = [cases.prompts[self._batch.start + place] for place in places], self._reference.generated.take(places)
-        return measure_images(self._plan.metrics, self._plan.embed, generated, prompts, beside, cases.batch_size)
+        Args:
+            generated: the images.
+            places: of each, its place in the batch.
+            kept: methods, each with its images' numbers among the distinct ones, an image per case of the batch, and what it did.
+        """
+        plan, batch = self._plan, self._batch
+        prompts, beside = [plan.cases.prompts[batch.start + place] for place in places], self._reference.generated.take(places)
+        values, features = measure_images(plan.metrics, plan.embed, generated, prompts, beside, plan.cases.batch_size)
+        for method, numbers, report in kept:
+            chosen, is_reference = list(numbers), method is plan.methods[0]
+            images = generated.images[chosen]
+            measurements = {
+                "values": {name: [each[number] for number in chosen] for name, each in values.items()},
+                "edge_density": edge_density(images).tolist() if is_reference else None,
+                "macs": None if report.macs is None else report.macs.tolist(),
+                "own_macs": report.own_macs,
+                "actions": None if report.actions is None else report.actions.tolist(),
+                "action_names": list(report.action_names),
+                "cache_bytes": report.cache_bytes,
+            }
+            if is_reference:
+                plan.store.write("frames", images.shape[1] if images.ndim == 5 else None)
+            # thumbnails of any prompt's reference may be asked for
+            shown = [place for place in range(batch.start, batch.stop) if is_reference or place in plan.kept]
+            plan.store.add_images(method, shown, images[[place - batch.start for place in shown]])
+            plan.store.add_batch(method, batch, measurements, features[chosen])
 
-    def _keep(self, method: Method, measured: Measured, report: BatchReport) -> None:
-        """Stores what a method did to the batch."""
-        plan, batch, is_reference = self._plan, self._batch, method is self._plan.methods[0]
-        measurements = {
-            "values": measured.values,
-            "edge_density": edge_density(measured.images).tolist() if is_reference else None,
-            "macs": None if report.macs is None else report.macs.tolist(),
-            "own_macs": report.own_macs,
-            "actions": None if report.actions is None else report.actions.tolist(),
-            "action_names": list(report.action_names),
-            "cache_bytes": report.cache_bytes,
-        }
-        if is_reference:
-            plan.store.write("frames", measured.images.shape[1] if measured.images.ndim == 5 else None)
-        # thumbnails of any prompt's reference may be asked for
-        kept = [place for place in range(batch.start, batch.stop) if is_reference or place in plan.kept]
-        plan.store.add_images(method, kept, measured.images[[place - batch.start for place in kept]])
-        plan.store.add_batch(method, batch, measurements, measured.features)
+
+@dataclass(frozen=True)
+class TimingPlan:
+    """How latency is measured: of the stock pipeline's call, text encoder and decoder included, and with Ada its policy.
+
+    Args:
+        batch_sizes: images per call, ascending, each at most the number of cases; each size has rounds of its own.
+        rounds: most rounds at each size; 0 measures no latency.
+        seconds: of all sizes together, shared equally; but for the first two of its size, no round begins later.
+        weigh: whether the warm-up weighs the memory, which takes far longer on a CPU.
+    """
+
+    batch_sizes: Sequence[int]
+    rounds: int
+    seconds: float = float("inf")
+    weigh: bool = True
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One method's latencies.
+
+    Args:
+        seconds_per_image: by batch size, one value per round, in the order of the rounds.
+        peak_bytes: most memory held at once beside the weights, at the largest batch size; None where it was not weighed.
+    """
+
+    seconds_per_image: dict[int, list[float]] = field(default_factory=dict)
+    peak_bytes: int | None = None
+
+
+def time_methods(
+    plan: Plan, methods: Sequence[Method], timing: TimingPlan, console: Console | None = None
+) -> dict[str, Timing]:
+    """Times methods; rounds that are stored already are not run again.
+
+    A first round, that does not count, warms up and weighs the memory. A round goes through all methods, so that a change of the
+    machine's pace meets all alike; its order is random, so that no method always runs after the same one. Latency hardly depends on
+    the prompt: what drifts is the machine, so a round takes some of the prompts.
+
+    Args:
+        plan: the evaluation.
+        methods: those to time, all of which apply.
+        timing: batch sizes, rounds and time.
+        console: where to show progress.
+    """
+    timings = {method.name: Timing() for method in methods}
+    sizes = timing.batch_sizes if timing.rounds else ()
+    with progress("Timing", len(methods) * len(sizes) * (timing.rounds + 1), console) as advance:
+        start = time.monotonic()
+        for method in methods if sizes else ():
+            # a process that goes on with stored rounds is new, and warms up as well
+            for size in sizes:
+                weigh = timing.weigh and size == sizes[-1]
+                ran = run_batch(plan.frozen, method, plan.cases, slice(0, size), weigh=weigh, ask=False)
+                advance(1, method.name)
+            timings[method.name] = Timing({}, ran.peak_bytes)
+        for place, size in enumerate(sizes, 1):
+            end = start + timing.seconds * place / len(sizes)
+            for number in range(timing.rounds):
+                if number < LEAST_ROUNDS or time.monotonic() <= end:
+                    for name, seconds in _round(plan, methods, size, number, advance).items():
+                        timings[name].seconds_per_image.setdefault(size, []).append(seconds)
+    return timings
+
+
+def _round(plan: Plan, methods: Sequence[Method], size: int, number: int, advance: Advance) -> dict[str, float]:
+    """By method, seconds per image of one round."""
+    name = f"round-{size}-{number}"
+    stored: dict[str, float] = plan.store.read(name) or {}
+    turns = list(methods)
+    random.Random(number).shuffle(turns)
+    for method in turns:
+        if key_of(method) not in stored:
+            start = number * size % (len(plan.cases.prompts) - size + 1)
+            ran = run_batch(plan.frozen, method, plan.cases, slice(start, start + size), ask=False)
+            stored[key_of(method)] = ran.seconds / size
+            plan.store.write(name, stored)
+        advance(1, method.name)
+    return {method.name: stored[key_of(method)] for method in turns}

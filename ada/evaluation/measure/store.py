@@ -2,8 +2,10 @@
 
 import json
 import os
+import platform
 import re
 from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ada.evaluation.methods import Method
+from ada.evaluation.methods.base import Method
+from ada.grid import to_picture
 from ada.rollouts.fingerprints import digest
+
+PACKAGES = ("torch", "diffusers", "transformers", "cache-dit", "tgate", "tomesd")
 
 
 class Store:
@@ -60,17 +65,18 @@ class Store:
 
     def add_batch(self, method: Method, batch: slice, measurements: Mapping[str, Any], features: Tensor) -> None:
         """Keeps a batch: features `(images, width)` first, so that the measurements mark it as complete."""
-        folder = self.parts / key_of(method)
-        folder.mkdir(parents=True, exist_ok=True)
-        np.save(folder / f"features-{batch.start}-{batch.stop}.npy", features.cpu().numpy())
-        self.write(f"{key_of(method)}/batch-{batch.start}-{batch.stop}", dict(measurements))
+        path = self._features(method, batch)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, features.cpu().numpy())
+        self.write(f"{key_of(method)}/batch-{batch.start}-{batch.stop}", measurements)
 
     def features(self, method: Method, batch: slice) -> "np.ndarray[Any, np.dtype[np.float32]]":
         """Features of a batch's images."""
-        loaded: np.ndarray[Any, np.dtype[np.float32]] = np.load(
-            self.parts / key_of(method) / f"features-{batch.start}-{batch.stop}.npy"
-        )
+        loaded: np.ndarray[Any, np.dtype[np.float32]] = np.load(self._features(method, batch))
         return loaded
+
+    def _features(self, method: Method, batch: slice) -> Path:
+        return self.parts / key_of(method) / f"features-{batch.start}-{batch.stop}.npy"
 
     def add_images(self, method: Method, places: Sequence[int], images: Tensor) -> None:
         """Keeps images as PNG; the frames of a video lie one above the other.
@@ -84,8 +90,7 @@ class Store:
         folder.mkdir(parents=True, exist_ok=True)
         for place, image in zip(places, images, strict=True):
             tall = torch.cat(list(image), dim=-2) if image.ndim == 4 else image
-            pixels = (tall.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-            Image.fromarray(pixels).save(folder / f"{place:05d}.png")
+            to_picture(tall.cpu()).save(folder / f"{place:05d}.png")
 
     def image(self, method: Method, place: int, frames: int | None = None) -> Tensor:
         """An image `(3, height, width)`, or a video `(frames, 3, height, width)`, that was kept."""
@@ -98,3 +103,29 @@ def key_of(method: Method) -> str:
     """Folder name of a method: readable, and another one when what it does is another."""
     readable = re.sub(r"[^A-Za-z0-9]+", "-", method.name).strip("-").lower()
     return f"{readable}-{digest([method.name, method.num_inference_steps, method.described])[:6]}"
+
+
+def describe_environment(device: torch.device) -> dict[str, str | int]:
+    """Versions of the packages that matter and of all peers, the processor that ran the model, and how many threads it had."""
+    return {
+        "python": platform.python_version(),
+        **{package: _version(package) for package in PACKAGES},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _processor() -> str:
+    """The processor's model where the system tells it (Linux), else its architecture."""
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text(encoding="utf-8").splitlines() if information.is_file() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.machine()

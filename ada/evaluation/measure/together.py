@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ada.evaluation.measure.counting import MacCounter
-from ada.evaluation.methods import BatchReport, Cases, Generated, Method, generate, names_of, rows_of
+from ada.evaluation.methods.base import BatchReport, Cases, Generated, Method, generate, names_of, rows_of
 from ada.rollouts import FrozenPipeline
 from ada.rollouts.sharing import shared_components
 from blockdance import BlockDanceConfig, PolicyState, Reuse, ReuseSchedule, apply_blockdance
@@ -26,30 +26,17 @@ FIRST_DECISION = 2
 
 @dataclass(frozen=True)
 class Call:
-    """Methods that run in one call of the pipeline.
+    """One call of the pipeline.
 
     Args:
-        methods: the methods.
+        batch: places of the cases that it runs on.
+        methods: the methods that run in it.
         plans: of each; None for a single method that runs by itself.
     """
 
+    batch: slice
     methods: Sequence[Method]
     plans: Sequence[ReuseSchedule | Any] | None = None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a method did to a batch that it shared.
-
-    Args:
-        images: for each image of the batch, its place among the distinct ones.
-        report: what it did.
-        failure: why it could not decide; None where it could.
-    """
-
-    images: Sequence[int]
-    report: BatchReport
-    failure: str | None = None
 
 
 class Together:
@@ -126,8 +113,8 @@ def shared_plan(frozen: FrozenPipeline, method: Method) -> ReuseSchedule | Any |
     return plan
 
 
-def calls_of(frozen: FrozenPipeline, methods: Sequence[Method], most: int) -> list[Call]:
-    """How to run methods in few calls of the pipeline, the long ones first.
+def calls_of(frozen: FrozenPipeline, methods: Sequence[Method], batch: slice, most: int) -> list[Call]:
+    """How to run methods on a batch in few calls of the pipeline, the long ones first.
 
     Methods of the same number of steps whose plans can share, their deciders seeing the same block, take one call, `most` of them at most.
     """
@@ -136,48 +123,47 @@ def calls_of(frozen: FrozenPipeline, methods: Sequence[Method], most: int) -> li
         plan, steps = shared_plan(frozen, method), method.num_inference_steps
         sees = None if plan is None or isinstance(plan, ReuseSchedule) else plan.kinds[0].boundary
         if plan is None or (sees is not None and boundaries.setdefault(steps, sees) != sees):
-            alone.append(Call([method]))
+            alone.append(Call(batch, [method]))
         else:
             waiting.setdefault(steps, []).append((method, plan))
     shared = [pairs[start : start + most] for pairs in waiting.values() for start in range(0, len(pairs), most)]
-    return [Call(*zip(*pairs, strict=True)) for pairs in shared] + alone
+    return [Call(batch, *zip(*pairs, strict=True)) for pairs in shared] + alone
 
 
 def run_together(
-    frozen: FrozenPipeline, shared: Call, cases: Cases, batch: slice, *, counted: bool
-) -> tuple[Generated, list[int], list[Outcome]]:
-    """Runs methods that share a call on one batch.
+    frozen: FrozenPipeline, shared: Call, cases: Cases, *, counted: bool
+) -> tuple[Generated, list[int], list[tuple[list[int], BatchReport | str]]]:
+    """Runs methods that share a call.
 
     Args:
         frozen: the pipeline.
         shared: the methods, with their plans.
         cases: prompts and seeds; their batch size is the most prompts that are encoded, and images denoised and decoded at once.
-        batch: places of the batch's cases.
         counted: whether to count the MACs of the deciders.
 
     Returns:
-        The distinct images, the place in the batch that each of them has, and what every method did.
+        The distinct images; the place in the batch that each of them has; and of every method the number among them that each of its
+        images has, and what it did, or why it could not decide.
     """
-    count, every, most_rows = batch.stop - batch.start, len(shared.methods), cases.batch_size
+    batch, every = shared.batch, len(shared.methods)
+    count = batch.stop - batch.start
     fitted = [rows_of(plan, batch) for plan in shared.plans or ()]
     decider = Together(fitted, count, counted=counted)
-    groups = list(range(count)) * every
     with (
-        shared_components(frozen.pipeline, most_rows),
-        apply_blockdance(frozen.pipeline, decider, groups=groups, max_rows=2 * most_rows) as handle,
+        shared_components(frozen.pipeline, cases.batch_size),
+        apply_blockdance(frozen.pipeline, decider, groups=[*range(count)] * every, max_rows=2 * cases.batch_size) as handle,
     ):
         steps = shared.methods[0].num_inference_steps
         generated = generate(frozen, list(cases.prompts[batch]) * every, list(cases.seeds[batch]) * every, steps)
         report = handle.report()
     # rows of the same image with the same actions are the same: the first one stands for them
-    first: dict[tuple[int, ...], int] = {}
-    rows = [first.setdefault((row % count, *actions), row) for row, actions in enumerate(report.actions.tolist())]
-    kept = list(first.values())
-    place_of = {row: place for place, row in enumerate(kept)}
-    outcomes = []
+    numbers: dict[tuple[int, ...], int] = {}
+    images = [numbers.setdefault((row % count, *actions), len(numbers)) for row, actions in enumerate(report.actions.tolist())]
+    first = [images.index(number) for number in range(len(numbers))]
+    outcomes: list[tuple[list[int], BatchReport | str]] = []
     for place, plan in enumerate(fitted):
         own = decider.rows(place)
         actions, own_macs = decider.own_actions(place, report.actions), decider.counters[place].macs / count
         done = BatchReport(actions, names_of(plan.kinds), report.macs_computed[own], own_macs=own_macs)
-        outcomes.append(Outcome([place_of[row] for row in rows[own]], done, decider.failures.get(place)))
-    return generated.take(kept), [row % count for row in kept], outcomes
+        outcomes.append((images[own], decider.failures.get(place, done)))
+    return generated.take(first), [row % count for row in first], outcomes

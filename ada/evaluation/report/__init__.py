@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from ada.evaluation.measure import Results
 from ada.evaluation.measure.columns import COMPUTE_SAVED
+from ada.evaluation.measure.results import Results
 from ada.evaluation.report.figures import draw_figures
 from ada.evaluation.report.findings import comparable
 from ada.evaluation.report.page import save_page

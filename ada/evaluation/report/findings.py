@@ -6,9 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ada.evaluation.measure import Estimate, MethodResult, Results, mean, mixed, mixture_at, rank_correlation, share
+from ada.evaluation.measure.collect import mixed, mixture_at
 from ada.evaluation.measure.columns import BOUNDED, COMPUTE_SAVED, DISTANCE, STATIC_MIXTURE, VISIBLE
-from ada.evaluation.methods import FULL_COMPUTE
+from ada.evaluation.measure.results import MethodResult, Results
+from ada.evaluation.measure.statistics import Estimate, mean, rank_correlation, share
+from ada.evaluation.methods.base import FULL_COMPUTE
 
 TYPICAL_SAVING = 0.2
 """The headline is about the row of Ada that saves nearest to this, decided before anything is measured."""

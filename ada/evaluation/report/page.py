@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ada.evaluation.measure import Results, columns
+from ada.evaluation.measure import columns
+from ada.evaluation.measure.results import Results  # fmt: skip
 from ada.evaluation.report.figures import BANDED, GROUPS, colours_of, with_schedules
 from ada.evaluation.report.findings import COMPARABLE_SAVING, MIXTURE, headline_of, spending, static_curve
 from ada.grid import FRAME_MILLISECONDS, to_picture

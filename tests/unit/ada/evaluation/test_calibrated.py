@@ -6,7 +6,9 @@ import pytest
 from conftest import build_pixart_pipeline
 
 from ada.evaluation.measure.counting import run_batch
-from ada.evaluation.methods import Cases, NotApplicableError, full_method, static
+from ada.evaluation.methods import static
+from ada.evaluation.methods.base import Cases, NotApplicableError
+from ada.evaluation.methods.static import full_method
 from ada.rollouts import FrozenPipeline
 from blockdance import BlockDanceConfig, ReuseSchedule
 

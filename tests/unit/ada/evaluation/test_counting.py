@@ -9,8 +9,9 @@ from torch import nn
 from torch.profiler import profile
 
 from ada.evaluation.measure.counting import counted_macs, run_batch, weighed
-from ada.evaluation.methods import Cases, Method, full_method
+from ada.evaluation.methods.base import Cases, Method
 from ada.evaluation.methods.caches import num_bytes
+from ada.evaluation.methods.static import full_method
 from ada.rollouts import FrozenPipeline
 from blockdance import Reuse, ReuseSchedule
 

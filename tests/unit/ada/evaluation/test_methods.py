@@ -9,17 +9,10 @@ from ladders import build_ladder
 from policies import build_step_policy
 
 from ada.evaluation.measure.counting import run_batch
-from ada.evaluation.methods import (
-    Cases,
-    Method,
-    ada_methods,
-    full_method,
-    ladder_methods,
-    one_by_one,
-    rival_methods,
-)
-from ada.evaluation.methods.ada import RandomAsOften, Shuffled
-from ada.evaluation.methods.static import MOST_STEP_COUNTS, blockdance, deep_cache, fewer_steps
+from ada.evaluation.methods.ada import RandomAsOften, Shuffled, ada_methods, rival_methods
+from ada.evaluation.methods.base import Cases, Method
+from ada.evaluation.methods.peers import one_by_one
+from ada.evaluation.methods.static import MOST_STEP_COUNTS, blockdance, deep_cache, fewer_steps, full_method, ladder_methods
 from ada.policy import Curve, LadderPolicy, StepPolicy
 from ada.policy.sight import NUM_SIGNS
 from ada.rollouts import FrozenPipeline

@@ -8,7 +8,7 @@ import torch
 from conftest import build_clip_folder
 
 from ada.evaluation.measure.metrics import Embedding, Metric, default_metrics, flicker, latent_distance, measure_batch
-from ada.evaluation.methods import Generated
+from ada.evaluation.methods.base import Generated
 from ada.rewards import load_features
 
 

@@ -12,9 +12,11 @@ from diffusers.hooks.first_block_cache import FirstBlockCacheConfig
 from diffusers.hooks.hooks import HookRegistry, ModelHook
 
 from ada.evaluation.measure.counting import run_batch
-from ada.evaluation.methods import Cases, Method, NotApplicableError, full_method, one_by_one, peer_methods
+from ada.evaluation.methods.base import Cases, Method, NotApplicableError
 from ada.evaluation.methods.caches import APPLY, attaching, diffusers_cache, left_as_found
 from ada.evaluation.methods.packages import cache_dit, optional_package, t_gate, token_merging
+from ada.evaluation.methods.peers import one_by_one, peer_methods
+from ada.evaluation.methods.static import full_method
 from ada.rollouts import FrozenPipeline
 
 ARGUMENTS = {"guidance_scale": 2.0, "max_sequence_length": 8, "use_resolution_binning": False, "clean_caption": False}

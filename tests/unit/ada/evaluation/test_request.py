@@ -2,8 +2,9 @@
 
 from dataclasses import replace
 
-from ada.evaluation.measure import TimingPlan
-from ada.evaluation.methods import Method, one_by_one
+from ada.evaluation.measure.run import TimingPlan
+from ada.evaluation.methods.base import Method
+from ada.evaluation.methods.peers import one_by_one
 from ada.evaluation.request import Request
 
 

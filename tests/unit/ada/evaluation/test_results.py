@@ -11,8 +11,8 @@ from rich.console import Console
 from ada.evaluation.measure.collect import compare, latencies, mixture_at, with_matches
 from ada.evaluation.measure.columns import Column, all_columns
 from ada.evaluation.measure.results import MethodResult, Results, differences_of
+from ada.evaluation.measure.run import Timing
 from ada.evaluation.measure.statistics import Estimate, mean
-from ada.evaluation.measure.timing import Timing
 from ada.evaluation.methods.base import SHUFFLED
 from ada.evaluation.report.findings import headline_of, static_curve
 from ada.evaluation.report.table import format_estimate, format_interval, markdown_table, terminal_table

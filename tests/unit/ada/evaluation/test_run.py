@@ -16,24 +16,23 @@ from ada.evaluation.measure.collect import collect_results, read_complexity
 from ada.evaluation.measure.counting import counted_macs
 from ada.evaluation.measure.metrics import Embedding, default_metrics, edge_density
 from ada.evaluation.measure.results import MethodResult
-from ada.evaluation.measure.run import Plan, measure_methods
+from ada.evaluation.measure.run import Plan, TimingPlan, measure_methods, time_methods
 from ada.evaluation.measure.statistics import Estimate
 from ada.evaluation.measure.store import Store, key_of
-from ada.evaluation.measure.timing import TimingPlan, time_methods
 from ada.evaluation.measure.together import Call, run_together, shared_plan
-from ada.evaluation.methods import (
+from ada.evaluation.methods.ada import Shuffled, control_methods
+from ada.evaluation.methods.base import (
     STATIC,
     Cases,
     Method,
     NotApplicableError,
     Run,
-    control_methods,
-    full_method,
     generate,
     policy_digest,
+    prompt_seed,
+    unchanged,
 )
-from ada.evaluation.methods.ada import Shuffled
-from ada.evaluation.methods.base import prompt_seed, unchanged
+from ada.evaluation.methods.static import full_method
 from ada.evaluation.methods.threshold import ThresholdRule
 from ada.policy import StepPolicy
 from ada.rollouts import FrozenPipeline
@@ -371,10 +370,10 @@ def test_equal_schedules_are_made_once(backbone: FrozenPipeline, tmp_path: Path)
     methods = [method(name, late) for name in "abc"]
     plan = plan_of(backbone, tmp_path, methods)
     plans = [shared_plan(plan.frozen, each) for each in methods]
-    generated, places, shared = run_together(plan.frozen, Call(methods, plans), CASES, slice(0, 2), counted=False)
+    generated, places, shared = run_together(plan.frozen, Call(slice(0, 2), methods, plans), CASES, counted=False)
     assert len(generated.images) == 2
     assert places == [0, 1]
-    assert [each.images for each in shared] == [[0, 1]] * 3
+    assert [images for images, _ in shared] == [[0, 1]] * 3
 
 
 def test_a_wish_that_cannot_be_met_is_the_reason_of_its_row_alone(
@@ -403,7 +402,7 @@ def test_two_processes_measure_what_one_does(backbone: FrozenPipeline, tmp_path:
         folder = tmp_path / str(processes)
         ours = method("ada", policy)
         plan = plan_of(backbone, folder, [])
-        random, _ = control_methods(ours, policy, actions_of(plan.store, ours, CASES), 0, main=True)
+        random, _ = control_methods(ours, policy, actions_of(plan.store, ours), 0, main=True)
         methods = [*plan.methods, ours, random, method("fewer", steps=4), method("fails", attach=fails)]
         plan = replace(plan, methods=methods, processes=processes)
         found.append(collect_results(plan.store, methods, measure_methods(plan), {}, CASES))

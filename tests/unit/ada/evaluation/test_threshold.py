@@ -8,8 +8,9 @@ import torch
 from conftest import NUM_BLOCKS, build_pixart_pipeline
 
 from ada.evaluation.measure.counting import run_batch
-from ada.evaluation.methods import Cases, full_method, generate, threshold_methods
-from ada.evaluation.methods.threshold import ThresholdRule, fit_threshold, movement
+from ada.evaluation.methods.base import Cases, generate
+from ada.evaluation.methods.static import full_method
+from ada.evaluation.methods.threshold import ThresholdRule, fit_threshold, movement, threshold_methods
 from ada.rollouts import FrozenPipeline
 from blockdance import PolicyState, Reuse, apply_blockdance
 
