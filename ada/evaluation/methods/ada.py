@@ -46,14 +46,7 @@ def ada_methods(
 
 
 def rival_methods(name: str, policy: AdaPolicy, mean_budgets: Sequence[float], num_inference_steps: int) -> list[Method]:
-    """Another policy at the same mean budgets; without a measured curve, at the weight λ that it was saved with.
-
-    Args:
-        name: what to call it.
-        policy: the policy.
-        mean_budgets: shares of the compute to spend on average.
-        num_inference_steps: denoising steps.
-    """
+    """Another policy at the same mean budgets; without a measured curve, at the weight λ that it was saved with."""
     wishes: dict[str, dict[str, float]] = {name: {}}
     if policy.config.get("curve"):
         wishes = {f"{name} mean {budget:.0%}": {"mean_compute": budget} for budget in mean_budgets}

@@ -83,15 +83,7 @@ def generate(
     frozen: FrozenPipeline, prompts: Sequence[str], seeds: Sequence[int], num_inference_steps: int,
     call: Callable[..., Any] | None = None,
 ) -> Generated:  # fmt: skip
-    """Runs the pipeline as a user would.
-
-    Args:
-        frozen: the pipeline.
-        prompts: one per image.
-        seeds: of each image's noise.
-        num_inference_steps: denoising steps.
-        call: called in place of the pipeline; see `Run`.
-    """
+    """Runs the pipeline as a user would, or calls `call` in its place (see `Run`); every image has a prompt and a seed of its noise."""
     with recorded_latents(frozen.pipeline.vae) as latents:
         output = (call or frozen.pipeline)(
             list(prompts), num_inference_steps=num_inference_steps, output_type="pt", return_dict=False,

@@ -35,23 +35,22 @@ APPLY: dict[type, Callable[..., None]] = {
 
 
 def attaching(package: str, enter: Callable[[Any], AbstractContextManager[Run]]) -> Attach:
-    """Makes a method's `attach` of a peer: an error of its own becomes the reason why it does not apply, and nothing of it stays.
-
-    Args:
-        package: whose it is.
-        enter: attaches it to a pipeline.
-    """
+    """Makes a method's `attach` of a peer: an error of its own becomes the reason why it does not apply, and nothing of it stays."""
 
     @contextmanager
     def attach(pipeline: Any, images: slice) -> Iterator[Run]:
+        level = diffusers_logging.get_verbosity()
+        diffusers_logging.set_verbosity_error()  # attaching again for every batch would repeat warnings in the progress bar
         try:
-            with left_as_found(pipeline), quiet(), enter(pipeline) as run:
+            with left_as_found(pipeline), enter(pipeline) as run:
                 yield run
         except NotApplicableError:
             raise
         except Exception as error:
             text = " ".join(str(error).split())
             raise NotApplicableError(f"{package} raised {type(error).__name__}: {text[:300]}") from error
+        finally:
+            diffusers_logging.set_verbosity(level)
 
     return attach
 
@@ -71,17 +70,6 @@ def left_as_found(pipeline: Any) -> Iterator[None]:
         for one, content in before:
             one.clear()
             one.extend(content) if isinstance(one, list) else one.update(content)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps peers' warnings out of the progress bar: attaching again for every batch repeats them."""
-    level = diffusers_logging.get_verbosity()
-    diffusers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        diffusers_logging.set_verbosity(level)
 
 
 @contextmanager
@@ -105,13 +93,18 @@ def diffusers_cache(
         asked = {STEP_CALLBACK: timestep} if any(each.name == STEP_CALLBACK for each in fields(config)) else {}
         APPLY[config](transformer, config(**settings, **asked, **measured()))
         HookRegistry.check_if_exists_or_initialize(transformer).invalidate_child_registries_cache()
-        if not _hooks(transformer):
+        registries = [vars(module)[REGISTRY] for module in transformer.modules() if REGISTRY in vars(module)]
+        attached = [vars(hook) for registry in registries for hook in registry.hooks.values()]
+        if not attached:
             raise NotApplicableError(
                 f"{config.__name__} attaches no hook to {type(transformer).__name__}, without a word: the pipeline would run plain."
             )
 
+        def kept() -> list[Any]:
+            return [value for hook in attached for name, value in hook.items() if name != "fn_ref"]
+
         # pipelines reset the caches of a `CacheMixin` at the end, so what is kept is weighed before
-        with weighing(transformer, lambda: [_kept(hook) for hook in _hooks(transformer)]) as weighed:
+        with weighing(transformer, kept) as weighed:
             yield Run(lambda: BatchReport(cache_bytes=max(weighed)))
 
 
@@ -139,20 +132,10 @@ def watched(pipeline: Any, *, give_context: bool) -> Iterator[Callable[[], float
             told = {"step_index": step, "num_inference_steps": len(scheduler.timesteps), "sigma": sigma}
             inside.enter_context(CacheMixin.cache_context(transformer, "cond_uncond", **told))
 
-    with ExitStack() as hooks:
-        hooks.callback(transformer.register_forward_pre_hook(before, with_kwargs=True).remove)
-        hooks.callback(transformer.register_forward_hook(lambda *_: inside.close(), always_call=True).remove)
+    with ExitStack() as watching:
+        watching.callback(transformer.register_forward_pre_hook(before, with_kwargs=True).remove)
+        watching.callback(transformer.register_forward_hook(lambda *_: inside.close(), always_call=True).remove)
         yield lambda: timestep
-
-
-def _hooks(transformer: nn.Module) -> list[Any]:
-    """Everything that is attached with diffusers' hooks."""
-    registries = [vars(module)[REGISTRY] for module in transformer.modules() if REGISTRY in vars(module)]
-    return [hook for registry in registries for hook in registry.hooks.values()]
-
-
-def _kept(hook: Any) -> dict[str, Any]:
-    return {name: value for name, value in vars(hook).items() if name != "fn_ref"}
 
 
 def magnitude_ratios(frozen: FrozenPipeline, prompts: Sequence[str], seeds: Sequence[int]) -> list[float]:

@@ -44,8 +44,8 @@ def cache_dit(settings: Mapping[str, Any], taylorseer_order: int | None, pipelin
     package = optional_package("cache_dit")
     for name in [name for name in logging.Logger.manager.loggerDict if name.lower().startswith("cache")]:
         logging.getLogger(name).setLevel(logging.ERROR)
-    order = taylorseer_order
-    calibrator = None if order is None else package.TaylorSeerCalibratorConfig(taylorseer_order=order)
+    calibrated = taylorseer_order is not None
+    calibrator = package.TaylorSeerCalibratorConfig(taylorseer_order=taylorseer_order) if calibrated else None
     package.enable_cache(pipeline, cache_config=package.DBCacheConfig(**settings), calibrator_config=calibrator)
     try:
         # None where this version keeps its tensors elsewhere
@@ -78,7 +78,7 @@ def t_gate(settings: Mapping[str, int], pipeline: Any) -> Iterator[Run]:
 
 
 @contextmanager
-def token_merging(ratio: float, pipeline: Any, seed: int = 0) -> Iterator[Run]:
+def token_merging(ratio: float, pipeline: Any) -> Iterator[Run]:
     """Token merging (ToMe, Bolya and Hoffman, 2023): self-attention runs on merged tokens.
 
     `tomesd.apply_patch` patches the blocks of Stable Diffusion's UNet and fails on a PixArt block (it asks for a `norm3`), so the
@@ -87,7 +87,6 @@ def token_merging(ratio: float, pipeline: Any, seed: int = 0) -> Iterator[Run]:
     Args:
         ratio: share of the tokens that are merged into others.
         pipeline: the pipeline.
-        seed: of the choice of tokens to merge into.
     """
     merging, transformer = optional_package("tomesd.merge"), pipeline.transformer
     blocks = [part for name, part in transformer.named_modules() if name.endswith("attn1") and isinstance(part, Attention)]
@@ -96,7 +95,7 @@ def token_merging(ratio: float, pipeline: Any, seed: int = 0) -> Iterator[Run]:
             f"{type(transformer).__name__} has no self-attention named `attn1` whose tokens could be merged; joint attention over "
             "text and image tokens is not what ToMe's matching is made for."
         )
-    generator = torch.Generator(device=transformer.device).manual_seed(seed)
+    generator = torch.Generator(device=transformer.device).manual_seed(0)
 
     def merged(attend: Callable[..., Tensor], hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         tokens = hidden_states.shape[1]
