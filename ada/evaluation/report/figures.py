@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import chain, cycle, groupby
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -15,7 +15,7 @@ from matplotlib.text import Annotation
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
-from ada.evaluation.measure.columns import BOUNDED, COMPUTE_SAVED, SECONDS, SECONDS_ALONE, VISIBLE, Column
+from ada.evaluation.measure.metrics import BOUNDED, COMPUTE_SAVED, SECONDS, SECONDS_ALONE, VISIBLE, Column
 from ada.evaluation.measure.results import MethodResult, Results
 from ada.evaluation.measure.statistics import Estimate
 from ada.evaluation.methods.base import ADA, ADA_BUDGET, FEWER_STEPS, RANDOM, STATIC
@@ -33,6 +33,7 @@ mostly on grey paper."""
 ACTION_COLOURS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#D55E00", "#0072B2", "#999999")
 """Of the kinds of reuse; beyond these they repeat."""
 COMPUTE_COLOUR = "#253545"
+DOTS_PER_INCH = 150
 BANDED = (ADA, ADA_BUDGET, FEWER_STEPS)
 NAMED_FIRST = ("ada", "plain", "static", "peers", "blockdance")
 SCHEDULES_OF, MOST_SCHEDULES = (ADA, ADA_BUDGET, STATIC, RANDOM), 8
@@ -47,13 +48,6 @@ def draw_figures(results: Results) -> dict[str, Figure]:
     return figures | ({"schedules": draw_schedules(results, methods)} if methods else {})
 
 
-def _new_figure(width: float, height: float) -> Figure:
-    """A figure that lays itself out and needs no screen."""
-    figure = Figure(figsize=(width, height), layout="constrained", dpi=150)
-    FigureCanvasAgg(figure)
-    return figure
-
-
 def _finish(figure: Figure, handles: Sequence[Line2D | Patch], columns: int) -> None:
     """Puts the legend below and lays the figure out once: what is drawn later lies where it lies."""
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
@@ -62,14 +56,8 @@ def _finish(figure: Figure, handles: Sequence[Line2D | Patch], columns: int) -> 
 
 
 def draw_curves(results: Results, across: str, upwards: Sequence[str]) -> Figure:
-    """Draws one panel per quantity.
-
-    Args:
-        results: what was measured.
-        across: the column on the horizontal axis; methods without it are left out.
-        upwards: the columns on the vertical axes.
-    """
-    figure = _new_figure(7.4 * len(upwards), 6.4)
+    """Draws a panel per column of `upwards`, over the column `across`; methods without it are left out."""
+    figure = Figure(figsize=(7.4 * len(upwards), 6.4), layout="constrained", dpi=DOTS_PER_INCH)
     axes = figure.subplots(1, len(upwards), squeeze=False)[0]
     panels = [Panel(panel, results, across, name) for panel, name in zip(axes, upwards, strict=True)]
     for panel in panels:
@@ -83,13 +71,7 @@ def draw_curves(results: Results, across: str, upwards: Sequence[str]) -> Figure
 
 
 class Panel:
-    """One quantity over another.
-
-    Args:
-        axes: matplotlib's.
-        results: what was measured.
-        across, upwards: columns; methods without either are left out.
-    """
+    """One quantity over another; methods without either are left out."""
 
     def __init__(self, axes: Axes, results: Results, across: str, upwards: str) -> None:
         self._axes, self._results, self._across, self._upwards = axes, results, across, upwards
@@ -113,23 +95,18 @@ class Panel:
         for family, methods in self._families():
             _, colour, marker = GROUPS[methods[0].group]
             ours, banded = methods[0].group == "ada", family in BANDED
-            x, y = zip(*(self._point(method) for method in methods), strict=True)
-            axes.plot(
-                x, y, color=colour, marker=marker, label=family, markersize=7 if ours else 4.5, alpha=1 if banded or ours else 0.65,
-                linewidth=2.4 if ours else 1.8 if banded else 0.6, zorder=5 if ours else 4 if banded else 3,
+            self._line(
+                [method.estimates[self._across].value for method in methods], [method.estimates[self._upwards] for method in methods],
+                banded=banded, color=colour, marker=marker, label=family, markersize=7 if ours else 4.5,
+                alpha=1 if banded or ours else 0.65, linewidth=2.4 if ours else 1.8 if banded else 0.6,
+                zorder=5 if ours else 4 if banded else 3,
             )  # fmt: skip
-            if banded:
-                self._band(x, [method.estimates[self._upwards] for method in methods], colour)
         mixtures = [point for point in static_curve(self._results) if self._upwards in point.estimates]
         if mixtures and self._across == COMPUTE_SAVED:
-            (across, upwards), colour = self._columns, GROUPS["static"][1]
-            estimates = [point.estimates[self._upwards] for point in mixtures]
-            saved, damage = (
-                [point.saved * across.scale for point in mixtures],
-                [each.value * upwards.scale for each in estimates],
-            )
-            axes.plot(saved, damage, color=colour, linewidth=2.4, linestyle=(0, (4, 1.5)), label=MIXTURE, zorder=4)
-            self._band(saved, estimates, colour)
+            self._line(
+                [point.saved for point in mixtures], [point.estimates[self._upwards] for point in mixtures], banded=True,
+                color=GROUPS["static"][1], linewidth=2.4, linestyle=(0, (4, 1.5)), label=MIXTURE, zorder=4,
+            )  # fmt: skip
         axes.grid(color="#e5e5e5", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
@@ -137,11 +114,14 @@ class Panel:
         axes.set(xlabel=_axis_label(self._columns[0]), ylabel=_axis_label(self._columns[1]))
         self._limit()
 
-    def _band(self, x: Sequence[float], estimates: Sequence[Estimate], colour: str) -> None:
-        scale = self._columns[1].scale
-        low = [(each.value if each.low is None else each.low) * scale for each in estimates]
-        high = [(each.value if each.high is None else each.high) * scale for each in estimates]
-        self._axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0, zorder=2)
+    def _line(self, values: Sequence[float], estimates: Sequence[Estimate], *, banded: bool, **style: Any) -> None:
+        across, upwards = (column.scale for column in self._columns)
+        x = [value * across for value in values]
+        self._axes.plot(x, [each.value * upwards for each in estimates], **style)
+        if banded:
+            low = [(each.value if each.low is None else each.low) * upwards for each in estimates]
+            high = [(each.value if each.high is None else each.high) * upwards for each in estimates]
+            self._axes.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0, zorder=2)
 
     def _limit(self) -> None:
         """Shows what is worth a look: up to half again the damage of the worst plain pipeline; what does more leaves the panel."""
@@ -211,15 +191,12 @@ def colours_of(methods: Sequence[MethodResult]) -> dict[str, str]:
 
 
 def draw_schedules(results: Results, methods: Sequence[MethodResult]) -> Figure:
-    """Draws the schedules of the first noise seed, an image per row, a step per column; images that computed most are on top.
-
-    Args:
-        results: what was measured.
-        methods: those to draw, each with its actions.
+    """Draws the schedules that methods took at the first noise seed, an image per row, a step per column; those that computed most on
+    top.
     """
     columns = min(4, len(methods))
     rows = -(-len(methods) // columns)
-    figure = _new_figure(3.2 * columns, 1.4 + 2.6 * rows)
+    figure = Figure(figsize=(3.2 * columns, 1.4 + 2.6 * rows), layout="constrained", dpi=DOTS_PER_INCH)
     panels, colours = figure.subplots(rows, columns, squeeze=False).flatten(), colours_of(methods)
     for panel, method in zip(panels, methods, strict=False):
         actions, names = np.array((method.actions or [])[: len(results.prompts)]), method.action_names
