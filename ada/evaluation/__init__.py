@@ -1,8 +1,7 @@
 """Measures policies against every alternative, on the same prompts, noise, sampler and machine."""
 
 from ada.evaluation.compare import EvaluationError, evaluate, evaluate_methods, run_options
-from ada.evaluation.measure.columns import Column
-from ada.evaluation.measure.metrics import Embedding, Metric, default_metrics
+from ada.evaluation.measure.metrics import Column, Embedding, Metric, default_metrics
 from ada.evaluation.measure.results import Results
 from ada.evaluation.measure.statistics import Estimate
 from ada.evaluation.methods.base import BatchReport, Method, NotApplicableError, Run

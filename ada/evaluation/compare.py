@@ -11,8 +11,7 @@ from torch import Tensor
 
 from ada.data import load_prompts
 from ada.evaluation.measure.collect import collect_results, read_complexity
-from ada.evaluation.measure.columns import VIDEO_COLUMNS, Column, all_columns
-from ada.evaluation.measure.metrics import Embedding, Metric, default_metrics
+from ada.evaluation.measure.metrics import VIDEO_COLUMNS, Column, Embedding, Metric, all_columns, default_metrics
 from ada.evaluation.measure.results import PUBLISHED, MethodResult, Results
 from ada.evaluation.measure.run import Plan, measure_methods, time_methods
 from ada.evaluation.measure.statistics import too_few_images
@@ -95,12 +94,12 @@ def evaluate(frozen: FrozenPipeline, policy: AdaPolicy, request: Request, consol
     if steps < 3 or policy.decision_steps(steps)[0] >= steps - 1:
         raise EvaluationError(f"With {steps} steps this policy decides none: it computes the first ones. Take more steps.")
     weights = list(request.quality_weights or default_quality_weights(policy))
-    recorded = _recorded(frozen, request) | {
+    store, recorded = _opened(frozen, request)
+    recorded |= {
         "quality_weights": weights, "budgets": list(request.budgets), "mean_budgets": list(request.mean_budgets),
         "policy_weights": policy.digest(), "policy_digest": policy_digest(policy),
         "rivals": {name: policy_digest(rival) for name, rival in request.rivals.items()},
     }  # fmt: skip
-    store = _store(frozen, request)
     methods = _with_policy(frozen, policy.to(frozen.device).eval(), weights, request, store)
     return _evaluate(frozen, methods, request, store, recorded, console)
 
@@ -116,7 +115,7 @@ def evaluate_methods(
         request: as in `evaluate`.
         console: as in `evaluate`.
     """
-    return _evaluate(frozen, methods, request, _store(frozen, request), _recorded(frozen, request), console)
+    return _evaluate(frozen, methods, request, *_opened(frozen, request), console)
 
 
 def _evaluate(
@@ -127,7 +126,9 @@ def _evaluate(
     if request.compare_with not in names:
         raise EvaluationError(f"No row is named {request.compare_with!r}. There are: {', '.join(names)}.")
     quick_look = request.quick_look(methods)
-    cases, shown, methods = request.cases, grid_places(len(request.prompts)), [each for each in methods if request.wants(each)]
+    cases, methods = request.cases, [each for each in methods if request.wants(each)]
+    # the prompts that the grid shows, spread evenly
+    shown = frozenset(place * len(request.prompts) // GRID_PROMPTS for place in range(GRID_PROMPTS))
     kept = frozenset(range(len(cases.prompts))) if request.keep_images else shown
     processes = request.processes or default_processes(frozen.device)
     plan = Plan(frozen, methods, cases, request.metrics, request.embed, store, kept, request.most_images, processes)
@@ -170,11 +171,6 @@ def default_quality_weights(policy: AdaPolicy) -> list[float]:
     """Three values of λ, log-spaced over the policy's range; one where the range is a single value."""
     low, high = policy.config["quality_weight_range"]
     return [low] if low == high else [low, (low * high) ** 0.5, high]
-
-
-def grid_places(num_prompts: int) -> frozenset[int]:
-    """The prompts that the grid shows, spread evenly."""
-    return frozenset(place * num_prompts // GRID_PROMPTS for place in range(GRID_PROMPTS))
 
 
 def _with_policy(
@@ -220,19 +216,10 @@ def actions_of(store: Store, method: Method) -> Callable[[slice], Tensor]:
     return read
 
 
-def _store(frozen: FrozenPipeline, request: Request) -> Store:
-    """Where measurements are kept that another policy, further methods and more noise seeds may use as well."""
-    common = {
-        "prompts": list(request.prompts), "indices": list(request.indices),
-        "metrics": {name: metric.reward.describe() for name, metric in request.metrics.items()},
-        "parts": parts_digest(frozen.pipeline), "environment": describe_environment(frozen.device),
-    }  # fmt: skip
-    return Store(request.output, _shared_settings(frozen, request) | common)
-
-
-def _shared_settings(frozen: FrozenPipeline, request: Request) -> dict[str, Any]:
-    """What the measurements of all methods depend on."""
-    return {
+def _opened(frozen: FrozenPipeline, request: Request) -> tuple[Store, dict[str, Any]]:
+    """Where measurements are kept, that another policy, further methods and more noise seeds may use as well; and what `results.json`
+    says of the run."""
+    shared = {
         **request.settings,
         "base_weights": weights_digest(frozen.transformer),
         "num_inference_steps": frozen.num_inference_steps,
@@ -243,19 +230,21 @@ def _shared_settings(frozen: FrozenPipeline, request: Request) -> dict[str, Any]
         "seed": request.seed,
         "search_prompts": list(request.search_prompts),
     }
-
-
-def _recorded(frozen: FrozenPipeline, request: Request) -> dict[str, Any]:
-    """What `results.json` says of the run."""
+    kept = {
+        "prompts": list(request.prompts), "indices": list(request.indices),
+        "metrics": {name: metric.reward.describe() for name, metric in request.metrics.items()},
+        "parts": parts_digest(frozen.pipeline), "environment": describe_environment(frozen.device),
+    }  # fmt: skip
     sources = request.sources or {"base_model": frozen.model}
-    return {
+    recorded = {
         # a Hub id as it is, a folder by its last part, for paths are private
         **{name: Path(source).resolve().name if Path(source).exists() else source for name, source in sources.items()},
-        **_shared_settings(frozen, request),
+        **shared,
         "num_prompts": len(request.prompts),
         "seeds": request.seeds,
         "ladder": None if request.ladder is None else request.ladder.to_dict(),
     }
+    return Store(request.output, shared | kept), recorded
 
 
 def _default_console() -> Console:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ada.evaluation.measure import columns, statistics
-from ada.evaluation.measure.columns import BOUNDED, COMPUTE_SAVED, DISTANCE, LATENT, MACS, VISIBLE
+from ada.evaluation.measure import metrics, statistics
+from ada.evaluation.measure.metrics import BOUNDED, COMPUTE_SAVED, DISTANCE, LATENT, MACS, VISIBLE
 from ada.evaluation.measure.results import Match, MethodResult, differences_of
 from ada.evaluation.measure.run import Timing
 from ada.evaluation.measure.statistics import LEAST_DISTANCE, Array, Estimate
@@ -52,7 +52,7 @@ def collect_results(
             **_single_figures(parts, actions, timing),
         }
         if len(features) > 1:
-            estimates[columns.FRECHET] = Estimate(statistics.frechet_distance(features, reference_features), None, None)
+            estimates[metrics.FRECHET] = Estimate(statistics.frechet_distance(features, reference_features), None, None)
         results[-1] = replace(
             result, estimates=estimates, per_prompt=per_prompt, distances=distances, actions=actions or None,
             seconds_per_image={str(size): values for size, values in timing.seconds_per_image.items() if values},
@@ -80,8 +80,8 @@ def _estimates(per_prompt: Mapping[str, list[float]], distances: Sequence[float]
         if max(distances) <= LEAST_DISTANCE:  # the reference, by definition
             found |= dict.fromkeys((BOUNDED, VISIBLE), Estimate(0.0, 0.0, 0.0))
         found |= {
-            columns.MEDIAN: statistics.quantile(distances, 0.5, num_seeds),
-            columns.TAIL: statistics.quantile(distances, 0.9, num_seeds),
+            metrics.MEDIAN: statistics.quantile(distances, 0.5, num_seeds),
+            metrics.TAIL: statistics.quantile(distances, 0.9, num_seeds),
         }
     return found
 
@@ -91,10 +91,10 @@ def _single_figures(
 ) -> dict[str, Estimate]:
     """What is one number for the whole run, and has no interval."""
     figures = {
-        columns.CACHE: max((part["cache_bytes"] for part in parts if part["cache_bytes"] is not None), default=None),
-        columns.MEMORY: timing.peak_bytes,
-        columns.OWN_MACS: parts[0]["own_macs"],
-        columns.SCHEDULES: len(set(map(tuple, actions))) or None,
+        metrics.CACHE: max((part["cache_bytes"] for part in parts if part["cache_bytes"] is not None), default=None),
+        metrics.MEMORY: timing.peak_bytes,
+        metrics.OWN_MACS: parts[0]["own_macs"],
+        metrics.SCHEDULES: len(set(map(tuple, actions))) or None,
     }
     return {name: Estimate(float(value), None, None) for name, value in figures.items() if value is not None}
 
@@ -102,7 +102,7 @@ def _single_figures(
 def latencies(timing: Timing, reference: Timing, batch_size: int) -> dict[str, Estimate]:
     """Medians over the rounds; a speed-up is that of the rounds' ratios: both ran within minutes of each other."""
     estimates: dict[str, Estimate] = {}
-    kinds = ((1, columns.SECONDS_ALONE, columns.SPEED_UP_ALONE), (batch_size, columns.SECONDS, columns.SPEED_UP))
+    kinds = ((1, metrics.SECONDS_ALONE, metrics.SPEED_UP_ALONE), (batch_size, metrics.SECONDS, metrics.SPEED_UP))
     for size, seconds, speed_up in kinds:
         own = timing.seconds_per_image.get(size)
         if own:
@@ -121,8 +121,8 @@ def read_complexity(
     densities = statistics.per_prompt(edges, cases.num_seeds)
     words = [float(len(prompt.split())) for prompt in cases.prompts[: len(densities)]]
     static = [method.per_prompt[BOUNDED] for method in results if method.family == STATIC and BOUNDED in method.per_prompt]
-    sensitivity = {columns.SENSITIVITY: np.mean(static, axis=0).tolist()} if static else {}
-    return {columns.EDGE_DENSITY: densities, columns.PROMPT_LENGTH: words, **sensitivity}
+    sensitivity = {metrics.SENSITIVITY: np.mean(static, axis=0).tolist()} if static else {}
+    return {metrics.EDGE_DENSITY: densities, metrics.PROMPT_LENGTH: words, **sensitivity}
 
 
 def with_matches(results: Sequence[MethodResult]) -> list[MethodResult]:
@@ -138,24 +138,24 @@ def with_matches(results: Sequence[MethodResult]) -> list[MethodResult]:
     def matched(method: MethodResult) -> MethodResult:
         if method.reason is not None or method.family == FULL_COMPUTE or BOUNDED not in method.per_prompt:
             return method
-        column = columns.SECONDS if columns.SECONDS in method.estimates else columns.SECONDS_ALONE
+        column = metrics.SECONDS if metrics.SECONDS in method.estimates else metrics.SECONDS_ALONE
         timed = [row for row in plain if column in row.estimates]
         beside: dict[str, Parts | None] = {}
         if method not in plain:
             if column in method.estimates and timed:
                 latency = method.estimates[column].value
                 nearest = min(timed, key=lambda row: abs(row.estimates[column].value - latency))
-                beside[columns.SAME_LATENCY] = [(nearest, np.ones(len(nearest.per_prompt[BOUNDED])))]
-            beside[columns.SAME_COMPUTE] = mixture_at(method.saved, plain)
+                beside[metrics.SAME_LATENCY] = [(nearest, np.ones(len(nearest.per_prompt[BOUNDED])))]
+            beside[metrics.SAME_COMPUTE] = mixture_at(method.saved, plain)
         if method not in static:
-            beside[columns.STATIC_MIXTURE] = mixture_at(method.saved, static)
+            beside[metrics.STATIC_MIXTURE] = mixture_at(method.saved, static)
         return replace(method, matches={kind: compare(method, parts) for kind, parts in beside.items() if parts})
 
     return [matched(method) for method in results]
 
 
-def mixture_at(saved: float, rows: Sequence[MethodResult], metric: str = BOUNDED) -> Parts | None:
-    """The two rows whose mixture saves `saved` at the smallest mean of a metric: what a mean budget gives without looking at images.
+def mixture_at(saved: float, rows: Sequence[MethodResult]) -> Parts | None:
+    """The two rows whose mixture saves `saved` at the smallest bounded damage: what a mean budget gives without looking at images.
 
     They are chosen by cross-fitting, for every prompt by the figures of the others: rows that were chosen by the very figures that are
     shown would look better than they are.
@@ -163,7 +163,6 @@ def mixture_at(saved: float, rows: Sequence[MethodResult], metric: str = BOUNDED
     Args:
         saved: mean share of the compute to save.
         rows: the rows to choose from.
-        metric: lower is better.
 
     Returns:
         The rows that any prompt takes, with their shares; None where no mixture saves exactly as much.
@@ -171,7 +170,7 @@ def mixture_at(saved: float, rows: Sequence[MethodResult], metric: str = BOUNDED
     gains = torch.tensor([row.saved for row in rows], dtype=torch.float64)
     if not rows or not gains.min() <= saved <= gains.max():
         return None
-    errors = torch.tensor([row.per_prompt[metric] for row in rows], dtype=torch.float64).T
+    errors = torch.tensor([row.per_prompt[BOUNDED] for row in rows], dtype=torch.float64).T
     folds = torch.arange(len(errors)) % MOST_FOLDS
     shares = torch.empty_like(errors)
     for fold in folds.unique():
@@ -190,7 +189,7 @@ def compare(own: MethodResult, parts: Parts) -> Match:
     """Sets a method beside one row or a mixture."""
     expected, differences = {}, {}
     for metric, values in own.per_prompt.items():
-        if metric not in (*columns.COSTS, LATENT):
+        if metric not in (*metrics.COSTS, LATENT):
             others = mixed(parts, metric)
             expected[metric] = fmean(others)
             if metric != DISTANCE:  # for whose mean no interval holds

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ada.evaluation.measure.columns import COMPUTE_SAVED, COSTS, DISTANCE, Column, difference_of
+from ada.evaluation.measure.metrics import COMPUTE_SAVED, COSTS, DISTANCE, Column, difference_of
 from ada.evaluation.measure.statistics import Estimate, difference
 from ada.evaluation.methods.base import CONTROLS, STATIC_GROUPS
 

@@ -57,10 +57,6 @@ def measure_methods(plan: Plan, console: Console | None = None) -> dict[str, str
     the others at the first. The reference alone is made again for a batch in which the run was killed, and by every process that
     works on a batch.
 
-    Args:
-        plan: what to run.
-        console: where to show progress.
-
     Returns:
         By method, why it does not apply; None where it does.
     """
@@ -203,17 +199,11 @@ class Timing:
 def time_methods(
     plan: Plan, methods: Sequence[Method], timing: TimingPlan, console: Console | None = None
 ) -> dict[str, Timing]:
-    """Times methods; rounds that are stored already are not run again.
+    """Times methods, all of which apply; rounds that are stored already are not run again.
 
     A first round, that does not count, warms up and weighs the memory. A round goes through all methods, so that a change of the
     machine's pace meets all alike; its order is random, so that no method always runs after the same one. Latency hardly depends on
     the prompt: what drifts is the machine, so a round takes some of the prompts.
-
-    Args:
-        plan: the evaluation.
-        methods: those to time, all of which apply.
-        timing: batch sizes, rounds and time.
-        console: where to show progress.
     """
     timings = {method.name: Timing() for method in methods}
     sizes = timing.batch_sizes if timing.rounds else ()

@@ -37,12 +37,11 @@ class Estimate:
         return None if self.low is None or self.high is None else (self.high - self.low) / 2
 
 
-def mean(values: Sequence[float], seed: int = 0) -> Estimate:
+def mean(values: Sequence[float]) -> Estimate:
     """The mean with its studentised bootstrap interval (bootstrap-t, Efron 1979; Hall 1988).
 
     Args:
         values: one per prompt, the mean over its noise seeds: of bounded quantities, of logarithms, or of their differences.
-        seed: of the resampling.
 
     Raises:
         ValueError: no values.
@@ -56,7 +55,7 @@ def mean(values: Sequence[float], seed: int = 0) -> Estimate:
     if count < FEW:
         half_width = STUDENT[count - 2] * float(sample.std(ddof=1)) / count**0.5
         return Estimate(value, value - half_width, value + half_width)
-    return Estimate(*studentised_interval(torch.from_numpy(sample), seed))
+    return Estimate(*studentised_interval(torch.from_numpy(sample)))
 
 
 def raw_mean(values: Sequence[float]) -> Estimate:
@@ -64,13 +63,13 @@ def raw_mean(values: Sequence[float]) -> Estimate:
     return Estimate(float(_sample(values).mean()), None, None)
 
 
-def difference(values: Sequence[float], others: Sequence[float], seed: int = 0) -> Estimate:
+def difference(values: Sequence[float], others: Sequence[float]) -> Estimate:
     """The mean of `values - others`, paired: both were measured on the same prompts, whose own spread cancels.
 
     Raises:
         ValueError: no values, or different numbers of them.
     """
-    return mean([ours - theirs for ours, theirs in zip(values, others, strict=True)], seed)
+    return mean([ours - theirs for ours, theirs in zip(values, others, strict=True)])
 
 
 def share(values: Sequence[float]) -> Estimate:
@@ -127,12 +126,12 @@ def per_prompt(values: Sequence[float] | Array, num_seeds: int) -> list[float]:
     return means
 
 
-def rank_correlation(values: Sequence[float] | Array, others: Sequence[float] | Array, seed: int = 0) -> Estimate | None:
+def rank_correlation(values: Sequence[float] | Array, others: Sequence[float] | Array) -> Estimate | None:
     """Spearman's rank correlation with its percentile bootstrap interval; None where one side is constant."""
     rounded, count = [np.round(_sample(side), 9) for side in (values, others)], len(values)
     if any(np.ptp(side) == 0 for side in rounded):
         return None
-    drawn = np.random.default_rng(seed).integers(count, size=(NUM_RESAMPLES, count))
+    drawn = np.random.default_rng(0).integers(count, size=(NUM_RESAMPLES, count))
     # how often each value is in the sample itself, which comes first, and in each resample
     times = np.stack([np.bincount(places, minlength=count) for places in (np.arange(count), *drawn)]).astype(np.float64)
     # twice every value's rank less the mean rank, ties shared: how many that are drawn lie below it, less how many lie above

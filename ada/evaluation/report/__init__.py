@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from ada.evaluation.measure.columns import COMPUTE_SAVED
+from ada.evaluation.measure.metrics import COMPUTE_SAVED
 from ada.evaluation.measure.results import Results
 from ada.evaluation.report.figures import draw_figures
 from ada.evaluation.report.findings import comparable

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ada.evaluation.measure import columns
+from ada.evaluation.measure import metrics
 from ada.evaluation.measure.results import Results  # fmt: skip
 from ada.evaluation.report.figures import BANDED, GROUPS, colours_of, with_schedules
 from ada.evaluation.report.findings import COMPARABLE_SAVING, MIXTURE, headline_of, spending, static_curve
@@ -20,9 +20,9 @@ from ada.rewards.damage import VISIBLE_DISTANCE
 
 LARGEST = 256
 COMPLEXITY_TITLES = {
-    columns.SENSITIVITY: "the damage of searched schedules, by which an oracle spends",
-    columns.EDGE_DENSITY: "edge density of the reference",
-    columns.PROMPT_LENGTH: "words in the prompt",
+    metrics.SENSITIVITY: "the damage of searched schedules, by which an oracle spends",
+    metrics.EDGE_DENSITY: "edge density of the reference",
+    metrics.PROMPT_LENGTH: "words in the prompt",
 }
 DIGITS = 6
 NOTES = (
@@ -79,9 +79,9 @@ def page_data(results: Results, images: Mapping[str, Mapping[int, Tensor]], refe
         "banded": list(BANDED),
         "label_saving": COMPARABLE_SAVING,
         "mixture": {"name": MIXTURE, "points": _rounded([asdict(point) for point in static_curve(results)])},
-        "kinds_of_match": [columns.STATIC_MIXTURE, columns.SAME_COMPUTE, columns.SAME_LATENCY],
-        "costs": list(columns.COSTS),
-        "headlines": [columns.BOUNDED, columns.VISIBLE],
+        "kinds_of_match": [metrics.STATIC_MIXTURE, metrics.SAME_COMPUTE, metrics.SAME_LATENCY],
+        "costs": list(metrics.COSTS),
+        "headlines": [metrics.BOUNDED, metrics.VISIBLE],
         "images": {name: [data_uri(image) for image in kept.values()] for name, kept in images.items()},
         "places": list(next(iter(images.values()))),
         "scheduled": [method.name for method in scheduled],

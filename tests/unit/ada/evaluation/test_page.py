@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ada.evaluation.measure.columns import Column, all_columns
+from ada.evaluation.measure.metrics import Column, all_columns
 from ada.evaluation.measure.results import MethodResult, Results
 from ada.evaluation.measure.statistics import mean
 from ada.evaluation.report.page import data_uri, save_page

@@ -10,7 +10,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.text import Annotation
 from PIL import Image
 
-from ada.evaluation.measure.columns import Column
+from ada.evaluation.measure.metrics import Column
 from ada.evaluation.measure.results import MethodResult, Results
 from ada.evaluation.measure.statistics import Estimate
 from ada.evaluation.report.figures import GROUPS, draw_curves, draw_schedules

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from ada.evaluation.measure.collect import compare, latencies, mixture_at, with_matches
-from ada.evaluation.measure.columns import Column, all_columns
+from ada.evaluation.measure.metrics import Column, all_columns
 from ada.evaluation.measure.results import MethodResult, Results, differences_of
 from ada.evaluation.measure.run import Timing
 from ada.evaluation.measure.statistics import Estimate, mean
