@@ -84,27 +84,20 @@ def generate(
     call: Callable[..., Any] | None = None,
 ) -> Generated:  # fmt: skip
     """Runs the pipeline as a user would, or calls `call` in its place (see `Run`); every image has a prompt and a seed of its noise."""
-    with recorded_latents(frozen.pipeline.vae) as latents:
+    decode, latents = frozen.pipeline.vae.decode, list[Tensor]()
+
+    def recorded(given: Tensor, *args: Any, **kwargs: Any) -> Any:
+        latents.append(given.detach().clone())
+        return decode(given, *args, **kwargs)
+
+    # what the VAE decodes is the end of denoising in every family of pipelines; frames may be decoded in chunks
+    with patch.object(frozen.pipeline.vae, "decode", recorded):
         output = (call or frozen.pipeline)(
             list(prompts), num_inference_steps=num_inference_steps, output_type="pt", return_dict=False,
             generator=[torch.Generator().manual_seed(seed) for seed in seeds], **frozen.arguments,
         )  # fmt: skip
     images: Tensor = output[0]
-    # a VAE that decodes frames in chunks is called several times
     return Generated(images.float(), torch.cat(latents).float().reshape(len(prompts), -1))
-
-
-@contextmanager
-def recorded_latents(vae: Any) -> Iterator[list[Tensor]]:
-    """Collects what the VAE decodes, which is the end of denoising in every family of pipelines."""
-    decode, seen = vae.decode, list[Tensor]()
-
-    def record(latents: Tensor, *args: Any, **kwargs: Any) -> Any:
-        seen.append(latents.detach().clone())
-        return decode(latents, *args, **kwargs)
-
-    with patch.object(vae, "decode", record):
-        yield seen
 
 
 @dataclass(frozen=True)
@@ -195,15 +188,15 @@ class Method:
     @property
     def described(self) -> dict[str, Any]:
         """The settings, and of a plan a configuration's fields, a schedule's actions and kinds, or which policy it is."""
-        if isinstance(self.plan, BlockDanceConfig):
-            return {**asdict(self.plan), "reuse_range": list(self.plan.reuse_range), **self.settings}
-        if isinstance(self.plan, ReuseSchedule):
-            rows = [("" if len(self.plan.kinds) < 10 else " ").join(map(str, row)) for row in self.plan.actions.tolist()]
-            known = {"actions": rows[0] if len(rows) == 1 else rows, "kinds": [str(kind) for kind in self.plan.kinds]}
-            return {**known, **self.settings}
-        return (
-            {"policy": policy_digest(self.plan), **self.settings} if isinstance(self.plan, AdaPolicy) else dict(self.settings)
-        )
+        plan, known = self.plan, dict[str, Any]()
+        if isinstance(plan, BlockDanceConfig):
+            known = {**asdict(plan), "reuse_range": list(plan.reuse_range)}
+        elif isinstance(plan, ReuseSchedule):
+            rows = [("" if len(plan.kinds) < 10 else " ").join(map(str, row)) for row in plan.actions.tolist()]
+            known = {"actions": rows[0] if len(rows) == 1 else rows, "kinds": [str(kind) for kind in plan.kinds]}
+        elif isinstance(plan, AdaPolicy):
+            known = {"policy": policy_digest(plan)}
+        return known | dict(self.settings)
 
     @contextmanager
     def accelerate(self, pipeline: Any, images: slice) -> Iterator[Run]:
