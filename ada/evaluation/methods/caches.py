@@ -79,8 +79,8 @@ def diffusers_cache(
     """Attaches one of diffusers' caches.
 
     Where the transformer is no `CacheMixin` (PixArt, DiT, SD3), `enable_cache` does not exist and the pipeline sets no cache
-    context. Then the cache is attached with its documented `apply_…` function, and every call of the transformer is wrapped in
-    the context that diffusers' error message asks for: without that help such rows could say nothing but "raises an error".
+    context. Then the cache is attached with its documented `apply_…` function, and every call of the transformer is given a context
+    (`watched`): without that help such rows could say nothing but "raises an error".
 
     Args:
         config: class of its configuration.
@@ -89,7 +89,7 @@ def diffusers_cache(
         measured: gives further fields, which have to be measured on the pipeline.
     """
     transformer = pipeline.transformer
-    with watched(pipeline, give_context=not isinstance(transformer, CacheMixin)) as timestep:
+    with watched(pipeline) as timestep:
         asked = {STEP_CALLBACK: timestep} if any(each.name == STEP_CALLBACK for each in fields(config)) else {}
         APPLY[config](transformer, config(**settings, **asked, **measured()))
         HookRegistry.check_if_exists_or_initialize(transformer).invalidate_child_registries_cache()
@@ -109,16 +109,10 @@ def diffusers_cache(
 
 
 @contextmanager
-def watched(pipeline: Any, *, give_context: bool) -> Iterator[Callable[[], float]]:
-    """Watches the transformer's calls, and gives diffusers' hooks the cache context that some pipelines do not set.
-
-    Args:
-        pipeline: the pipeline.
-        give_context: whether to wrap each call in a `cache_context`, as diffusers' own error message asks for.
-
-    Returns:
-        What tells the timestep of the newest call.
-    """
+def watched(pipeline: Any) -> Iterator[Callable[[], float]]:
+    """Watches the transformer's calls, and tells the timestep of the newest one. Where the transformer is no `CacheMixin`, each call is
+    wrapped in the `cache_context` that its pipeline does not set, as diffusers' own error message asks for."""
+    give_context = not isinstance(pipeline.transformer, CacheMixin)
     transformer, scheduler, timestep, inside = pipeline.transformer, pipeline.scheduler, 0.0, ExitStack()
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

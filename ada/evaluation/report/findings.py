@@ -29,10 +29,7 @@ def comparable(methods: Sequence[MethodResult], by: Callable[[MethodResult], str
     """The reference and, of each family or group, the method that saves nearest to 30 %: all of them are too many to look at."""
     reference, *others = sorted(methods, key=lambda method: method.family != FULL_COMPUTE)
     kinds = dict.fromkeys(by(method) for method in others)
-    return [
-        reference,
-        *(nearest_to(COMPARABLE_SAVING, [method for method in others if by(method) == kind]) for kind in kinds),
-    ]
+    return [reference, *(nearest_to(COMPARABLE_SAVING, [method for method in others if by(method) == kind]) for kind in kinds)]
 
 
 class Headline(NamedTuple):
