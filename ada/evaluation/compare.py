@@ -10,17 +10,11 @@ from rich.console import Console
 from torch import Tensor
 
 from ada.data import load_prompts
-from ada.evaluation.measure.collect import collect_results, read_complexity
-from ada.evaluation.measure.metrics import VIDEO_COLUMNS, Column, Embedding, Metric, all_columns, default_metrics
-from ada.evaluation.measure.results import PUBLISHED, MethodResult, Results
-from ada.evaluation.measure.run import Plan, measure_methods, time_methods
-from ada.evaluation.measure.statistics import too_few_images
-from ada.evaluation.measure.store import Store, describe_environment
-from ada.evaluation.methods.ada import ada_methods, control_methods, rival_methods
-from ada.evaluation.methods.base import Cases, Method, NotApplicableError, policy_digest
-from ada.evaluation.methods.peers import peer_methods
-from ada.evaluation.methods.static import blockdance, calibrated_methods, deep_cache, fewer_steps, full_method, ladder_methods
-from ada.evaluation.methods.threshold import threshold_methods
+from ada.evaluation import measure
+from ada.evaluation import methods as ways
+from ada.evaluation.measure import PUBLISHED, Column, Embedding, Metric, Plan, Results, Store
+from ada.evaluation.measure.metrics import VIDEO_COLUMNS
+from ada.evaluation.methods import Cases, Method, NotApplicableError
 from ada.evaluation.report import write_reports
 from ada.evaluation.report.table import terminal_table
 from ada.evaluation.request import EvaluationOptions, Request, Settings
@@ -54,7 +48,7 @@ def run_options(options: EvaluationOptions) -> Results:
         few = QUICK_SEARCH_PROMPTS if len(prompts) < PUBLISHED else SEARCH_PROMPTS
         others = load_prompts(options.search_prompts, options.search_split, None, options.search_limit or few)
     frozen = FrozenPipeline(options.base_model, options.num_inference_steps, options.arguments, dtype=options.dtype).to(device)
-    metrics = default_metrics(options.scorer, device)
+    metrics = measure.default_metrics(options.scorer, device)
     for name, reward in (options.rewards or {}).items():
         metrics[name] = Metric(reward.to(device), Column(name.replace("_", " ").capitalize()))
     request = Request(
@@ -97,8 +91,8 @@ def evaluate(frozen: FrozenPipeline, policy: AdaPolicy, request: Request, consol
     store, recorded = _opened(frozen, request)
     recorded |= {
         "quality_weights": weights, "budgets": list(request.budgets), "mean_budgets": list(request.mean_budgets),
-        "policy_weights": policy.digest(), "policy_digest": policy_digest(policy),
-        "rivals": {name: policy_digest(rival) for name, rival in request.rivals.items()},
+        "policy_weights": policy.digest(), "policy_digest": ways.policy_digest(policy),
+        "rivals": {name: ways.policy_digest(rival) for name, rival in request.rivals.items()},
     }  # fmt: skip
     methods = _with_policy(frozen, policy.to(frozen.device).eval(), weights, request, store)
     return _evaluate(frozen, methods, request, store, recorded, console)
@@ -132,14 +126,15 @@ def _evaluate(
     kept = frozenset(range(len(cases.prompts))) if request.keep_images else shown
     processes = request.processes or default_processes(frozen.device)
     plan = Plan(frozen, methods, cases, request.metrics, request.embed, store, kept, request.most_images, processes)
-    reasons = measure_methods(plan, console)
+    reasons = measure.measure_methods(plan, console)
     timed = [method for method in methods if request.times(method) and reasons[method.name] is None]
-    timings = time_methods(plan, timed, request.timing(), console)
-    results = _results(plan, request, recorded, collect_results(store, methods, reasons, timings, cases), quick_look)
+    timings = measure.time_methods(plan, timed, request.timing(), console)
+    if reason := reasons[request.compare_with]:
+        raise EvaluationError(f"The row {request.compare_with!r} that all are compared with does not apply: {reason}")
+    results = _results(plan, request, recorded, measure.collect_results(store, methods, reasons, timings, cases), quick_look)
     frames, applying = store.read("frames"), [method for method in methods if reasons[method.name] is None]
     images = {method.name: {place: store.image(method, place, frames) for place in sorted(shown)} for method in applying}
-    references = {place: store.image(methods[0], place, frames) for place in range(len(request.prompts))}
-    write_reports(results, images, references, request.output)
+    write_reports(results, images, lambda place: store.image(methods[0], place, frames), request.output)
     console.print(terminal_table(results))
     for line in results.warnings:
         console.print(f"Warning: {line}")
@@ -150,19 +145,21 @@ def _evaluate(
 
 
 def _results(
-    plan: Plan, request: Request, recorded: dict[str, Any], measured: list[MethodResult], quick_look: str | None
+    plan: Plan, request: Request, recorded: dict[str, Any], measured: list[measure.MethodResult], quick_look: str | None
 ) -> Results:
     """What `results.json` holds."""
     shown = {name: metric.column for name, metric in request.metrics.items()}
     shown |= VIDEO_COLUMNS if plan.store.read("frames") else {}
-    few = too_few_images(len(plan.cases.prompts), plan.store.features(plan.methods[0], plan.cases.batches()[0]).shape[1])
+    few = measure.too_few_images(
+        len(plan.cases.prompts), plan.store.features(plan.methods[0], plan.cases.batches()[0]).shape[1]
+    )
     return Results(
         settings=recorded,
-        environment=describe_environment(plan.frozen.device),
-        columns=all_columns(shown),
+        environment=measure.describe_environment(plan.frozen.device),
+        columns=measure.all_columns(shown),
         prompts=list(request.prompts),
         methods=measured,
-        complexity=read_complexity(plan.store, plan.methods[0], plan.cases, measured),
+        complexity=measure.read_complexity(plan.store, plan.methods[0], plan.cases, measured),
         warnings=[warning for warning in (quick_look, few) if warning],
     ).compared_with(request.compare_with)
 
@@ -179,28 +176,28 @@ def _with_policy(
     """Every method of the default matrix."""
     steps, num_blocks = frozen.num_inference_steps, frozen.num_blocks
     boundary = max(kind.boundary for kind in policy.kinds)
-    ours = ada_methods(policy, weights, request.budgets, request.mean_budgets, steps)
+    ours = ways.ada_methods(policy, weights, request.budgets, request.mean_budgets, steps)
     controls = [
-        control_methods(row, policy, actions_of(store, row), request.seed, main=place == len(weights) // 2)
+        ways.control_methods(row, policy, actions_of(store, row), request.seed, main=place == len(weights) // 2)
         for place, row in enumerate(ours[: len(weights)])
     ]
     rows = [
-        full_method(steps),
-        *fewer_steps(steps),
-        *blockdance(num_blocks, steps, boundary),
-        *(ladder_methods(request.ladder, steps) if request.ladder is not None else []),
+        ways.full_method(steps),
+        *ways.fewer_steps(steps),
+        *ways.blockdance(num_blocks, steps, boundary),
+        *(ways.ladder_methods(request.ladder, steps) if request.ladder is not None else []),
         *ours,
         *(control for kind in zip(*controls, strict=True) for control in kind),
     ]
     for name, rival in request.rivals.items():
-        rows += rival_methods(name, rival.to(frozen.device).eval(), request.mean_budgets, steps)
-    rows += deep_cache(num_blocks, steps)
+        rows += ways.rival_methods(name, rival.to(frozen.device).eval(), request.mean_budgets, steps)
+    rows += ways.deep_cache(num_blocks, steps)
     if request.search_prompts:
         some = slice(0, request.batch_size)
         others = Cases.of(request.search_prompts[some], request.search_indices[some], 1, request.seed)
-        rows += calibrated_methods(frozen, others.prompts, others.seeds)
-        rows += threshold_methods(frozen, others.prompts, others.seeds, boundary)
-        rows += peer_methods(frozen, others.prompts, others.seeds) if request.peers else []
+        rows += ways.calibrated_methods(frozen, others.prompts, others.seeds)
+        rows += ways.threshold_methods(frozen, others.prompts, others.seeds, boundary)
+        rows += ways.peer_methods(frozen, others.prompts, others.seeds) if request.peers else []
     return [*rows, *request.extra_methods]
 
 
@@ -233,7 +230,7 @@ def _opened(frozen: FrozenPipeline, request: Request) -> tuple[Store, dict[str, 
     kept = {
         "prompts": list(request.prompts), "indices": list(request.indices),
         "metrics": {name: metric.reward.describe() for name, metric in request.metrics.items()},
-        "parts": parts_digest(frozen.pipeline), "environment": describe_environment(frozen.device),
+        "parts": parts_digest(frozen.pipeline), "environment": measure.describe_environment(frozen.device),
     }  # fmt: skip
     sources = request.sources or {"base_model": frozen.model}
     recorded = {

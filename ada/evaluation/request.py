@@ -7,10 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ada.evaluation.measure.metrics import Metric
-from ada.evaluation.measure.results import PUBLISHED
-from ada.evaluation.measure.run import MOST_IMAGES, TimingPlan
-from ada.evaluation.methods.base import FULL_COMPUTE, Cases, Method
+from ada.evaluation.measure import MOST_IMAGES, PUBLISHED, Metric, TimingPlan
+from ada.evaluation.methods import Cases, Method
+from ada.evaluation.methods.base import FULL_COMPUTE
 from ada.policy import AdaPolicy
 from ada.rewards import Reward
 from ada.rollouts.pipeline import Dtype

@@ -166,6 +166,12 @@ def test_an_unknown_row_to_compare_with_lists_the_rows(folder: Path) -> None:
         evaluate_methods(subject, [full_method(2)], request(folder, compare_with="Nothing"))
 
 
+def test_a_row_that_does_not_apply_is_none_to_compare_with(folder: Path) -> None:
+    refused = Method(name="Peer", family="Peers", group="peers", num_inference_steps=10, reason="It has no blocks.")
+    with pytest.raises(EvaluationError, match="'Peer' that all are compared with does not apply: It has no blocks"):
+        evaluate_methods(pipeline_of(folder, 10), [full_method(10), refused], request(folder, compare_with="Peer", rounds=0))
+
+
 def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     root = Path(__file__).parents[2]
     sources = {"policy": "policy", "base-model": "pipeline", "scorer": "scorer", "prompts": "test.jsonl"}

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 from unittest.mock import patch
 
@@ -185,7 +186,7 @@ class Method:
         if self.plan is not None and self.attach is not unchanged:
             raise ValueError(f"{self.name}: a method has a `plan` or an `attach`, not both.")
 
-    @property
+    @cached_property
     def described(self) -> dict[str, Any]:
         """The settings, and of a plan a configuration's fields, a schedule's actions and kinds, or which policy it is."""
         plan, known = self.plan, dict[str, Any]()

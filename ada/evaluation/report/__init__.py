@@ -1,6 +1,6 @@
 """What a reader gets: a table in the terminal; and in files tables, figures, an image grid, a page, TensorBoard's events."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from ada.evaluation.measure import Results
 from ada.evaluation.measure.metrics import COMPUTE_SAVED
-from ada.evaluation.measure.results import Results
 from ada.evaluation.report.figures import draw_figures
 from ada.evaluation.report.findings import comparable
 from ada.evaluation.report.page import save_page
@@ -22,13 +22,13 @@ Images = Mapping[str, Mapping[int, Tensor]]
 """By method, images `(3, height, width)` or videos `(frames, 3, height, width)` in [0, 1] by the prompt's place: of all the same."""
 
 
-def write_reports(results: Results, images: Images, references: Mapping[int, Tensor], output: Path) -> None:
+def write_reports(results: Results, images: Images, reference_of: Callable[[int], Tensor], output: Path) -> None:
     """Writes `results.json`, `table.md`, `summary.md` (a method of each family), the figures, the grid, `index.html` and TensorBoard's.
 
     Args:
         results: what was measured.
         images: what the methods that were measured made.
-        references: by its place, the reference of every prompt.
+        reference_of: gives the reference of the prompt at a place.
         output: folder to write to; made if it is not there.
     """
     output.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ def write_reports(results: Results, images: Images, references: Mapping[int, Ten
         rows.append(Row(method.name, list(made.values()), captions))
     grid = "grid.webp" if rows[0].images[0].ndim == 4 else "grid.png"  # videos move
     save_grid(rows, [results.prompts[place] for place in images[rows[0].title]], output / grid)
-    save_page(results, images, references, output / "index.html")
+    save_page(results, images, reference_of, output / "index.html")
     log_results(results, figures, images, output / "tensorboard")
 
 

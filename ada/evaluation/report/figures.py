@@ -15,9 +15,8 @@ from matplotlib.text import Annotation
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
-from ada.evaluation.measure.metrics import BOUNDED, COMPUTE_SAVED, SECONDS, SECONDS_ALONE, VISIBLE, Column
-from ada.evaluation.measure.results import MethodResult, Results
-from ada.evaluation.measure.statistics import Estimate
+from ada.evaluation.measure import Column, Estimate, MethodResult, Results
+from ada.evaluation.measure.metrics import BOUNDED, COMPUTE_SAVED, SECONDS, SECONDS_ALONE, VISIBLE
 from ada.evaluation.methods.base import ADA, ADA_BUDGET, FEWER_STEPS, RANDOM, STATIC
 from ada.evaluation.report.findings import COMPARABLE_SAVING, MIXTURE, nearest_to, static_curve
 

@@ -6,10 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ada.evaluation.measure.collect import mixed, mixture_at
+from ada.evaluation.measure import Estimate, MethodResult, Results, mean, mixed, mixture_at, rank_correlation, share
 from ada.evaluation.measure.metrics import BOUNDED, COMPUTE_SAVED, DISTANCE, STATIC_MIXTURE, VISIBLE
-from ada.evaluation.measure.results import MethodResult, Results
-from ada.evaluation.measure.statistics import Estimate, mean, rank_correlation, share
 from ada.evaluation.methods.base import FULL_COMPUTE
 
 TYPICAL_SAVING = 0.2

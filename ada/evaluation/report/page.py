@@ -3,7 +3,7 @@
 import base64
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
@@ -11,8 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ada.evaluation.measure import metrics
-from ada.evaluation.measure.results import Results  # fmt: skip
+from ada.evaluation.measure import Results, metrics
 from ada.evaluation.report.figures import BANDED, GROUPS, colours_of, with_schedules
 from ada.evaluation.report.findings import COMPARABLE_SAVING, MIXTURE, headline_of, spending, static_curve
 from ada.grid import FRAME_MILLISECONDS, to_picture
@@ -45,17 +44,17 @@ NOTES = (
 
 
 def save_page(
-    results: Results, images: Mapping[str, Mapping[int, Tensor]], references: Mapping[int, Tensor], path: Path
+    results: Results, images: Mapping[str, Mapping[int, Tensor]], reference_of: Callable[[int], Tensor], path: Path
 ) -> None:
     """Writes the page; it needs no other file and no network.
 
     Args:
         results: what was measured.
         images: by method and by the prompt's place, an image `(3, height, width)` or video `(frames, 3, height, width)` in [0, 1].
-        references: reference images by place, for the easiest and the hardest prompts.
+        reference_of: gives the reference at a place: of the easiest and the hardest prompts.
         path: the file to write.
     """
-    content = page_data(results, images, references)
+    content = page_data(results, images, reference_of)
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/")
     page = _template("index.html")
     page = page.replace("/*STYLE*/", _template("style.css"))
@@ -63,7 +62,9 @@ def save_page(
     path.write_text(page.replace("/*DATA*/", text), encoding="utf-8")
 
 
-def page_data(results: Results, images: Mapping[str, Mapping[int, Tensor]], references: Mapping[int, Tensor]) -> dict[str, Any]:
+def page_data(
+    results: Results, images: Mapping[str, Mapping[int, Tensor]], reference_of: Callable[[int], Tensor]
+) -> dict[str, Any]:
     """What the page's script draws."""
     spent = spending(results)
     extremes = sorted({place for each in spent for place in (*each.easiest, *each.hardest)})
@@ -88,7 +89,7 @@ def page_data(results: Results, images: Mapping[str, Mapping[int, Tensor]], refe
         "action_colours": colours_of(scheduled),
         "spending": _rounded([asdict(each) for each in spent]),
         "complexity_titles": COMPLEXITY_TITLES,
-        "thumbnails": {place: data_uri(references[place]) for place in extremes},
+        "thumbnails": {place: data_uri(reference_of(place)) for place in extremes},
         "notes": [*NOTES, *results.warnings],
     }
 

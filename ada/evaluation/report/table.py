@@ -6,9 +6,8 @@ from itertools import groupby
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from ada.evaluation.measure.metrics import BOUNDED, SAME_COMPUTE, SAME_LATENCY, STATIC_MIXTURE, VISIBLE, Column
-from ada.evaluation.measure.results import Match, MethodResult, Results
-from ada.evaluation.measure.statistics import Estimate
+from ada.evaluation.measure import Column, Estimate, Match, MethodResult, Results
+from ada.evaluation.measure.metrics import BOUNDED, SAME_COMPUTE, SAME_LATENCY, STATIC_MIXTURE, VISIBLE
 from ada.evaluation.report.findings import comparable, headline_of
 from ada.rewards.damage import VISIBLE_DISTANCE
 

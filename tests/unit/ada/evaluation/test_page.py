@@ -43,7 +43,7 @@ def page(tmp_path: Path) -> str:
         warnings=["Few images."],
     )  # fmt: skip
     images = {each.name: {1: torch.rand(3, 8, 8)} for each in methods}
-    save_page(results, images, {place: torch.rand(3, 8, 8) for place in range(3)}, tmp_path / "index.html")
+    save_page(results, images, lambda place: torch.rand(3, 8, 8), tmp_path / "index.html")
     return (tmp_path / "index.html").read_text(encoding="utf-8")
 
 
