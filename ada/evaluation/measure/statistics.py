@@ -128,19 +128,27 @@ def per_prompt(values: Sequence[float] | Array, num_seeds: int) -> list[float]:
 
 def rank_correlation(values: Sequence[float] | Array, others: Sequence[float] | Array) -> Estimate | None:
     """Spearman's rank correlation with its percentile bootstrap interval; None where one side is constant."""
-    rounded, count = [np.round(_sample(side), 9) for side in (values, others)], len(values)
-    if any(np.ptp(side) == 0 for side in rounded):
+    sides, count = [np.round(_sample(side), 9) for side in (values, others)], len(values)
+    if any(np.ptp(side) == 0 for side in sides):
         return None
     drawn = np.random.default_rng(0).integers(count, size=(NUM_RESAMPLES, count))
     # how often each value is in the sample itself, which comes first, and in each resample
     times = np.stack([np.bincount(places, minlength=count) for places in (np.arange(count), *drawn)]).astype(np.float64)
-    # twice every value's rank less the mean rank, ties shared: how many that are drawn lie below it, less how many lie above
-    first, second = (times @ np.sign(side - side[:, None]) for side in rounded)
+    first, second = (_centred_ranks(side, times) for side in sides)
     with np.errstate(invalid="ignore"):  # a resample may be constant
         spread = ((times * first**2).sum(1) * (times * second**2).sum(1)) ** 0.5
         value, *resampled = (times * first * second).sum(1) / spread
     low, high = np.nanquantile(resampled, [0.025, 0.975])
     return Estimate(float(value), float(low), float(high))
+
+
+def _centred_ranks(values: Array, times: Array) -> Array:
+    """Every value's rank, ties shared, less the mean rank, where it is drawn so many times: `(resamples, values)`."""
+    _, groups = np.unique(values, return_inverse=True)
+    order = np.argsort(groups, kind="stable")
+    held = np.add.reduceat(times[:, order], np.searchsorted(groups[order], np.arange(groups.max() + 1)), axis=1)
+    centred: Array = (held.cumsum(1) - held / 2)[:, groups] - times.shape[1] / 2
+    return centred
 
 
 def _sample(values: Sequence[float] | Array) -> Array:
