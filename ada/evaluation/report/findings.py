@@ -31,8 +31,9 @@ def comparable(methods: Sequence[MethodResult], by: Callable[[MethodResult], str
 
 
 class Headline(NamedTuple):
-    """What a reader sees first: the verdict in a few words, and the same with figures and intervals."""
+    """What a reader sees first: the row that it is about, the verdict in a few words, and the same with figures and intervals."""
 
+    method: str
     title: str
     sentence: str
 
@@ -59,7 +60,7 @@ def headline_of(results: Results) -> Headline | None:
         f"{changed.value:.1%} of the images ({_share(changed.low)} to {_share(changed.high)}), with the mixture "
         f"{match.expected[VISIBLE]:.1%}."
     )
-    return Headline(title, sentence)
+    return Headline(ada.name, title, sentence)
 
 
 def _signed(value: float | None) -> str:

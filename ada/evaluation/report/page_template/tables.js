@@ -168,14 +168,15 @@ const titled = (entries) => entries.map(([name, column]) => [name, unit(column)]
 const upwardsFirst = ["bounded_damage", "perceptual_distance", quality].find(isKnown);
 const every = measured.map(({ name }) => [name, name]);
 const kinds = data.kinds_of_match.filter((kind) => measured.some((method) => method.matches[kind]));
-const ours = measured.find((method) => method.group === "ada") || measured[1] || reference;
+const ours = measured.find(({ name }) => data.headline && name === data.headline.method) || measured[1] || reference;
+const spenders = data.spending.map(({ name }) => name);
 options(byId("across"), titled(data.costs.filter(isKnown).map((name) => [name, data.columns[name]])), "compute_saved");
 options(byId("upwards"), titled(chosen.filter(([name]) => !data.costs.includes(name))), upwardsFirst);
 options(byId("match"), kinds.map((kind) => [kind, MATCHES[kind]]), "static_mixture");
 options(byId("baseline"), every, data.settings.compared_with);
 options(byId("group"), [["", "everything"], ...Object.entries(data.groups).map(([group, [title]]) => [group, title])], "");
 options(byId("shown"), every, ours.name);
-options(byId("spender"), data.spending.map(({ name }) => [name, name]), data.spending.length ? data.spending[0].name : "");
+options(byId("spender"), spenders.map((name) => [name, name]), spenders.includes(ours.name) ? ours.name : spenders[0]);
 legend();
 plot();
 table();

@@ -132,6 +132,7 @@ def test_a_control_is_no_choice_that_anyone_has(results: Results) -> None:
 def test_the_headline_has_figures_and_their_interval(results: Results) -> None:
     headline = headline_of(results)
     assert headline is not None
+    assert headline.method == "Ada λ=1"
     assert re.match(r"Ada wins: 3[78]% less damage", headline.title)  # 0.030 of 0.080
     assert "Saving 20% of the compute, Ada λ=1 does 0.050 of bounded damage" in headline.sentence
     assert "−0.030 (95 % interval −0.03" in headline.sentence
