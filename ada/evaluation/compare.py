@@ -88,7 +88,7 @@ def evaluate(frozen: FrozenPipeline, policy: AdaPolicy, request: Request, consol
     if steps < 3 or policy.decision_steps(steps)[0] >= steps - 1:
         raise EvaluationError(f"With {steps} steps this policy decides none: it computes the first ones. Take more steps.")
     weights = list(request.quality_weights or default_quality_weights(policy))
-    store, recorded = _opened(frozen, request)
+    store, recorded = open_store(frozen, request)
     recorded |= {
         "quality_weights": weights, "budgets": list(request.budgets), "mean_budgets": list(request.mean_budgets),
         "policy_weights": policy.digest(), "policy_digest": ways.policy_digest(policy),
@@ -109,7 +109,7 @@ def evaluate_methods(
         request: as in `evaluate`.
         console: as in `evaluate`.
     """
-    return _evaluate(frozen, methods, request, *_opened(frozen, request), console)
+    return _evaluate(frozen, methods, request, *open_store(frozen, request), console)
 
 
 def _evaluate(
@@ -213,7 +213,7 @@ def actions_of(store: Store, method: Method) -> Callable[[slice], Tensor]:
     return read
 
 
-def _opened(frozen: FrozenPipeline, request: Request) -> tuple[Store, dict[str, Any]]:
+def open_store(frozen: FrozenPipeline, request: Request) -> tuple[Store, dict[str, Any]]:
     """Where measurements are kept, that another policy, further methods and more noise seeds may use as well; and what `results.json`
     says of the run."""
     shared = {

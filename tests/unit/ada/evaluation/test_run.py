@@ -18,7 +18,7 @@ from ada.evaluation.measure.metrics import Embedding, default_metrics, edge_dens
 from ada.evaluation.measure.results import MethodResult
 from ada.evaluation.measure.run import Plan, TimingPlan, measure_methods, time_methods
 from ada.evaluation.measure.statistics import Estimate
-from ada.evaluation.measure.store import Store, key_of
+from ada.evaluation.measure.store import Store
 from ada.evaluation.measure.together import Call, run_together, shared_plan
 from ada.evaluation.methods.ada import Shuffled, control_methods
 from ada.evaluation.methods.base import (
@@ -28,7 +28,6 @@ from ada.evaluation.methods.base import (
     NotApplicableError,
     Run,
     generate,
-    policy_digest,
     prompt_seed,
     unchanged,
 )
@@ -178,33 +177,6 @@ def test_more_noise_seeds_run_alone(backbone: FrozenPipeline, tmp_path: Path) ->
         _, found = collect_results(plan.store, plan.methods, measure_methods(plan), {}, cases)
     assert calls == [("one", start) for start in (0, 2, 4, 6)]
     assert len(found.distances) == 8
-
-
-def test_another_policy_is_another_row(policy: StepPolicy) -> None:
-    """Also to its control, which does as its row did; what is stored of the one is never taken for the other's."""
-    others = [policy, policy.with_options(quality_weight=3.0)]
-    rows = [method("ada", each) for each in others]
-    controls = [
-        control_methods(row, each, lambda images: torch.zeros(0), 0, main=True) for row, each in zip(rows, others, strict=True)
-    ]
-    for one, two in zip(*([row, *control] for row, control in zip(rows, controls, strict=True)), strict=True):
-        assert one.name == two.name
-        assert key_of(one) != key_of(two)
-
-
-def test_other_settings_take_nothing_from_an_earlier_run(tmp_path: Path) -> None:
-    first = Store(tmp_path, {"seed": 0})
-    first.write("decisions", [1])
-    assert Store(tmp_path, {"seed": 0}).read("decisions") == [1]
-    assert Store(tmp_path, {"seed": 1}).read("decisions") is None
-
-
-def test_a_policy_of_the_same_weights_and_another_configuration_is_another_one(policy: StepPolicy, tmp_path: Path) -> None:
-    policy.save_pretrained(tmp_path)
-    assert policy_digest(StepPolicy.from_pretrained(tmp_path)) == policy_digest(policy)
-    other = policy.with_options(quality_weight=3.0)
-    assert other.digest() == policy.digest()
-    assert policy_digest(other) != policy_digest(policy)
 
 
 def test_a_method_that_does_not_apply_or_skips_nothing_says_so(backbone: FrozenPipeline, tmp_path: Path) -> None:

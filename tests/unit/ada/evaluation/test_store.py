@@ -1,0 +1,86 @@
+"""Whose measurements are whose: what a store depends on, and what its rows do."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import build_clip_folder, build_pixart_pipeline
+from policies import build_step_policy
+
+from ada.evaluation.compare import open_store
+from ada.evaluation.measure import Embedding, Metric, default_metrics
+from ada.evaluation.measure.metrics import Column
+from ada.evaluation.measure.store import Store, key_of
+from ada.evaluation.methods import Method, control_methods, policy_digest
+from ada.evaluation.request import Request
+from ada.policy import StepPolicy
+from ada.rewards import SSIM
+from ada.rollouts import FrozenPipeline
+
+STEPS = 6
+
+
+@pytest.fixture
+def backbone(tmp_path: Path) -> FrozenPipeline:
+    build_pixart_pipeline().save_pretrained(tmp_path / "pipeline")
+    return FrozenPipeline(
+        str(tmp_path / "pipeline"), STEPS, {"max_sequence_length": 8, "use_resolution_binning": False, "clean_caption": False}
+    )
+
+
+@pytest.fixture
+def policy(backbone: FrozenPipeline) -> StepPolicy:
+    return build_step_policy(backbone)
+
+
+def test_other_settings_take_nothing_from_an_earlier_run(tmp_path: Path) -> None:
+    first = Store(tmp_path, {"seed": 0})
+    first.write("decisions", [1])
+    assert Store(tmp_path, {"seed": 0}).read("decisions") == [1]
+    assert Store(tmp_path, {"seed": 1}).read("decisions") is None
+
+
+def test_another_policy_is_another_row(policy: StepPolicy) -> None:
+    """Also to its control, which does as its row did; what is stored of the one is never taken for the other's."""
+    others = [policy, policy.with_options(quality_weight=3.0)]
+    rows = [Method(name="ada", family="ada", group="ada", num_inference_steps=STEPS, plan=each) for each in others]
+    controls = [
+        control_methods(row, each, lambda images: torch.zeros(0), 0, main=True) for row, each in zip(rows, others, strict=True)
+    ]
+    for one, two in zip(*([row, *control] for row, control in zip(rows, controls, strict=True)), strict=True):
+        assert one.name == two.name
+        assert key_of(one) != key_of(two)
+
+
+def test_a_policy_of_the_same_weights_and_another_configuration_is_another_one(policy: StepPolicy, tmp_path: Path) -> None:
+    policy.save_pretrained(tmp_path)
+    assert policy_digest(StepPolicy.from_pretrained(tmp_path)) == policy_digest(policy)
+    other = policy.with_options(quality_weight=3.0)
+    assert other.digest() == policy.digest()
+    assert policy_digest(other) != policy_digest(policy)
+
+
+def test_what_all_rows_depend_on_makes_another_store_and_nothing_else(
+    backbone: FrozenPipeline, policy: StepPolicy, tmp_path: Path
+) -> None:
+    """More seeds, rivals, budgets and another policy find what is measured already; other prompts, noise, metrics or steps do not."""
+    scorer = str(build_clip_folder(tmp_path / "scorer"))
+    first = Request(
+        prompts=["a", "b"], indices=[0, 1], metrics=default_metrics(scorer), embed=Embedding(scorer), output=tmp_path / "out"
+    )
+    other_metrics = {**first.metrics, "twice": Metric(SSIM(), Column("SSIM again"))}
+    store, recorded = open_store(backbone, first)
+    for same in (
+        replace(first, seeds=3),
+        replace(first, rivals={"gate": policy}, budgets=[0.5], sources={"policy": "another"}),
+    ):
+        assert open_store(backbone, same)[0].parts == store.parts
+    others = [
+        replace(first, prompts=["a", "c"]), replace(first, indices=[0, 2]), replace(first, seed=1), replace(first, batch_size=4),
+        replace(first, metrics=other_metrics), replace(first, search_prompts=["d"], search_indices=[3]),
+    ]  # fmt: skip
+    found = [open_store(backbone, other)[0].parts for other in others]
+    fewer = FrozenPipeline(backbone.model, STEPS - 1, backbone.arguments)
+    assert len({store.parts, *found, open_store(fewer, first)[0].parts}) == len(others) + 2
+    assert recorded["seeds"] == 1
