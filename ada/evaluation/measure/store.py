@@ -24,8 +24,8 @@ PACKAGES = ("torch", "diffusers", "transformers", "cache-dit", "tgate", "tomesd"
 class Store:
     """The measurements of one evaluation.
 
-    They lie in `parts/<fingerprint>`, so an evaluation of another model, with other prompts or metrics, or by other versions, never
-    takes them for its own; further methods and noise seeds join those that are there.
+    They lie in `parts/<fingerprint>`, and kept images in `images/<fingerprint>`, so an evaluation of another model, with other prompts
+    or metrics, or by other versions, never takes them for its own; further methods and noise seeds join those that are there.
 
     Args:
         folder: the evaluation's output folder; made if it is not there.
@@ -33,8 +33,8 @@ class Store:
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        self.parts = folder / "parts" / digest(settings)
-        self.images = folder / "images"
+        fingerprint = digest(settings)
+        self.parts, self.images = folder / "parts" / fingerprint, folder / "images" / fingerprint
         self.write("settings", dict(settings))
 
     def read(self, name: str) -> Any:

@@ -12,7 +12,7 @@ from ada.evaluation.compare import open_store
 from ada.evaluation.measure import Embedding, Metric, default_metrics
 from ada.evaluation.measure.metrics import Column
 from ada.evaluation.measure.store import Store, key_of
-from ada.evaluation.methods import Method, control_methods, policy_digest
+from ada.evaluation.methods import Method, control_methods, full_method, policy_digest
 from ada.evaluation.request import Request
 from ada.policy import StepPolicy
 from ada.rewards import SSIM
@@ -35,10 +35,15 @@ def policy(backbone: FrozenPipeline) -> StepPolicy:
 
 
 def test_other_settings_take_nothing_from_an_earlier_run(tmp_path: Path) -> None:
-    first = Store(tmp_path, {"seed": 0})
-    first.write("decisions", [1])
-    assert Store(tmp_path, {"seed": 0}).read("decisions") == [1]
-    assert Store(tmp_path, {"seed": 1}).read("decisions") is None
+    method = full_method(STEPS)
+    dark, light = (Store(tmp_path, {"seed": seed}) for seed in range(2))
+    dark.write("decisions", [1])
+    dark.add_images(method, [3], torch.zeros(1, 3, 2, 2))
+    light.add_images(method, [3], torch.ones(1, 3, 2, 2))
+    again = Store(tmp_path, {"seed": 0})
+    assert again.read("decisions") == [1]
+    assert again.image(method, 3).max() == 0
+    assert light.read("decisions") is None
 
 
 def test_another_policy_is_another_row(policy: StepPolicy) -> None:
