@@ -5,7 +5,7 @@ import sys
 
 from jsonargparse import auto_cli, set_parsing_settings
 
-from ada.evaluation import EvaluationError, EvaluationOptions, run_options
+from ada.evaluation import EvaluationOptions, run_options
 from blockdance import BlockDanceError
 
 
@@ -17,7 +17,7 @@ def main() -> None:
     options = auto_cli(EvaluationOptions, args=words, as_positional=False, allow_abbrev=False)
     try:
         run_options(options)
-    except (OSError, ValueError, EvaluationError, BlockDanceError) as error:
+    except (OSError, ValueError, BlockDanceError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 

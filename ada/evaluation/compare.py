@@ -21,11 +21,11 @@ from ada.evaluation.request import EvaluationOptions, Request, Settings
 from ada.policy import AdaPolicy
 from ada.processes import default_processes
 from ada.rollouts import FrozenPipeline
-from ada.rollouts.fingerprints import described, parts_digest, weights_digest
+from ada.rollouts.fingerprints import parts_digest
 from ada.schedules import Ladder
 
 GRID_PROMPTS = 8
-SEARCH_PROMPTS, QUICK_SEARCH_PROMPTS = 12, 2
+QUICK_SEARCH_PROMPTS = 2
 LOG_WIDTH = 180
 
 
@@ -45,7 +45,7 @@ def run_options(options: EvaluationOptions) -> Results:
     policy = AdaPolicy.from_pretrained(options.policy)
     prompts, others = load_prompts(options.prompts, options.split, options.column, options.limit), {"prompt": (), "index": ()}
     if options.search_prompts:
-        few = QUICK_SEARCH_PROMPTS if len(prompts) < PUBLISHED else SEARCH_PROMPTS
+        few = QUICK_SEARCH_PROMPTS if len(prompts) < PUBLISHED else options.batch_size
         others = load_prompts(options.search_prompts, options.search_split, None, options.search_limit or few)
     frozen = FrozenPipeline(options.base_model, options.num_inference_steps, options.arguments, dtype=options.dtype).to(device)
     metrics = measure.default_metrics(options.scorer, device)
@@ -87,7 +87,7 @@ def evaluate(frozen: FrozenPipeline, policy: AdaPolicy, request: Request, consol
     steps = frozen.num_inference_steps
     if steps < 3 or policy.decision_steps(steps)[0] >= steps - 1:
         raise EvaluationError(f"With {steps} steps this policy decides none: it computes the first ones. Take more steps.")
-    weights = list(request.quality_weights or default_quality_weights(policy))
+    weights = request.quality_weights or default_quality_weights(policy)
     store, recorded = open_store(frozen, request)
     recorded |= {
         "quality_weights": weights, "budgets": list(request.budgets), "mean_budgets": list(request.mean_budgets),
@@ -117,6 +117,11 @@ def _evaluate(
     console: Console | None,
 ) -> Results:  # fmt: skip
     console, names = console or _default_console(), [method.name for method in methods]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise EvaluationError(
+            f"Several rows are named {', '.join(map(repr, twice))}: budgets are told apart by whole percents, so give others, and other "
+            "names to rivals and further methods."
+        )
     if request.compare_with not in names:
         raise EvaluationError(f"No row is named {request.compare_with!r}. There are: {', '.join(names)}.")
     quick_look = request.quick_look(methods)
@@ -178,7 +183,9 @@ def _with_policy(
     boundary = max(kind.boundary for kind in policy.kinds)
     ours = ways.ada_methods(policy, weights, request.budgets, request.mean_budgets, steps)
     controls = [
-        ways.control_methods(row, policy, actions_of(store, row), request.seed, main=place == len(weights) // 2)
+        ways.control_methods(
+            row, policy, actions_of(store, row), request.seed, main=place == len(weights) // 2, batch_size=request.batch_size
+        )
         for place, row in enumerate(ours[: len(weights)])
     ]
     rows = [
@@ -193,8 +200,7 @@ def _with_policy(
         rows += ways.rival_methods(name, rival.to(frozen.device).eval(), request.mean_budgets, steps)
     rows += ways.deep_cache(num_blocks, steps)
     if request.search_prompts:
-        some = slice(0, request.batch_size)
-        others = Cases.of(request.search_prompts[some], request.search_indices[some], 1, request.seed)
+        others = Cases.of(request.search_prompts, request.search_indices, 1, request.seed)
         rows += ways.calibrated_methods(frozen, others.prompts, others.seeds)
         rows += ways.threshold_methods(frozen, others.prompts, others.seeds, boundary)
         rows += ways.peer_methods(frozen, others.prompts, others.seeds) if request.peers else []
@@ -216,26 +222,26 @@ def actions_of(store: Store, method: Method) -> Callable[[slice], Tensor]:
 def open_store(frozen: FrozenPipeline, request: Request) -> tuple[Store, dict[str, Any]]:
     """Where measurements are kept, that another policy, further methods and more noise seeds may use as well; and what `results.json`
     says of the run."""
+    drawn = frozen.fingerprint()
     shared = {
         **request.settings,
-        "base_weights": weights_digest(frozen.transformer),
-        "num_inference_steps": frozen.num_inference_steps,
-        "arguments": described(frozen.arguments),
-        "scheduler": type(frozen.pipeline.scheduler).__name__,
         "dtype": str(frozen.transformer.dtype).removeprefix("torch."),
         "batch_size": request.batch_size,
         "seed": request.seed,
         "search_prompts": list(request.search_prompts),
     }
     kept = {
-        "prompts": list(request.prompts), "indices": list(request.indices),
+        "prompts": list(request.prompts), "indices": list(request.indices), "search_indices": list(request.search_indices),
         "metrics": {name: metric.reward.describe() for name, metric in request.metrics.items()},
-        "parts": parts_digest(frozen.pipeline), "environment": measure.describe_environment(frozen.device),
+        "pipeline": drawn, "parts": parts_digest(frozen.pipeline), "environment": measure.describe_environment(frozen.device),
     }  # fmt: skip
     sources = request.sources or {"base_model": frozen.model}
     recorded = {
         # a Hub id as it is, a folder by its last part, for paths are private
         **{name: Path(source).resolve().name if Path(source).exists() else source for name, source in sources.items()},
+        "base_weights": drawn["weights"],
+        "scheduler": type(frozen.pipeline.scheduler).__name__,
+        **{name: drawn[name] for name in ("num_inference_steps", "arguments")},
         **shared,
         "num_prompts": len(request.prompts),
         "seeds": request.seeds,

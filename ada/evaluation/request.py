@@ -165,7 +165,7 @@ class EvaluationOptions(Settings):
     search_split: str = "validation"
     """Their split."""
     search_limit: int | None = None
-    """Number of them; by default 12, in a quick look 2."""
+    """Number of them, which run in one call; by default as many as a batch has, in a quick look 2."""
     ladder: str | None = "configs/ladders/emoji.json"
     """File of searched static schedules, each of which is a row; none leaves them out."""
     num_inference_steps: int = 20

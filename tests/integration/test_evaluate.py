@@ -119,7 +119,7 @@ def test_evaluate(folder: Path) -> None:
     assert ada.seconds_per_image == {}
     timed = results.method("Ada λ=2")
     assert {size: len(seconds) == 2 for size, seconds in timed.seconds_per_image.items()} == {"1": True}
-    assert timed.estimates["speed_up_alone"].low is not None
+    assert timed.estimates["speed_up_alone"].low is None  # two rounds
     assert "static_mixture" in ada.matches
     assert results.is_quick_look
     # what takes long and tells least is left out of so few prompts, and the page says so
@@ -164,6 +164,13 @@ def test_an_unknown_row_to_compare_with_lists_the_rows(folder: Path) -> None:
     subject = pipeline_of(folder, 2)
     with pytest.raises(EvaluationError, match=r"No row is named 'Nothing'. There are: Full compute"):
         evaluate_methods(subject, [full_method(2)], request(folder, compare_with="Nothing"))
+
+
+def test_rows_of_the_same_name_are_refused(folder: Path) -> None:
+    """Else one would have the other's latency and pictures."""
+    subject = pipeline_of(folder, 2)
+    with pytest.raises(EvaluationError, match="Several rows are named 'Full compute'"):
+        evaluate_methods(subject, [full_method(2), full_method(2)], request(folder))
 
 
 def test_a_row_that_does_not_apply_is_none_to_compare_with(folder: Path) -> None:

@@ -32,6 +32,8 @@ CACHE = "cache_bytes"
 MEMORY = "peak_bytes"
 SCHEDULES = "num_schedules"
 COSTS = (COMPUTE_SAVED, MACS, OWN_MACS, SECONDS, SECONDS_ALONE, SPEED_UP, SPEED_UP_ALONE, CACHE, MEMORY, SCHEDULES)
+RAW = (DISTANCE, LATENT, WORST_FRAME)
+"""Heavy-tailed distances, for whose means no interval holds."""
 EDGE_DENSITY, PROMPT_LENGTH, SENSITIVITY = "edge_density", "prompt_length", "sensitivity"
 """What images differ in: of the reference, of the prompt, and of what searched schedules do to it."""
 SAME_LATENCY, SAME_COMPUTE, STATIC_MIXTURE = "same_latency", "same_compute", "static_mixture"

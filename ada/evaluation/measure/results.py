@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ada.evaluation.measure.metrics import COMPUTE_SAVED, COSTS, DISTANCE, Column, difference_of
+from ada.evaluation.measure.metrics import COMPUTE_SAVED, COSTS, RAW, Column, difference_of
 from ada.evaluation.measure.statistics import Estimate, difference
 from ada.evaluation.methods.base import CONTROLS, STATIC_GROUPS
 
@@ -162,9 +162,9 @@ class Results:
 
 
 def differences_of(per_prompt: Mapping[str, list[float]], baseline: Mapping[str, list[float]]) -> dict[str, Estimate]:
-    """Paired differences of all metrics but the raw distance, for whose mean no interval holds."""
+    """Paired differences of all metrics but the raw distances."""
     return {
         difference_of(name): difference(values, baseline[name])
         for name, values in per_prompt.items()
-        if name not in (*COSTS, DISTANCE)
+        if name not in (*COSTS, *RAW)
     }

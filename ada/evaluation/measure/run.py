@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from rich.console import Console
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from ada.evaluation.methods.base import BatchReport, Cases, Generated, Method, N
 from ada.processes import work_off
 from ada.progress import Advance, progress
 from ada.rollouts import FrozenPipeline
+from ada.rollouts.fingerprints import digest
 
 LEAST_SAVED = 0.001
 MOST_IMAGES = 256
@@ -76,7 +78,7 @@ def measure_methods(plan: Plan, console: Console | None = None) -> dict[str, str
 def _tasks(plan: Plan, batch: slice) -> list[list[Call]]:
     """What is left to do of a batch: first the reference, then the methods that share their calls, then the others one by one; in the
     task of each, those that have to come after it."""
-    todo = [method for method in plan.methods if plan.store.reason(method) is None and plan.store.batch(method, batch) is None]
+    todo = [method for method in plan.methods if plan.store.reason(method) is None and not _is_done(plan, method, batch)]
     first, others = [each for each in todo if each is plan.methods[0]], [each for each in todo if each is not plan.methods[0]]
     names = {method.name for method in others}
     followers = [method for method in others if method.after in names]
@@ -87,6 +89,16 @@ def _tasks(plan: Plan, batch: slice) -> list[list[Call]]:
         done = {method.name for method in task[0].methods}
         task += [Call(batch, [method]) for method in followers if method.after in done]
     return [[Call(batch, first)], *tasks] if first else tasks
+
+
+def _is_done(plan: Plan, method: Method, batch: slice) -> bool:
+    """Whether a batch is measured, and the pictures are there that are to be kept of it."""
+    return plan.store.batch(method, batch) is not None and plan.store.has_images(method, _kept(plan, method, batch))
+
+
+def _kept(plan: Plan, method: Method, batch: slice) -> list[int]:
+    """Places of the images that are kept: of the reference all, for the page may ask for a thumbnail of any prompt."""
+    return [place for place in range(batch.start, batch.stop) if method is plan.methods[0] or place in plan.kept]
 
 
 class Measurer:
@@ -160,8 +172,7 @@ class Measurer:
             }
             if is_reference:
                 plan.store.write("frames", images.shape[1] if images.ndim == 5 else None)
-            # thumbnails of any prompt's reference may be asked for
-            shown = [place for place in range(batch.start, batch.stop) if is_reference or place in plan.kept]
+            shown = _kept(plan, method, batch)
             plan.store.add_images(method, shown, images[[place - batch.start for place in shown]])
             plan.store.add_batch(method, batch, measurements, features[chosen])
 
@@ -190,10 +201,12 @@ class Timing:
     Args:
         seconds_per_image: by batch size, one value per round, in the order of the rounds.
         peak_bytes: most memory held at once beside the weights, at the largest batch size; None where it was not weighed.
+        cache_bytes: of it, what the method keeps between steps; None where nobody knows.
     """
 
     seconds_per_image: dict[int, list[float]] = field(default_factory=dict)
     peak_bytes: int | None = None
+    cache_bytes: int | None = None
 
 
 def time_methods(
@@ -201,40 +214,55 @@ def time_methods(
 ) -> dict[str, Timing]:
     """Times methods, all of which apply; rounds that are stored already are not run again.
 
-    A first round, that does not count, warms up and weighs the memory. A round goes through all methods, so that a change of the
-    machine's pace meets all alike; its order is random, so that no method always runs after the same one. Latency hardly depends on
-    the prompt: what drifts is the machine, so a round takes some of the prompts.
+    A first round, that does not count, warms up, weighs the memory, and asks what BlockDance keeps. A round goes through all methods, so
+    that a change of the machine's pace meets all alike; its order is random, so that no method always runs after the same one. What drifts
+    is the machine, so a round takes some of the prompts: of a method whose work depends on them, those that cost what all cost on average.
     """
     timings = {method.name: Timing() for method in methods}
     sizes = timing.batch_sizes if timing.rounds else ()
+    together = digest(sorted(map(key_of, methods)))[:6]
     with progress("Timing", len(methods) * len(sizes) * (timing.rounds + 1), console) as advance:
         start = time.monotonic()
         for method in methods if sizes else ():
             # a process that goes on with stored rounds is new, and warms up as well
             for size in sizes:
                 weigh = timing.weigh and size == sizes[-1]
-                ran = run_batch(plan.frozen, method, plan.cases, slice(0, size), weigh=weigh, ask=False)
+                ran = run_batch(plan.frozen, method, plan.cases, slice(0, size), weigh=weigh, ask=size == sizes[-1])
                 advance(1, method.name)
-            timings[method.name] = Timing({}, ran.peak_bytes)
+            timings[method.name] = Timing({}, ran.peak_bytes, ran.report.cache_bytes)
         for place, size in enumerate(sizes, 1):
             end = start + timing.seconds * place / len(sizes)
             for number in range(timing.rounds):
                 if number < LEAST_ROUNDS or time.monotonic() <= end:
-                    for name, seconds in _round(plan, methods, size, number, advance).items():
-                        timings[name].seconds_per_image.setdefault(size, []).append(seconds)
+                    # a round is of methods that ran within minutes of each other, so further ones have rounds of their own
+                    name = f"round-{size}-{number}-{together}"
+                    for own, seconds in _round(plan, methods, size, number, name, advance).items():
+                        timings[own].seconds_per_image.setdefault(size, []).append(seconds)
     return timings
 
 
-def _round(plan: Plan, methods: Sequence[Method], size: int, number: int, advance: Advance) -> dict[str, float]:
-    """By method, seconds per image of one round."""
-    name = f"round-{size}-{number}"
+def typical_batches(plan: Plan, method: Method, size: int) -> list[slice]:
+    """Batches of the first noise seed, in the order in which a method is timed on them: those first on which it computes nearest to what
+    it computes on average."""
+    count = len(plan.cases.prompts) // plan.cases.num_seeds
+    batches = [slice(start, start + size) for start in range(0, count - size + 1, size)]
+    stored = [plan.store.batch(method, batch) for batch in plan.cases.batches()]
+    counted = [value for part in stored if part and part["macs"] for value in part["macs"]]
+    if len(counted) < len(plan.cases.prompts):  # counted once, for its work does not depend on the prompts
+        return batches
+    every = torch.tensor(counted, dtype=torch.float64)
+    return sorted(batches, key=lambda batch: abs(float(every[batch].mean() - every.mean())))
+
+
+def _round(plan: Plan, methods: Sequence[Method], size: int, number: int, name: str, advance: Advance) -> dict[str, float]:
+    """By method, seconds per image of one round, which is stored under a name."""
     stored: dict[str, float] = plan.store.read(name) or {}
     turns = list(methods)
     random.Random(number).shuffle(turns)
     for method in turns:
         if key_of(method) not in stored:
-            start = number * size % (len(plan.cases.prompts) - size + 1)
-            ran = run_batch(plan.frozen, method, plan.cases, slice(start, start + size), ask=False)
+            batches = typical_batches(plan, method, size)
+            ran = run_batch(plan.frozen, method, plan.cases, batches[number % len(batches)], ask=False)
             stored[key_of(method)] = ran.seconds / size
             plan.store.write(name, stored)
         advance(1, method.name)

@@ -15,7 +15,7 @@ import torch
 from ada.statistics import NUM_RESAMPLES, studentised_interval
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
-NORMAL = 1.959964
+NORMAL, ONE_SIDE = 1.959964, 0.025
 FEW = 8
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447)
 """Student's 97.5 % quantile for 1 to 6 degrees of freedom: fewer values than `FEW` leave nothing to resample."""
@@ -94,10 +94,13 @@ def quantile(values: Sequence[float], probability: float, num_seeds: int = 1) ->
         values: one per case: all prompts of the first seed, then of the next.
         probability: 0.5 for the median.
         num_seeds: how often each prompt occurs.
+
+    Returns:
+        Without an interval where there are so few prompts that all of them may well lie on one side of the quantile.
     """
     sample = _sample(values)
     value = float(np.quantile(sample, probability))
-    if len(sample) == num_seeds:
+    if max(probability, 1 - probability) ** (len(sample) // num_seeds) > ONE_SIDE:
         return Estimate(value, None, None)
     below = (sample.reshape(num_seeds, -1) <= value).mean(0)
     low, high = _wilson(probability, _effective(below, probability))

@@ -86,17 +86,24 @@ class Store:
             places: their places among all cases.
             images: `(images, 3, height, width)` or `(videos, frames, 3, height, width)` in [0, 1].
         """
-        folder = self.images / key_of(method)
-        folder.mkdir(parents=True, exist_ok=True)
         for place, image in zip(places, images, strict=True):
             tall = torch.cat(list(image), dim=-2) if image.ndim == 4 else image
-            to_picture(tall.cpu()).save(folder / f"{place:05d}.png")
+            path = self._picture(method, place)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            to_picture(tall.cpu()).save(path)
+
+    def has_images(self, method: Method, places: Sequence[int]) -> bool:
+        """Whether the images of all these cases were kept."""
+        return all(self._picture(method, place).is_file() for place in places)
 
     def image(self, method: Method, place: int, frames: int | None = None) -> Tensor:
         """An image `(3, height, width)`, or a video `(frames, 3, height, width)`, that was kept."""
-        with Image.open(self.images / key_of(method) / f"{place:05d}.png") as picture:
+        with Image.open(self._picture(method, place)) as picture:
             pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).float() / 255
         return pixels if frames is None else torch.stack(pixels.chunk(frames, dim=-2))
+
+    def _picture(self, method: Method, place: int) -> Path:
+        return self.images / key_of(method) / f"{place:05d}.png"
 
 
 def key_of(method: Method) -> str:

@@ -131,7 +131,7 @@ class RandomAsOften:
 
 
 def control_methods(
-    like: Method, policy: AdaPolicy, actions_of: Callable[[slice], Tensor], seed: int, *, main: bool
+    like: Method, policy: AdaPolicy, actions_of: Callable[[slice], Tensor], seed: int, *, main: bool, batch_size: int
 ) -> list[Method]:
     """What a row of the policy is held against: random schedules at its rate, and its own decisions with shuffled states.
 
@@ -141,22 +141,23 @@ def control_methods(
         actions_of: what the row did, as in `RandomAsOften`.
         seed: of the random schedules.
         main: as in `Method`.
+        batch_size: images per call; alone, an image has no other by whose state it could be decided.
     """
     steps = like.num_inference_steps
     open_steps = range(policy.decision_steps(steps)[0] + 1, steps - 1)
+    alone = "In batches of one image there is no other one by whose state it could be decided." if batch_size == 1 else None
     common: dict[str, Any] = {
-        "group": "static", "num_inference_steps": steps, "settings": {"like": like.name, **like.described}, "main": main,
-        "timed": False, "reason": like.reason,
+        "group": "static", "num_inference_steps": steps, "settings": {"like": like.name, **like.described}, "main": main, "timed": False,
     }  # fmt: skip
     return [
         Method(
             name=f"Random, rate of {like.name.removeprefix(f'{ADA} ')}", family=RANDOM,
-            attach=RandomAsOften(actions_of, policy.kinds, open_steps, seed), after=like.name, quick=False,
+            attach=RandomAsOften(actions_of, policy.kinds, open_steps, seed), after=like.name, quick=False, reason=like.reason,
             note=f"Per image, uniformly drawn steps reuse, on average over each batch as many as in {like.name}.", **common,
         ),
         Method(
             name=f"Shuffled {like.name}", family=SHUFFLED,
-            plan=Shuffled(like.plan) if isinstance(like.plan, Decider) else None,
+            plan=Shuffled(like.plan) if isinstance(like.plan, Decider) else None, reason=like.reason or alone,
             note=f"{like.name}, but every image is decided by what the policy sees of the next one of its batch.", **common,
         ),
     ]  # fmt: skip

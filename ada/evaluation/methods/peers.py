@@ -34,8 +34,6 @@ SGLANG = {
 }  # fmt: skip
 """SGLang's defaults for cache-dit: https://docs.sglang.io/diffusion/environment_variables.html."""
 NOT_IN_A_QUICK_LOOK = ("PyramidAttentionBroadcast", "FasterCache", "T-GATE", "ToMe")
-ALSO_ONE_BY_ONE = ("FirstBlockCache 0.1", "FirstBlockCache 0.2", "SeaCache 0.12, power 3", "cache-dit, SGLang")
-"""Those that decide for the whole batch run image by image as well, where they are at their best."""
 
 
 def peer_methods(frozen: FrozenPipeline, prompts: Sequence[str], seeds: Sequence[int]) -> list[Method]:
@@ -48,7 +46,7 @@ def peer_methods(frozen: FrozenPipeline, prompts: Sequence[str], seeds: Sequence
     """
     ratios = cache(lambda: {"mag_ratios": magnitude_ratios(frozen, prompts, seeds)})
     rows = [*_diffusers_rows(frozen.num_inference_steps, ratios, len(prompts)), *_package_rows(frozen.num_inference_steps)]
-    return [*rows, *(one_by_one(row) for row in rows if row.name in ALSO_ONE_BY_ONE)]
+    return [*rows, *(one_by_one(row) for row in rows if row.main and row.data_dependent)]
 
 
 def _peer(

@@ -32,8 +32,10 @@ NOTES = (
     "Intervals hold 95 % on log-normal damage, by simulation: studentised bootstrap over prompts for means, Wilson's score interval for "
     "shares, Woodruff's for quantiles. Noise seeds of a prompt are averaged first. The raw mean has none, because none holds.",
     "The best static mixture takes two ways that do not look at the image (plain steps, BlockDance, searched schedules), each for a part "
-    "of the images, at the same mean compute. For every prompt it is chosen by the figures of the others.",
-    "Latency: after a warm-up, rounds at each batch size in which every timed method runs once, in an order drawn anew; medians.",
+    "of the images, at the same mean compute. It is chosen by the figures shown, so it looks a little better "
+    "than it is, and nothing that beats it does.",
+    "Latency: after a warm-up, rounds at each batch size in which every timed method runs once, in an order drawn anew, on images on which "
+    "it computes what it computes on average; medians, with intervals from six rounds on.",
     "MACs are those of the denoising transformer, guidance branches included, and of Ada's policy. For BlockDance they come from its "
     "report, for all others from counting what the model really executed.",
     "Peers run at their own documented defaults, and in a sweep at settings around them. A peer that attaches without skipping "

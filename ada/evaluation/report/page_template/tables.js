@@ -48,7 +48,7 @@ function table() {
     return { method, estimates };
   });
   if (sorting.key) {
-    const value = (row) => row.estimates[sorting.key]?.value ?? Infinity;
+    const value = (row) => row.estimates[sorting.key]?.value ?? (sorting.descending ? -Infinity : Infinity);
     rows.sort((a, b) => (value(a) - value(b)) * (sorting.descending ? -1 : 1));
   }
   const unsort = () => { sorting.key = null; table(); };
@@ -100,6 +100,7 @@ async function changed(canvas, first, second) {
 }
 function cards() {
   const method = named[byId("shown").value], own = data.images[method.name], plain = data.images[reference.name];
+  const noises = data.settings.seeds > 1 ? ` (means of ${data.settings.seeds} noises)` : "";
   byId("cards").replaceChildren(...data.places.map((place, position) => {
     const picture = make("img", { src: own[position], alt: `${data.prompts[place]}, ${method.name}` }), canvas = make("canvas");
     const hold = () => { picture.src = plain[position]; }, release = () => { picture.src = own[position]; };
@@ -108,7 +109,7 @@ function cards() {
     picture.oncontextmenu = (event) => event.preventDefault();
     changed(canvas, own[position], plain[position]);
     const saved = method.per_prompt.compute_saved[place], distance = method.per_prompt.perceptual_distance[place];
-    const figures = `${(100 * saved).toFixed(0)} % saved, distance ${distance.toPrecision(2)}`;
+    const figures = `${(100 * saved).toFixed(0)} % saved, distance ${distance.toPrecision(2)}${noises}`;
     const text = make("span", { textContent: method === reference ? "reference" : figures });
     return make("figure", { className: "card" }, picture, canvas, make("figcaption", {}, data.prompts[place], text));
   }));

@@ -21,6 +21,9 @@ DISTANCE = Column("Distance", higher_is_better=False, decimals=4)
 COLUMNS = all_columns(
     {"quality": Column("Quality"), "perceptual_distance": DISTANCE, "hidden": Column("Hidden", in_table=False)}
 )
+TRUE_DIFFERENCE = -0.0899
+"""Of the bounded damage of two log-normal distances whose logarithms have means −7.7 and −7.0 and a deviation of 1.92, by numerical
+integration."""
 PROMPTS = [f"ä{place}" for place in range(20)]
 SPREAD = [0.9 + 0.01 * place for place in range(20)]
 
@@ -66,7 +69,7 @@ def test_json_round_trip(results: Results, tmp_path: Path) -> None:
 
 def test_a_speed_up_is_taken_round_by_round(results: Results) -> None:
     """The second round was slow for both, which leaves the speed-up at exactly 2."""
-    assert results.method("Fewer steps (10)").estimates["speed_up"] == Estimate(2.0, 2.0, 2.0)
+    assert results.method("Fewer steps (10)").estimates["speed_up"] == Estimate(2.0, None, None)  # two rounds have no interval
     assert results.method("Fewer steps (10)").estimates["seconds_per_image"].value == pytest.approx(0.15)
 
 
@@ -78,32 +81,46 @@ def sample(name: str, saved: float, damage: list[float], distances: list[float] 
 
 
 def test_the_best_mixture_by_hand() -> None:
-    """At 20 % saved, by the second prompt: ⅗ of full compute with ⅖ of b is best, which does 0.08 to the first prompt. By the first: ⅕
-    of full compute with ⅘ of a, which does 0.24 to the second."""
+    """At 20 % saved ⅗ of full compute with ⅖ of b does 0.08 and 0.16; ⅕ of full compute with ⅘ of a 0.04 and 0.24, which is more."""
     rows = [sample("full", 0.0, [0.0, 0.0]), sample("a", 0.25, [0.05, 0.3]), sample("b", 0.5, [0.2, 0.4])]
     mixture = mixture_at(0.2, rows)
     assert mixture is not None
-    shares = {row.name: part.tolist() for row, part in mixture}
-    assert shares == {"full": pytest.approx([0.6, 0.2]), "a": pytest.approx([0.0, 0.8]), "b": pytest.approx([0.4, 0.0])}
+    assert {row.name: part for row, part in mixture} == {"full": pytest.approx(0.6), "b": pytest.approx(0.4)}
     assert mixture_at(0.6, rows) is None
     match = compare(sample("own", 0.2, [0.05, 0.10]), mixture)
-    assert match.name == "40% full + 40% a + 20% b"
-    assert match.expected["bounded_damage"] == pytest.approx(0.16)
-    assert match.differences["bounded_damage"].value == pytest.approx(0.075 - 0.16)
+    assert match.name == "60% full + 40% b"
+    assert match.expected["bounded_damage"] == pytest.approx(0.12)
+    assert match.differences["bounded_damage"].value == pytest.approx(0.075 - 0.12)
+
+
+def test_an_interval_beside_a_mixture_holds_where_two_schedules_are_level() -> None:
+    """Two schedules of equal damage on average and of their own on each image, log-normal as it is: the difference to the better of the
+    two is known, and 95 % of the intervals ought to hold it. Chosen prompt by prompt by the others, 84 % do."""
+    generator, held = np.random.default_rng(0), []
+    for _ in range(200):
+        image = generator.normal(size=(128, 1))
+        distances = np.exp(-7.0 + 1.7 * image + 0.9 * generator.normal(size=(128, 3)) + [0.0, 0.0, -0.7])
+        first, second, own = (distances / (distances + 0.003)).T.tolist()
+        mixture = mixture_at(0.2, [sample("a", 0.2, first), sample("b", 0.2, second)])
+        assert mixture is not None
+        estimate = compare(sample("own", 0.2, own), mixture).differences["bounded_damage"]
+        assert estimate.low is not None
+        assert estimate.high is not None
+        held.append(estimate.low <= TRUE_DIFFERENCE <= estimate.high)
+    assert np.mean(held) > 0.9
 
 
 def test_ratio_and_wins_by_hand() -> None:
     """Half the distance of a, a quarter of b's: beside half of each the geometric mean is 8^(-1/2); nearer on both."""
     own, first, second = (sample(name, 0.0, [0.0, 0.0], [scale, scale]) for name, scale in (("o", 0.1), ("a", 0.2), ("b", 0.4)))
-    half = np.full(2, 0.5)
-    match = compare(own, [(first, half), (second, half)])
+    match = compare(own, [(first, 0.5), (second, 0.5)])
     assert match.ratio is not None
     assert match.better is not None
     assert match.ratio.value == pytest.approx(8**-0.5)
     assert match.better.value == 1
     assert match.name == "50% a + 50% b"
     reference = sample("full", 0.0, [0.0, 0.0], [0.0, 1e-7])
-    beside = compare(own, [(first, half), (reference, half)])
+    beside = compare(own, [(first, 0.5), (reference, 0.5)])
     assert beside.ratio is None
     assert beside.better is not None
     assert beside.better.value == 0.5

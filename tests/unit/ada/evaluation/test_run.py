@@ -16,7 +16,7 @@ from ada.evaluation.measure.collect import collect_results, read_complexity
 from ada.evaluation.measure.counting import counted_macs
 from ada.evaluation.measure.metrics import Embedding, default_metrics, edge_density
 from ada.evaluation.measure.results import MethodResult
-from ada.evaluation.measure.run import Plan, TimingPlan, measure_methods, time_methods
+from ada.evaluation.measure.run import Plan, TimingPlan, measure_methods, time_methods, typical_batches
 from ada.evaluation.measure.statistics import Estimate
 from ada.evaluation.measure.store import Store
 from ada.evaluation.measure.together import Call, run_together, shared_plan
@@ -296,6 +296,33 @@ def test_rounds_that_are_stored_do_not_run_again(backbone: FrozenPipeline, tmp_p
     assert time_methods(plan, [noting("one", calls)], TimingPlan([1], 0))["one"].seconds_per_image == {}
 
 
+def test_a_later_method_is_timed_beside_the_reference_of_its_own_hour(backbone: FrozenPipeline, tmp_path: Path) -> None:
+    calls: list[tuple[str, int]] = []
+    plan = plan_of(backbone, tmp_path, [])
+    time_methods(plan, [noting("plain", calls)], TimingPlan([1], 2))
+    calls.clear()
+    time_methods(plan, [noting("plain", calls), noting("later", calls)], TimingPlan([1], 2))
+    assert [name for name, _ in calls].count("plain") == 1 + 2  # the warm-up and both rounds
+
+
+def test_a_method_is_timed_on_images_that_cost_what_all_cost_on_average(backbone: FrozenPipeline, tmp_path: Path) -> None:
+    """They reuse 3, 0, 2, 1 and 3 of six steps, 1.8 on average: 2, then 1, 3 and 3, and last the image that reuses nothing."""
+    actions = torch.tensor([[0, 0, 1, 1, 1, 0], [0] * 6, [0, 0, 1, 0, 1, 0], [0, 0, 0, 0, 1, 0], [0, 0, 1, 1, 1, 0]])
+    methods = [method("own", ReuseSchedule(actions, (Reuse(boundary=NUM_BLOCKS - 1),))), method("fewer", steps=3)]
+    plan = plan_of(backbone, tmp_path, methods)
+    measure_methods(plan)
+    assert [batch.start for batch in typical_batches(plan, methods[0], 1)] == [2, 3, 0, 4, 1]
+    assert [batch.start for batch in typical_batches(plan, methods[1], 1)] == [0, 1, 2, 3, 4]
+
+
+def test_images_that_are_asked_for_later_are_made(backbone: FrozenPipeline, tmp_path: Path) -> None:
+    few, every = (plan_of(backbone, tmp_path, [method("worse", WORSE)], kept=places) for places in ([1], range(5)))
+    measure_methods(few)
+    assert [few.store.has_images(few.methods[1], [place]) for place in range(5)] == [False, True, False, False, False]
+    measure_methods(every)
+    assert every.store.has_images(every.methods[1], range(5))
+
+
 def test_when_the_time_is_up_two_rounds_of_each_batch_size_were_run(backbone: FrozenPipeline, tmp_path: Path) -> None:
     calls: list[tuple[str, int]] = []
     timing = time_methods(plan_of(backbone, tmp_path, []), [noting("one", calls)], TimingPlan([1, 2], 9, 0.0))["one"]
@@ -374,7 +401,7 @@ def test_two_processes_measure_what_one_does(backbone: FrozenPipeline, tmp_path:
         folder = tmp_path / str(processes)
         ours = method("ada", policy)
         plan = plan_of(backbone, folder, [])
-        random, _ = control_methods(ours, policy, actions_of(plan.store, ours), 0, main=True)
+        random, _ = control_methods(ours, policy, actions_of(plan.store, ours), 0, main=True, batch_size=2)
         methods = [*plan.methods, ours, random, method("fewer", steps=4), method("fails", attach=fails)]
         plan = replace(plan, methods=methods, processes=processes)
         found.append(collect_results(plan.store, methods, measure_methods(plan), {}, CASES))

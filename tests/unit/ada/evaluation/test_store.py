@@ -51,7 +51,8 @@ def test_another_policy_is_another_row(policy: StepPolicy) -> None:
     others = [policy, policy.with_options(quality_weight=3.0)]
     rows = [Method(name="ada", family="ada", group="ada", num_inference_steps=STEPS, plan=each) for each in others]
     controls = [
-        control_methods(row, each, lambda images: torch.zeros(0), 0, main=True) for row, each in zip(rows, others, strict=True)
+        control_methods(row, each, lambda images: torch.zeros(0), 0, main=True, batch_size=2)
+        for row, each in zip(rows, others, strict=True)
     ]
     for one, two in zip(*([row, *control] for row, control in zip(rows, controls, strict=True)), strict=True):
         assert one.name == two.name
