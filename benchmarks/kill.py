@@ -17,14 +17,15 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from runpy import run_path
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-import train
 from ada.schedules import Ladder
 
+train = run_path(str(Path(__file__).parents[1] / "train.py"))["main"]
 RUNGS = ("000000", "000010", "000020", "000110")
 
 
@@ -90,7 +91,7 @@ def run(folder: Path, settings: list[str], table: str, kill_after: float | None 
             os.dup2(log.fileno(), 2)
         status = 1
         try:
-            train.main([*settings, *folders(folder, table)])
+            train([*settings, *folders(folder, table)])
             status = 0
         finally:
             os._exit(status)

@@ -71,7 +71,7 @@ from blockdance import apply_blockdance
 
 pipe = DiffusionPipeline.from_pretrained("{base}")
 handle = apply_blockdance(pipe, "{address}"{wish})
-images = pipe(prompts, num_inference_steps={num_steps}).images
+images = pipe(prompts, {arguments}).images
 print(handle.report())  # per image: which steps reused, and what was saved
 ```
 
@@ -137,10 +137,8 @@ def _address(
 ) -> None:
     """Fills in what depends on where policy and base model are found, and on what was measured."""
     outcome, training = _read(folder / OUTCOME), _read(folder / TRAINING)
-    task, source = (
-        _task(policy),
-        str(training.get("settings", {}).get("data", {}).get("init_args", {}).get("source", "captions")),
-    )
+    data_settings = training.get("settings", {}).get("data", {}).get("init_args", {})
+    task, source = _task(policy), str(data_settings.get("source", "captions"))
     results = outcome_results(outcome, task, source, hub_id(source)) if outcome else []
     if evaluation is not None:
         results += evaluation_results(evaluation, task, policy.digest())
@@ -154,9 +152,11 @@ def _address(
         data.model_name, data.eval_results = address.rpartition("/")[2], results
     saved = [level["saved"] for level in outcome.get("levels", [])]
     wish = f", mean_compute={1 - min(saved, key=lambda one: abs(one - TYPICAL_SAVING)):g}" if saved else ""
-    usage = USAGE.format(
-        base=_shown(base or "path/to/the/base/model"), address=address, wish=wish, num_steps=_num_steps(policy)
-    )
+    # as in training, for which the figures are
+    pipeline_settings = data_settings.get("pipeline", {}).get("init_args", {})
+    call = {"num_inference_steps": _num_steps(policy), **(pipeline_settings.get("arguments") or {})}
+    arguments = ", ".join(f"{name}={value!r}" for name, value in call.items())
+    usage = USAGE.format(base=_shown(base or "path/to/the/base/model"), address=address, wish=wish, arguments=arguments)
     card.text = _with_section(card.text, "usage", usage)
 
 

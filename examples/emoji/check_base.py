@@ -17,7 +17,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from ada.data import load_prompts
-from ada.figures import save_image
+from ada.grid import to_picture
 from ada.rewards import load_features
 
 
@@ -41,6 +41,8 @@ def main() -> None:
 
     features = load_features(options.scorer)
     chosen = load_prompts(options.prompts, "train", limit=options.limit)
+    rows = load_split(options.data, "train", ["noto"]).select(chosen["index"])
+    assert rows["caption"][:] == chosen["prompt"][:]
     everything = [
         prompt for split in ("train", "validation", "test") for prompt in load_prompts(options.prompts, split)["prompt"]
     ]
@@ -60,8 +62,6 @@ def main() -> None:
         )  # fmt: skip
     seconds = (time.monotonic() - started) / len(chosen)
     generated = torch.cat(images)
-    rows = load_split(options.data, "train", ["noto"]).select(chosen["index"])
-    assert rows["caption"][:] == chosen["prompt"][:]
     print(f"captions in all                    {len(everything)}")
     print(f"generated images, caption in top 5 {top_five(generated, captions, own, features):.1%}")
     print(f"real images (ceiling)              {top_five(to_pixels(rows) / 255, captions, own, features):.1%}")
@@ -70,7 +70,7 @@ def main() -> None:
         f"seconds per image                  {seconds:.2f}  (20 steps, guidance, batch 20, {torch.get_num_threads()} threads)"
     )
     options.output.mkdir(parents=True, exist_ok=True)
-    save_image(image_grid(generated[: options.limit // 20 * 20][:100], columns=20), options.output / "grid.png", scale=1)
+    to_picture(image_grid(generated[: options.limit // 20 * 20][:100], columns=20)).save(options.output / "grid.png")
     print(f"grid                               {options.output / 'grid.png'}")
 
 

@@ -57,6 +57,16 @@ def test_the_card_of_a_local_model_names_no_hub_id(folder: Path) -> None:
     assert str(folder.parent) not in card.text, "no folder of this machine"
 
 
+def test_the_snippet_calls_the_pipeline_as_in_training(policy: AdaPolicy, folder: Path) -> None:
+    """The figures are of these arguments; PixArt's pipeline refuses the embedded model's 64 pixels without one of them."""
+    (folder / "training.json").write_bytes((SHIPPED / "training.json").read_bytes())
+    write_card(folder, policy, "checkpoints/emoji-dit")
+    arguments = "num_inference_steps=20, guidance_scale=4.0, max_sequence_length=24, use_resolution_binning=False, clean_caption=False"
+    assert f"pipe(prompts, {arguments}).images" in ModelCard.load(folder / "README.md").text
+    shipped = ModelCard.load(SHIPPED / "README.md").text
+    assert all(argument in shipped for argument in arguments.split(", "))
+
+
 def test_metadata_survives_the_hubs_own_classes(policy: AdaPolicy, folder: Path, tmp_path: Path) -> None:
     """Written, read by `ModelCard`, turned into `model-index` and back; figures are those that were measured."""
     evaluation = write_evaluation(tmp_path / "evaluation", policy.digest())
