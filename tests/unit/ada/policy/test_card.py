@@ -61,7 +61,9 @@ def test_the_snippet_calls_the_pipeline_as_in_training(policy: AdaPolicy, folder
     """The figures are of these arguments; PixArt's pipeline refuses the embedded model's 64 pixels without one of them."""
     (folder / "training.json").write_bytes((SHIPPED / "training.json").read_bytes())
     write_card(folder, policy, "checkpoints/emoji-dit")
-    arguments = "num_inference_steps=20, guidance_scale=4.0, max_sequence_length=24, use_resolution_binning=False, clean_caption=False"
+    arguments = (
+        "num_inference_steps=20, guidance_scale=4.0, max_sequence_length=24, use_resolution_binning=False, clean_caption=False"
+    )
     assert f"pipe(prompts, {arguments}).images" in ModelCard.load(folder / "README.md").text
     shipped = ModelCard.load(SHIPPED / "README.md").text
     assert all(argument in shipped for argument in arguments.split(", "))
