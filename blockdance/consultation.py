@@ -15,7 +15,7 @@ from blockdance.pieces import RowSet
 from blockdance.plan import Decider, Movable
 from blockdance.schedule import COMPUTE, ReuseSchedule
 from blockdance.state import ReuseState
-from blockdance.steps import Location, StepTracker
+from blockdance.steps import FUSED_GUIDANCE, Location, StepTracker
 
 
 class Consultation:
@@ -79,7 +79,7 @@ class Consultation:
 
     def observe(self, generation: Generation, state: ReuseState, place: Location, inputs: dict[str, Any]) -> None:
         """Keeps after a decision step what a decider will see, from the conditional rows."""
-        if not place.is_first or place.branch.startswith("uncond") or not self._is_due(generation, place.step):
+        if not place.is_first or not _is_conditional(place.branch) or not self._is_due(generation, place.step):
             return
         rows = self._conditional_rows(state)
 
@@ -120,6 +120,13 @@ class Consultation:
 
     def _noise_scale(self) -> NoiseScale:
         return NoiseScale.of(getattr(self._pipeline, "scheduler", None), self._steps.sigmas)
+
+
+def _is_conditional(name: str) -> bool:
+    """Whether a call of this name has the image's own condition. Pipelines call it `cond`, guiders `pred_cond`; `uncond` is not it, nor
+    are the conditional ones whose blocks or attention guiders perturb (`pred_cond_skip`, `pred_cond_stg`, `pred_cond_seg`)."""
+    plain = name.removeprefix("pred_")
+    return plain == FUSED_GUIDANCE or not plain.startswith(("uncond", "cond_"))
 
 
 @lru_cache(maxsize=64)

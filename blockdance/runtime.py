@@ -26,11 +26,9 @@ from blockdance.recording import Recorded, Recording
 from blockdance.report import BlockDanceReport, report_of
 from blockdance.schedule import COMPUTE, BlockDanceConfig, ReuseSchedule
 from blockdance.state import ReuseState
-from blockdance.steps import Location, StepTracker
+from blockdance.steps import FUSED_GUIDANCE, Location, StepTracker
 
 _ENOUGH: AbstractContextManager[None] = nullcontext()
-FUSED_GUIDANCE = "cond_uncond"
-"""The `cache_context` in which diffusers' pipelines call the model for both guidance branches at once."""
 
 
 class Controller:

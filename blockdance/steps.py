@@ -9,6 +9,8 @@ from torch import Tensor
 
 from blockdance.errors import StepUnknownError
 
+FUSED_GUIDANCE = "cond_uncond"
+"""The `cache_context` in which diffusers' pipelines call the model for both guidance branches at once."""
 MAX_CALLS = 8
 """Most calls of one name at one step: with more, it is not guidance that repeats the timestep."""
 

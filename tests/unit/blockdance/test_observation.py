@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import NUM_BLOCKS, build_pixart_pipeline
+from conftest import NUM_BLOCKS, build_flux, build_pixart_pipeline
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, PixArtSigmaPAGPipeline
 from torch import Tensor, nn
 
@@ -147,6 +147,30 @@ def test_rows_with_perturbed_attention_are_not_shown(guidance_scale: float, firs
     assert len(given[2]) == first + 4
     assert torch.equal(state.features, given[2][first : first + 2])
     assert not torch.allclose(state.features, given[2][first + 2 : first + 4], rtol=0.01)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["pred_cond", "pred_uncond"],
+        ["pred_cond", "pred_uncond", "pred_cond_skip"],
+        ["pred_cond", "pred_uncond", "pred_cond_stg", "pred_cond_modality"],
+        ["cond", "uncond", "uncond_stg"],
+    ],
+)
+def test_of_calls_that_guiders_name_the_conditional_one_is_shown(names: list[str]) -> None:
+    """Every call has a prompt of its own number; the conditional one's is 1."""
+    transformer = build_flux()
+    decider = Recorder((2,), [[0] * 4])
+    latents, pooled, image_ids, text_ids = torch.randn(1, 16, 4), torch.randn(1, 12), torch.zeros(16, 3), torch.zeros(5, 3)
+    with apply_blockdance(transformer, decider, num_inference_steps=4), torch.no_grad():
+        for step, sigma in enumerate((1.0, 0.7, 0.4, 0.2)):
+            for number, name in enumerate(names, 1):
+                with transformer.cache_context(name, step_index=step, num_inference_steps=4, sigma=sigma):
+                    prompt_embeds = torch.full((1, 5, 12), float(number))
+                    transformer(latents * sigma, prompt_embeds, pooled, torch.tensor([sigma]), image_ids, text_ids)
+    (state,) = decider.states
+    assert state.prompt_embeds.unique().tolist() == [1.0]
 
 
 # --- decisions in stages ---
