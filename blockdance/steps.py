@@ -76,10 +76,7 @@ class StepTracker:
             self._guess = None
         step = self._find(name, timestep, context)
         if step >= self.num_steps:
-            raise StepUnknownError(
-                f"The model was called for step {step + 1} of {self.num_steps}. Pass the number of denoising steps that this "
-                "loop really takes."
-            )
+            raise StepUnknownError(f"The model was called for step {step + 1} of {self.num_steps}. {self._remedy_for_extra_call}")
         if self._pipeline is None and context is not None:
             self._note_level(step, getattr(context, "sigma", None), timestep)
         is_restart = self._last_step.get(name) == step and self._is_restart(name, context, latents)
@@ -97,6 +94,15 @@ class StepTracker:
             self._restarts = self._restarts if step == 0 else 0
             self._latents[name] = latents.clone() if self._pipeline is None and isinstance(latents, Tensor) else None
         return Location(step, f"{name} {repeat}" if repeat else name, repeat == 0, is_new_generation)
+
+    @property
+    def _remedy_for_extra_call(self) -> str:
+        if self._pipeline is None:
+            return "Pass the number of denoising steps that this loop really takes."
+        return (
+            "Before another loop over the pipeline's transformer, call `pipe.scheduler.set_timesteps(…)`; for a single call that is no "
+            "denoising step, turn BlockDance off: `remove_blockdance(pipe)`."
+        )
 
     def _is_restart(self, name: str, context: Any, latents: Any) -> bool:
         """Whether a call whose timestep is that of the last call belongs to another generation."""
@@ -142,6 +148,13 @@ class StepTracker:
         # `set_timesteps` makes a new tensor, so identity tells two generations apart even with equal values
         if timesteps is self._timesteps:
             return False
+        if _is_unset(scheduler, timesteps):
+            raise StepUnknownError(
+                f"The {type(scheduler).__name__} of this {type(self._pipeline).__name__} was never given its timesteps, so another "
+                "scheduler drives this loop, and the denoising step is unknown. Use the pipeline's own, after "
+                "`pipe.scheduler.set_timesteps(…)`, or apply BlockDance to the transformer alone: `apply_blockdance(pipe.transformer, …, "
+                "num_inference_steps=…)`."
+            )
         self._timesteps = timesteps
         self._values = torch.as_tensor(timesteps).float().tolist()
         self.num_steps, self.sigmas = len(self._values), noise_levels(scheduler, self._values)
@@ -185,7 +198,8 @@ class StepTracker:
                 return 0
             raise StepUnknownError(
                 f"The model was called at timestep {value:g}, which is none of the scheduler's {self.num_steps} timesteps "
-                f"({self._values[0]:g} … {self._values[-1]:g}). Apply BlockDance to the pipeline whose scheduler drives this loop."
+                f"({self._values[0]:g} … {self._values[-1]:g}). Apply BlockDance to the pipeline whose scheduler drives this loop; for a "
+                "single call that is no denoising step, turn it off: `remove_blockdance(pipe)`."
             )
         equal = [step for step in range(self.num_steps) if distances[step] == nearest]
         last = self._last_step.get(name, -1)
@@ -210,6 +224,14 @@ class StepTracker:
             if step < self.num_steps:
                 self.sigmas[step] = self._values[step] = value
         return step
+
+
+def _is_unset(scheduler: Any, timesteps: Tensor) -> bool:
+    """Whether a scheduler still has the timesteps of its training, which most of diffusers' begin with. `num_inference_steps` alone does
+    not tell: some do not set it for timesteps that they are given."""
+    trained_on = getattr(getattr(scheduler, "config", None), "num_train_timesteps", None)
+    has_count = getattr(scheduler, "num_inference_steps", None) is not None
+    return not has_count and trained_on is not None and len(timesteps) >= trained_on
 
 
 def _place_in(timesteps: Tensor, timestep: Tensor) -> int | None:

@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, KDPM2DiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    KDPM2DiscreteScheduler,
+    SCMScheduler,
+)
 from diffusers.hooks.hooks import CacheContext
 
 from blockdance import StepUnknownError
@@ -83,6 +90,40 @@ def test_a_timestep_of_another_scheduler_is_named() -> None:
     tracker, _ = tracker_on([900.0, 600.0])
     with pytest.raises(StepUnknownError, match="none of the scheduler's 2 timesteps"):
         tracker.locate(123, None)
+
+
+@pytest.mark.parametrize(
+    "scheduler", [DDIMScheduler(), FlowMatchEulerDiscreteScheduler(), DPMSolverMultistepScheduler(), SCMScheduler()]
+)
+def test_a_scheduler_that_was_never_set_is_not_the_loops(scheduler: Any) -> None:
+    """A loop of one's own with a scheduler of its own: the pipeline's still has the 1000 timesteps of its training."""
+    tracker = StepTracker(SimpleNamespace(scheduler=scheduler), None)
+    with pytest.raises(StepUnknownError, match=r"was never given its timesteps(.|\n)*num_inference_steps"):
+        tracker.locate(500.0, None)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "given"),
+    [
+        (DDPMScheduler(), {"timesteps": [900, 500, 100]}),
+        (FlowMatchEulerDiscreteScheduler(), {"num_inference_steps": 3}),
+        (FlowMatchEulerDiscreteScheduler(), {"sigmas": [0.9, 0.5, 0.1]}),
+        (DDIMScheduler(), {"num_inference_steps": 1000}),
+        (DPMSolverMultistepScheduler(), {"timesteps": [900, 500, 100]}),
+    ],
+)
+def test_a_scheduler_that_was_set_is_followed(scheduler: Any, given: dict[str, Any]) -> None:
+    """Whatever it was given, also where it keeps no `num_inference_steps` then, or really takes as many steps as its training."""
+    scheduler.set_timesteps(**given)
+    tracker = StepTracker(SimpleNamespace(scheduler=scheduler), None)
+    assert steps(tracker, *scheduler.timesteps[:3]) == [0, 1, 2]
+
+
+def test_a_call_after_the_last_step_is_told_what_to_do() -> None:
+    tracker, scheduler = tracker_on([900.0, 600.0])
+    scheduler.step_index = 2
+    with pytest.raises(StepUnknownError, match=r"step 3 of 2.*set_timesteps.*remove_blockdance"):
+        tracker.locate(500.0, None)
 
 
 @pytest.mark.parametrize("sign", [1, -1], ids=["falling", "rising"])
