@@ -79,9 +79,23 @@ class Attachment:
         with self.lock:
             session = self.steering(driver.pipeline)
             if session is None:
+                self._give_up_if_orphaned()
                 return forward(*args, **kwargs)
             name = session.name_of(self._transformer)
             return session.call(name, forward, args, kwargs, self._contexts.current, driver)
+
+    def _give_up_if_orphaned(self) -> None:
+        """Says once that every pipeline that has a plan is gone, though the transformer lives on in another, and lets go."""
+        with _CREATING:
+            if not self.sessions or not all(session.is_orphan for session in self.sessions):
+                return
+            self.sessions = []
+            self.let_go()
+        warnings.warn(
+            f"The pipeline that BlockDance was turned on for is gone, and its plan with it: this {type(self._transformer).__name__} runs "
+            "plain. Turn it on for the pipeline that has the transformer now: `apply_blockdance(pipe, …)`.",
+            stacklevel=2,
+        )
 
     def _name_context(self, plain: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return _NamedContext(self._contexts, plain(*args, **kwargs), CacheContext(*args, **kwargs))

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import gc
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -130,6 +131,22 @@ def test_a_pipeline_without_a_plan_beside_several_with_plans_says_that_it_runs_p
     apply_blockdance(second, PLANS[1])
     with pytest.warns(UserWarning, match=r"shares its SD3Transformer2DModel with 2 pipelines .* runs plain"):
         assert torch.equal(generate(CASE, third), plain)
+
+
+def test_a_plan_whose_pipeline_is_gone_says_so_once() -> None:
+    """The variable was given the pipeline that `from_pipe` made of it: the plan went with the first one."""
+    pipeline, case = build(), FROM_IMAGE["stable_diffusion_3"]
+    apply_blockdance(pipeline, CONFIG)
+    generate(CASE, pipeline)
+    pipeline = AutoPipelineForImage2Image.from_pipe(pipeline)
+    pipeline.set_progress_bar_config(disable=True)
+    gc.collect()
+    with pytest.warns(UserWarning, match=r"turned on for is gone.* SD3Transformer2DModel runs plain.*apply_blockdance\(pipe") as said:
+        plain = generate(case, pipeline, steps=8, strength=5 / 8)
+    assert len([warning for warning in said if "is gone" in str(warning.message)]) == 1
+    assert "forward" not in vars(pipeline.transformer)
+    with apply_blockdance(pipeline, CONFIG):
+        assert not torch.equal(generate(case, pipeline, steps=8, strength=5 / 8), plain)
 
 
 COPIES = {
