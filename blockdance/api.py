@@ -1,7 +1,7 @@
 """One call turns BlockDance on, one turns it off."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -10,7 +10,7 @@ from weakref import ref
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from blockdance.attachment import attach, attachment_of, detach
+from blockdance.attachment import attach, attachment_of, between_calls, detach
 from blockdance.cost import ForwardCost
 from blockdance.drivers import unwrapped
 from blockdance.errors import UnsupportedModelError
@@ -35,7 +35,8 @@ class BlockDanceHandle:
     def __init__(self, session: Session, pipeline: Any) -> None:
         self._session = session
         self._pipeline = ref(pipeline) if isinstance(pipeline, DiffusionPipeline) else lambda: pipeline
-        self._is_of = session.loop_of(pipeline) if pipeline is not None else None
+        with self._between_calls():
+            self._is_of = session.loop_of(pipeline) if pipeline is not None else None
 
     @property
     def plan(self) -> Plan:
@@ -44,7 +45,7 @@ class BlockDanceHandle:
 
     @plan.setter
     def plan(self, plan: Plan | str | Path) -> None:
-        self._session.plan = resolve_plan(plan, self._session.transformers)
+        self._follow(resolve_plan(plan, self._session.transformers))
 
     @contextmanager
     def using(
@@ -63,16 +64,17 @@ class BlockDanceHandle:
         """
         before = self.plan
         wishes = {"quality": quality, "compute": compute, "mean_compute": mean_compute}
-        self._session.plan = resolve_plan(before if plan is None else plan, self._session.transformers, wishes)
+        self._follow(resolve_plan(before if plan is None else plan, self._session.transformers, wishes))
         try:
             yield
         finally:
-            self._session.plan = before
+            self._follow(before)
 
     def invalidate(self) -> None:
         """Drops what is cached; the next step computes. For callbacks that rewrite latents or prompts in the middle of a generation."""
-        for controller in self._loop.controllers.values():
-            controller.invalidate()
+        with self._between_calls():
+            for controller in self._loop.controllers.values():
+                controller.invalidate()
 
     def report(self, component: str | None = None) -> BlockDanceReport:
         """What the last generation did: actions per image, MACs, cache bytes. `print` shows it as text.
@@ -82,11 +84,12 @@ class BlockDanceHandle:
         Args:
             component: name of one of the pipeline's transformers; by default all that ran, together.
         """
-        if component is not None:
-            return self._controller(component).report()
-        controllers = list(self._loop.controllers.values())
-        ran = [controller for controller in controllers if controller.generation is not None] or controllers[:1]
-        return joined([controller.report() for controller in ran])
+        with self._between_calls():
+            if component is not None:
+                return self._controller(component).report()
+            controllers = list(self._loop.controllers.values())
+            ran = [controller for controller in controllers if controller.generation is not None] or controllers[:1]
+            return joined([controller.report() for controller in ran])
 
     @property
     def has_run(self) -> bool:
@@ -99,10 +102,11 @@ class BlockDanceHandle:
         Args:
             component: name of one of the pipeline's transformers; by default the one that ran last.
         """
-        loop = self._loop
-        if component is None and loop.last is not None:
-            return loop.last.cost()
-        return self._controller(component or next(iter(loop.controllers))).cost()
+        with self._between_calls():
+            loop = self._loop
+            if component is None and loop.last is not None:
+                return loop.last.cost()
+            return self._controller(component or next(iter(loop.controllers))).cost()
 
     def remove(self) -> None:
         """Turns this plan off; does nothing where it is off already. Without another plan, the model is again what it was."""
@@ -113,6 +117,13 @@ class BlockDanceHandle:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.remove()
+
+    def _follow(self, plan: Plan) -> None:
+        with self._between_calls():
+            self._session.plan = plan
+
+    def _between_calls(self) -> AbstractContextManager[None]:
+        return between_calls(self._session.transformers.values())
 
     @property
     def _loop(self) -> Loop:
@@ -182,7 +193,8 @@ def apply_blockdance(
     pipeline = _pipeline(target)
     wishes = {"quality": quality, "compute": compute, "mean_compute": mean_compute}
     loaded = resolve_plan(BlockDanceConfig() if plan is None else plan, transformers, wishes)
-    session = Session(transformers, loaded, options, pipeline)
+    with between_calls(transformers.values()):
+        session = Session(transformers, loaded, options, pipeline)
     attach(session)
     return BlockDanceHandle(session, pipeline)
 

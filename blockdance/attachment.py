@@ -2,8 +2,8 @@
 
 import threading
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 from diffusers.hooks.hooks import CacheContext
@@ -127,6 +127,18 @@ def attachment_of(transformer: nn.Module) -> Attachment | None:
     return vars(transformer).get(_ATTRIBUTE)
 
 
+@contextmanager
+def between_calls(transformers: Iterable[nn.Module]) -> Iterator[None]:
+    """Waits for the calls of these transformers that other threads make, and holds off further ones: during a call, the model's block
+    lists are views."""
+    with ExitStack() as held:
+        for transformer in sorted(transformers, key=id):  # all in one order, or two that hold one each might wait for ever
+            attachment = attachment_of(transformer)
+            if attachment is not None:
+                held.enter_context(attachment.lock)
+        yield
+
+
 def attach(session: Session) -> None:
     """Turns a plan on.
 
@@ -146,12 +158,12 @@ def attach(session: Session) -> None:
 
 def detach(session: Session) -> None:
     """Turns a plan off; does nothing where it is off."""
+    with between_calls(session.transformers.values()):
+        session.reset()
     for transformer in session.transformers.values():
         attachment = attachment_of(transformer)
         if attachment is None or session not in attachment.sessions:
             continue
-        with attachment.lock:  # a call that is under way ends first
-            session.reset()
         with _CREATING:
             attachment.sessions = [other for other in attachment.sessions if other is not session]
             if not attachment.sessions:

@@ -76,7 +76,9 @@ class StepTracker:
             self._guess = None
         step = self._find(name, timestep, context)
         if step >= self.num_steps:
-            raise StepUnknownError(f"The model was called for step {step + 1} of {self.num_steps}. {self._remedy_for_extra_call}")
+            raise StepUnknownError(
+                f"The model was called for step {step + 1} of {self.num_steps}. {self._remedy_for_extra_call}"
+            )
         if self._pipeline is None and context is not None:
             self._note_level(step, getattr(context, "sigma", None), timestep)
         is_restart = self._last_step.get(name) == step and self._is_restart(name, context, latents)

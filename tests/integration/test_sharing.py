@@ -4,14 +4,15 @@ import contextlib
 import copy
 import gc
 import pickle
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import pytest
 import torch
 from diffusers import AutoPipelineForImage2Image, DiffusionPipeline
 from integration.pipelines import CASES, FROM_IMAGE, STEPS, Case, generate, reuse_by_hand
-from torch import Tensor
+from torch import Tensor, nn
 
 from blockdance import BlockDanceConfig, apply_blockdance, get_blockdance, remove_blockdance
 
@@ -87,6 +88,66 @@ def test_a_pipeline_for_every_request_follows_the_plan() -> None:
     assert get_blockdance(sharing(pipeline)) is None
 
 
+class InTheMiddle:
+    """Calls a function in another thread while the transformer is in the middle of a call, and gives it time to do harm."""
+
+    def __init__(self, transformer: nn.Module, call_number: int, function: Callable[[], Any]) -> None:
+        self._calls, self._at, self._function = 0, call_number, function
+        self._hook = transformer.time_text_embed.register_forward_pre_hook(self._interfere)
+        self._pool = ThreadPoolExecutor(1)
+        self._running: Future[Any] | None = None
+
+    def _interfere(self, *_: Any) -> None:
+        self._calls += 1
+        if self._calls == self._at:
+            self._running = self._pool.submit(self._function)
+            wait([self._running], timeout=0.5)
+
+    def result(self) -> Any:
+        self._hook.remove()
+        assert self._running is not None
+        return self._running.result(timeout=60)
+
+
+def test_a_report_during_another_threads_call_counts_the_model_and_not_its_views() -> None:
+    """What is counted is kept for the model: a wrong count would stay."""
+    first = build()
+    second = sharing(first)
+    apply_blockdance(first, CONFIG)
+    generate(CASE, second)
+    other = InTheMiddle(first.transformer, 3, get_blockdance(second).report)  # the third call reuses
+    generate(CASE, first)
+    seen = other.result()
+    alone = build()
+    handle = apply_blockdance(alone, CONFIG)
+    generate(CASE, alone)
+    assert seen.macs_full.tolist() == handle.report().macs_full.tolist()
+    assert seen.macs_computed.tolist() == handle.report().macs_computed.tolist()
+
+
+@pytest.mark.parametrize("call_number", [3, 4])
+@pytest.mark.filterwarnings("ignore:BlockDance saved nothing")  # where the new plan came too late to save anything
+def test_a_plan_set_during_another_threads_call_waits_for_its_end(call_number: int) -> None:
+    """The first pipeline's generation is over; ending it again must not take from the second what it is using."""
+    first = build()
+    second = sharing(first)
+    handle = apply_blockdance(first, CONFIG)
+    generate(CASE, first)
+    expected = generate(CASE, second)
+    seen: list[bool] = []
+
+    def set_plan() -> None:
+        handle.plan = PLANS[1]
+        seen.append(all(type(block).__module__.startswith("diffusers") for block in first.transformer.transformer_blocks))
+
+    other = InTheMiddle(first.transformer, call_number, set_plan)
+    generate(CASE, second)
+    other.result()
+    assert seen == [True], "it was set between two calls"
+    handle.plan = CONFIG
+    assert torch.equal(generate(CASE, second), expected)
+
+
 def test_a_second_pipeline_in_the_middle_of_the_first() -> None:
     first = build()
     second = sharing(first)
@@ -141,7 +202,9 @@ def test_a_plan_whose_pipeline_is_gone_says_so_once() -> None:
     pipeline = AutoPipelineForImage2Image.from_pipe(pipeline)
     pipeline.set_progress_bar_config(disable=True)
     gc.collect()
-    with pytest.warns(UserWarning, match=r"turned on for is gone.* SD3Transformer2DModel runs plain.*apply_blockdance\(pipe") as said:
+    with pytest.warns(
+        UserWarning, match=r"turned on for is gone.* SD3Transformer2DModel runs plain.*apply_blockdance\(pipe"
+    ) as said:
         plain = generate(case, pipeline, steps=8, strength=5 / 8)
     assert len([warning for warning in said if "is gone" in str(warning.message)]) == 1
     assert "forward" not in vars(pipeline.transformer)
