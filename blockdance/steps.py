@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from blockdance.errors import StepUnknownError
+from blockdance.schedulers import is_unset, steps_of
 
 FUSED_GUIDANCE = "cond_uncond"
 """The `cache_context` in which diffusers' pipelines call the model for both guidance branches at once."""
@@ -150,7 +151,7 @@ class StepTracker:
         # `set_timesteps` makes a new tensor, so identity tells two generations apart even with equal values
         if timesteps is self._timesteps:
             return False
-        if _is_unset(scheduler, timesteps):
+        if is_unset(scheduler):
             raise StepUnknownError(
                 f"The {type(scheduler).__name__} of this {type(self._pipeline).__name__} was never given its timesteps, so another "
                 "scheduler drives this loop, and the denoising step is unknown. Use the pipeline's own, after "
@@ -158,8 +159,8 @@ class StepTracker:
                 "num_inference_steps=…)`."
             )
         self._timesteps = timesteps
-        self._values = torch.as_tensor(timesteps).float().tolist()
-        self.num_steps, self.sigmas = len(self._values), noise_levels(scheduler, self._values)
+        self._values, self.sigmas = steps_of(scheduler)
+        self.num_steps = len(self._values)
         return True
 
     def _note_level(self, step: int, sigma: float | None, timestep: Tensor | float | None) -> None:
@@ -228,14 +229,6 @@ class StepTracker:
         return step
 
 
-def _is_unset(scheduler: Any, timesteps: Tensor) -> bool:
-    """Whether a scheduler still has the timesteps of its training, which most of diffusers' begin with. `num_inference_steps` alone does
-    not tell: some do not set it for timesteps that they are given."""
-    trained_on = getattr(getattr(scheduler, "config", None), "num_train_timesteps", None)
-    has_count = getattr(scheduler, "num_inference_steps", None) is not None
-    return not has_count and trained_on is not None and len(timesteps) >= trained_on
-
-
 def _place_in(timesteps: Tensor, timestep: Tensor) -> int | None:
     """Index of a timestep that is a view of one of these, as a loop over them gives it: told by its address, so that nothing is read
     from the device. None where it is not such a view."""
@@ -244,20 +237,3 @@ def _place_in(timesteps: Tensor, timestep: Tensor) -> int | None:
     is_one = all(size == 1 or stride == 0 for size, stride in zip(timestep.shape, timestep.stride(), strict=True))
     place, rest = divmod(int(timestep.storage_offset() - timesteps.storage_offset()), timesteps.stride(0))
     return place if is_one and rest == 0 and 0 <= place < len(timesteps) else None
-
-
-def noise_levels(scheduler: Any, timesteps: list[float]) -> list[float]:
-    """Noise level of every timestep: the scheduler's `sigmas`, else √((1 − ᾱ)/ᾱ), else the timestep itself."""
-    sigmas = getattr(scheduler, "sigmas", None)
-    if sigmas is not None and len(sigmas) >= len(timesteps):
-        given: list[float] = torch.as_tensor(sigmas).float().tolist()
-        between = getattr(scheduler, "sigmas_interpol", None)
-        if between is not None:  # KDPM2's second stages are at levels between two of its sigmas
-            given[1::2] = torch.as_tensor(between).float().tolist()[1 : len(given) : 2]
-        return given[: len(timesteps)]
-    alphas = getattr(scheduler, "alphas_cumprod", None)
-    if alphas is not None:
-        chosen = alphas[torch.tensor(timesteps).round().long().clamp(0, len(alphas) - 1).cpu()].float()
-        levels: list[float] = ((1 - chosen) / chosen).sqrt().tolist()
-        return levels
-    return timesteps

@@ -6,8 +6,19 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline, FlowMatchHeunDiscreteScheduler, PixArtSigmaPAGPipeline
-from integration.pipelines import CASES, FROM_IMAGE, STEPS, Case, generate, reuse_by_hand, wan_of_two
+from diffusers import DiffusionPipeline, FlowMatchHeunDiscreteScheduler, PixArtSigmaPAGPipeline, SanaSprintPipeline, SCMScheduler
+from integration.pipelines import (
+    CASES,
+    FROM_IMAGE,
+    STEPS,
+    TEXT_TOKENS,
+    Case,
+    embeds,
+    generate,
+    reuse_by_hand,
+    transformer,
+    wan_of_two,
+)
 from torch import Tensor
 
 from blockdance import BlockDanceConfig, Reuse, ReuseSchedule, apply_blockdance, find_layout, full_compute, remove_blockdance
@@ -300,6 +311,35 @@ def test_wan_of_two_saves_with_the_defaults() -> None:
     generate(case, pipeline, steps=10)
     assert not handle.report("transformer").actions.gt(0).any()
     assert (handle.report().compute_saved > 0.05).all()
+
+
+def sana_sprint() -> SanaSprintPipeline:
+    pipeline = SanaSprintPipeline(None, None, None, transformer("SanaTransformer2DModel", guidance_embeds=True), SCMScheduler())
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def sana_sprint_inputs(prompts: int) -> dict[str, Any]:
+    text = embeds(prompts, negative=False) | {"prompt": None, "prompt_attention_mask": torch.ones(prompts, TEXT_TOKENS)}
+    return text | {"height": 128, "width": 128, "use_resolution_binning": False, "output_type": "latent"}
+
+
+SANA_SPRINT = Case(build=sana_sprint, inputs=sana_sprint_inputs)
+
+
+def test_a_timestep_that_the_loop_leaves_out_is_no_step() -> None:
+    """SanaSprint's scheduler has three timesteps for two steps: the second is the last, so that nothing was saved is said there."""
+    pipeline = sana_sprint()
+    with (
+        apply_blockdance(pipeline, BlockDanceConfig(boundary=2)) as handle,
+        pytest.warns(UserWarning, match="saved nothing .* of 2 steps"),
+    ):
+        generate(SANA_SPRINT, pipeline, steps=2)
+    assert handle.report().actions.tolist() == [[0, 0]] * 2
+    with apply_blockdance(pipeline, ReuseSchedule(torch.tensor([[0, 1]]), (Reuse(boundary=2),))) as handle:
+        generate(SANA_SPRINT, pipeline, steps=2)
+    assert handle.report().actions.tolist() == [[0, 1]] * 2
+    assert handle.report().cache_bytes == 0
 
 
 @pytest.mark.parametrize("order", [0, 1])

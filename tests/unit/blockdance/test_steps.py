@@ -12,12 +12,15 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
     KDPM2DiscreteScheduler,
+    LTXEulerAncestralRFScheduler,
+    PNDMScheduler,
     SCMScheduler,
 )
 from diffusers.hooks.hooks import CacheContext
 
 from blockdance import StepUnknownError
-from blockdance.steps import StepTracker, noise_levels
+from blockdance.schedulers import noise_levels, steps_of
+from blockdance.steps import StepTracker
 
 
 def tracker_on(timesteps: list[float]) -> tuple[StepTracker, Any]:
@@ -117,6 +120,24 @@ def test_a_scheduler_that_was_set_is_followed(scheduler: Any, given: dict[str, A
     scheduler.set_timesteps(**given)
     tracker = StepTracker(SimpleNamespace(scheduler=scheduler), None)
     assert steps(tracker, *scheduler.timesteps[:3]) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "given", "expected"),
+    [
+        (SCMScheduler(), {"num_inference_steps": 2}, [1.5708, 1.3]),
+        (LTXEulerAncestralRFScheduler(), {"sigmas": [1.0, 0.6, 0.0]}, [1000, 600]),
+        (LTXEulerAncestralRFScheduler(), {"num_inference_steps": 2}, [1000, 1]),
+        (PNDMScheduler(skip_prk_steps=True), {"num_inference_steps": 4}, [750, 500, 500, 250, 0]),
+        (KDPM2DiscreteScheduler(), {"num_inference_steps": 2}, [999, 246.1073, 0]),
+        (DDIMScheduler(), {"num_inference_steps": 4}, [750, 500, 250, 0]),
+    ],
+)  # fmt: skip
+def test_a_timestep_at_which_no_noise_is_left_is_no_step(scheduler: Any, given: dict[str, Any], expected: list[float]) -> None:
+    scheduler.set_timesteps(**given)
+    timesteps, levels = steps_of(scheduler)
+    assert timesteps == pytest.approx(expected, abs=1e-3)
+    assert len(levels) == len(timesteps)
 
 
 def test_a_call_after_the_last_step_is_told_what_to_do() -> None:
