@@ -87,8 +87,8 @@ class BlockDanceHandle:
         with self._between_calls():
             if component is not None:
                 return self._controller(component).report()
-            controllers = list(self._loop.controllers.values())
-            ran = [controller for controller in controllers if controller.generation is not None] or controllers[:1]
+            loop = self._loop
+            ran = loop.ran or list(loop.controllers.values())[:1]
             return joined([controller.report() for controller in ran])
 
     @property

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary, proxy, ref
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from blockdance.drivers import Driver
+from blockdance.drivers import Driver, PipelineCall
 from blockdance.layouts import find_layout
 from blockdance.plan import Plan
 from blockdance.recording import Recording
@@ -47,19 +47,30 @@ class Loop:
             for name, transformer in transformers.items()
         }
         self.last: Controller | None = None
+        self._ran: list[Controller] = []
+        self._pipeline_call: Callable[[], PipelineCall | None] = lambda: None
         self._has_warned = False
 
     def call(self, name: str, forward: Callable[..., Any], args: Any, kwargs: Any, context: Any, driver: Driver) -> Any:
         """Runs one forward call of a transformer."""
+        if driver.call is not None and driver.call is not self._pipeline_call():
+            self._ran, self._pipeline_call = [], ref(driver.call)
         controller = self.last = self.controllers[name]
+        if controller not in self._ran:
+            self._ran.append(controller)
         output = controller.call(forward, args, kwargs, context, driver)
         for other in self.controllers.values():
             # Wan 2.2 hands over to its second transformer for good; others call both at every step
             if other is not controller and 0 <= other.step < controller.step - 1:
                 other.invalidate()
         if controller.is_done and not self._has_warned:
-            self._has_warned = warn_of_nothing_saved(self.controllers.values())
+            self._has_warned = warn_of_nothing_saved(self.ran)
         return output
+
+    @property
+    def ran(self) -> list[Controller]:
+        """Those of the transformers that had a part in the last generation: in the pipeline's newest call, where it is one."""
+        return [controller for controller in self._ran if controller.generation is not None]
 
     def reset(self) -> None:
         """Ends the generations."""

@@ -303,6 +303,25 @@ def test_wan_with_two_transformers_reuses_in_each() -> None:
     assert torch.equal(generate(case, pipeline), plain)
 
 
+def test_a_report_is_of_the_newest_call_alone() -> None:
+    """The second call has one image and is interrupted before its second transformer runs: that one's last generation is of the first."""
+    case, pipeline = CASES["wan"], wan_of_two()
+    pipeline.set_progress_bar_config(disable=True)
+
+    def interrupt(pipeline: Any, step: int, timestep: Tensor, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        pipeline._interrupt = True
+        return {}
+
+    handle = apply_blockdance(pipeline, BlockDanceConfig(interval=2, reuse_range=(0, 1), boundary=1))
+    generate(case, pipeline)
+    complete = handle.report()
+    generate(case, pipeline, prompts=1, callback_on_step_end=interrupt)
+    assert handle.report().actions.tolist() == [[0, *[-1] * (STEPS - 1)]]
+    generate(case, pipeline)
+    assert torch.equal(handle.report().actions, complete.actions)
+    assert torch.equal(handle.report().macs_full, complete.macs_full)
+
+
 def test_wan_of_two_saves_with_the_defaults() -> None:
     """The first transformer's steps lie before 40 %, so alone it would save nothing."""
     case, pipeline = CASES["wan"], wan_of_two()
