@@ -169,6 +169,8 @@ class Controller:
         branch = generation.branches.get(place.branch)
         if branch is None:
             branch = generation.branches[place.branch] = Branch()
+        elif branch.last_step < place.step - 1:  # it paused, as guidance does that is off for some steps: what it kept is old
+            generation.keep(branch, None)
         state = self._state(generation, branch, inputs, num_rows)
         if self._consultation is not None:
             self._consultation.look(generation, state, place, inputs)

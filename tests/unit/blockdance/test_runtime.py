@@ -152,6 +152,17 @@ def test_calls_that_the_pipeline_does_not_name_have_their_own_caches() -> None:
     assert outputs == [333, 5333, 233, 5233, 111, 5111]
 
 
+def test_a_branch_that_paused_reuses_nothing_from_before() -> None:
+    """The second call of a step is left out at steps 1 and 2: at step 3 its cache is three steps old, so it computes."""
+    model = ToyTransformer()
+    apply_blockdance(model, schedule([[0, 0, 0, 1, 1]], Reuse(boundary=1)), num_inference_steps=5)
+    latents, outputs = torch.zeros(1, 1, dtype=torch.float64), []
+    for timestep in (5.0, 4.0, 3.0, 2.0, 1.0):
+        for prompt in (0.0,) if timestep in (4.0, 3.0) else (0.0, 5000.0):
+            outputs += model(latents, torch.tensor([timestep]), prompt).flatten().tolist()
+    assert outputs == [555, 5555, 444, 333, 233, 5222, 133, 5122]
+
+
 def test_a_generation_given_up_after_its_first_step_leaves_nothing_to_the_next() -> None:
     model = ToyTransformer()
     apply_blockdance(model, schedule([[0, 1, 0]], Reuse(boundary=1)), num_inference_steps=3)
