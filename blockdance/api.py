@@ -10,10 +10,10 @@ from weakref import ref
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from blockdance.attachment import attach, attachment_of, between_calls, detach
+from blockdance.attachment import attach, attachment_of, between_calls, detach, is_on
 from blockdance.cost import ForwardCost
 from blockdance.drivers import unwrapped
-from blockdance.errors import UnsupportedModelError
+from blockdance.errors import BlockDanceError, UnsupportedModelError
 from blockdance.plan import Plan
 from blockdance.plan_source import resolve_plan
 from blockdance.recording import Recording
@@ -40,7 +40,11 @@ class BlockDanceHandle:
 
     @property
     def plan(self) -> Plan:
-        """What is carried out. It can be set while BlockDance is on, to whatever `apply_blockdance` takes."""
+        """What is carried out. It can be set while BlockDance is on, to whatever `apply_blockdance` takes.
+
+        Raises:
+            BlockDanceError: it is off.
+        """
         return self._session.plan
 
     @plan.setter
@@ -61,6 +65,9 @@ class BlockDanceHandle:
         Args:
             plan: as `apply_blockdance` takes it; by default the one that is on.
             quality, compute, mean_compute: as there.
+
+        Raises:
+            BlockDanceError: BlockDance is off.
         """
         before = self.plan
         wishes = {"quality": quality, "compute": compute, "mean_compute": mean_compute}
@@ -68,7 +75,8 @@ class BlockDanceHandle:
         try:
             yield
         finally:
-            self._follow(before)
+            if is_on(self._session):
+                self._follow(before)
 
     def invalidate(self) -> None:
         """Drops what is cached; the next step computes. For callbacks that rewrite latents or prompts in the middle of a generation."""
@@ -119,6 +127,11 @@ class BlockDanceHandle:
         self.remove()
 
     def _follow(self, plan: Plan) -> None:
+        if not is_on(self._session):
+            raise BlockDanceError(
+                "BlockDance was turned off here, so another plan would change nothing. Turn it on with that plan: "
+                "`apply_blockdance(pipe, plan)`."
+            )
         with self._between_calls():
             self._session.plan = plan
 

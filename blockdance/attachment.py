@@ -156,6 +156,12 @@ def attach(session: Session) -> None:
             attachment.sessions = [*(other for other in attachment.sessions if not other.is_orphan), session]
 
 
+def is_on(session: Session) -> bool:
+    """Whether a plan is on for any of its transformers."""
+    attachments = [attachment_of(transformer) for transformer in session.transformers.values()]
+    return any(attachment is not None and session in attachment.sessions for attachment in attachments)
+
+
 def detach(session: Session) -> None:
     """Turns a plan off; does nothing where it is off."""
     with between_calls(session.transformers.values()):

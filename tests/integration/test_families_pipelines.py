@@ -6,7 +6,13 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline, FlowMatchHeunDiscreteScheduler, PixArtSigmaPAGPipeline, SanaSprintPipeline, SCMScheduler
+from diffusers import (
+    DiffusionPipeline,
+    FlowMatchHeunDiscreteScheduler,
+    PixArtSigmaPAGPipeline,
+    SanaSprintPipeline,
+    SCMScheduler,
+)
 from integration.pipelines import (
     CASES,
     FROM_IMAGE,

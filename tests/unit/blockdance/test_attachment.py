@@ -212,6 +212,21 @@ def test_a_plan_can_be_set_while_it_is_on(expected: list[Tensor]) -> None:
     assert_equal(generate(model), expected)
 
 
+def test_a_plan_set_after_remove_is_refused() -> None:
+    model = build_pixart_again()
+    handle = apply_blockdance(model, CONFIG, num_inference_steps=4)
+    with handle.using(BlockDanceConfig(boundary=2)):
+        handle.remove()
+    with pytest.raises(BlockDanceError, match=r"turned off here.*apply_blockdance"):
+        handle.plan = CONFIG
+    with pytest.raises(BlockDanceError, match="turned off here"), handle.using(CONFIG):
+        pass
+    with apply_blockdance(model, CONFIG, num_inference_steps=4) as newer:
+        with pytest.raises(BlockDanceError, match="turned off here"):
+            handle.plan = BlockDanceConfig(boundary=2)
+        assert newer.plan == CONFIG
+
+
 def test_invalidate_makes_the_next_step_compute() -> None:
     """A callback has put another prompt in: what was cached is of the old one."""
     model = build_pixart_again()
