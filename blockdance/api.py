@@ -223,16 +223,28 @@ def get_blockdance(target: Any, component: str | None = None) -> BlockDanceHandl
 
 
 def remove_blockdance(target: Any, component: str | None = None) -> None:
-    """Turns BlockDance off on a pipeline, or on a transformer for all pipelines that share it; does nothing where it is off."""
+    """Turns BlockDance off on a pipeline, or on a transformer for all pipelines that share it; does nothing where it is off.
+
+    A plan that was turned on for another pipeline, which this one follows, stays on for that one. A plan that was turned on for the
+    transformer goes.
+    """
     pipeline = _pipeline(target)
     for transformer in transformers_of(target, component).values():
         attachment = attachment_of(transformer)
         if attachment is None:
             continue
-        steering = attachment.steering(pipeline) if pipeline is not None else None
-        for session in attachment.sessions if pipeline is None else [steering]:
-            if session is not None:
+        if pipeline is None:
+            for session in attachment.sessions:
                 detach(session)
+            continue
+        steering = attachment.steering(pipeline)
+        if steering is None:
+            continue
+        if steering.is_general or steering.owner is pipeline:
+            detach(steering)
+        elif isinstance(pipeline, DiffusionPipeline):
+            with attachment.lock:
+                steering.leave(pipeline)
 
 
 def _pipeline(target: Any) -> Any:

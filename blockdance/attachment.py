@@ -51,7 +51,7 @@ class Attachment:
         for session in self.sessions:
             if pipeline is not None and session.owner is pipeline:
                 return session
-        sessions = [session for session in self.sessions if not session.is_orphan]
+        sessions = [session for session in self.sessions if not session.is_orphan and not session.is_left_by(pipeline)]
         candidates = [session for session in sessions if session.is_general] or sessions
         if len(candidates) < 2:
             return candidates[0] if candidates else None

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary, proxy, ref
+from weakref import WeakKeyDictionary, WeakSet, proxy, ref
 
 from diffusers import DiffusionPipeline
 from torch import nn
@@ -101,6 +101,7 @@ class Session:
         self._has_owner = owner is not None
         self._owner = ref(owner) if isinstance(owner, DiffusionPipeline) else lambda: owner
         self._guard = threading.Lock()
+        self._left: WeakSet[DiffusionPipeline] = WeakSet()
         self._follow(plan)
 
     @property
@@ -142,6 +143,17 @@ class Session:
     def is_orphan(self) -> bool:
         """Whether its pipeline is gone."""
         return self._has_owner and self.owner is None
+
+    def leave(self, pipeline: DiffusionPipeline) -> None:
+        """Lets a pipeline that follows the plan go its own way."""
+        self._left.add(pipeline)
+        loop = self._followers.pop(pipeline, None)
+        if loop is not None:
+            loop.reset()
+
+    def is_left_by(self, pipeline: Any) -> bool:
+        """Whether a pipeline no longer follows the plan."""
+        return isinstance(pipeline, DiffusionPipeline) and pipeline in self._left
 
     def name_of(self, transformer: nn.Module) -> str:
         """The component name of one of its transformers."""

@@ -194,6 +194,24 @@ def test_a_pipeline_without_a_plan_beside_several_with_plans_says_that_it_runs_p
         assert torch.equal(generate(CASE, third), plain)
 
 
+def test_a_pipeline_that_follows_a_plan_can_turn_it_off_for_itself() -> None:
+    first = build()
+    plain = generate(CASE, first)
+    second, third = sharing(first), sharing(first)
+    apply_blockdance(first, CONFIG)
+    on = generate(CASE, first)
+    assert torch.equal(generate(CASE, second), on)
+    remove_blockdance(second)
+    assert get_blockdance(second) is None
+    assert torch.equal(generate(CASE, second), plain)
+    assert torch.equal(generate(CASE, first), on)
+    assert torch.equal(generate(CASE, third), on)
+    with apply_blockdance(second, CONFIG):
+        assert torch.equal(generate(CASE, second), on)
+    remove_blockdance(first)
+    assert torch.equal(generate(CASE, third), plain)
+
+
 def test_a_plan_whose_pipeline_is_gone_says_so_once() -> None:
     """The variable was given the pipeline that `from_pipe` made of it: the plan went with the first one."""
     pipeline, case = build(), FROM_IMAGE["stable_diffusion_3"]
