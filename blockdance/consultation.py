@@ -65,6 +65,11 @@ class Consultation:
                 f"{type(self._decider).__name__}.decide returned {decided.num_steps} steps of actions; this generation has "
                 f"{self._steps.num_steps}."
             )
+        if decided.batch_size not in (1, generation.num_images):
+            raise ScheduleError(
+                f"{type(self._decider).__name__}.decide returned actions for {decided.batch_size} images; this generation has "
+                f"{generation.num_images}. Return a row for each image that `state` shows, or one for all."
+            )
         actions = decided.actions.cpu().expand(generation.num_images, -1)
         is_done = torch.arange(self._steps.num_steps) < step
         generation.schedule = ReuseSchedule(torch.where(is_done, done.clamp(min=COMPUTE), actions), decided.kinds)

@@ -22,7 +22,15 @@ def save_plan(plan: BlockDanceConfig | ReuseSchedule, path: str | Path, target: 
         plan: a training-free config, or a schedule.
         path: file to write.
         target: the pipeline or transformer that the plan was made for.
+
+    Raises:
+        ScheduleError: it is no plan that a file holds.
     """
+    if not isinstance(plan, BlockDanceConfig | ReuseSchedule):
+        raise ScheduleError(
+            f"A plan file holds a BlockDanceConfig or a ReuseSchedule; got {type(plan).__name__}. A trained policy is saved as a folder: "
+            "`policy.save_pretrained(folder)`."
+        )
     content: dict[str, Any] = {"format": _FORMAT, "model": _model(target)}
     if isinstance(plan, BlockDanceConfig):
         content["config"] = asdict(plan)

@@ -241,6 +241,12 @@ class Controller:
         """Fused guidance repeats the latents: for the unconditional branch, and for one with perturbed attention. So equal parts are
         branches of the same images, unless the pipeline calls the model for each branch or does without guidance."""
         if self._guidance_branches is not None:
+            if num_rows % self._guidance_branches:
+                raise ScheduleError(
+                    f"`guidance_branches={self._guidance_branches}` was given, but this call has {num_rows} rows, which are not as many "
+                    "copies of each image. With guidance off there is one: `guidance_branches=1`; without the option it is seen from "
+                    "the latents."
+                )
             return self._guidance_branches
         is_one_branch = self.context is not None and self.context.name != FUSED_GUIDANCE
         guided = getattr(self._pipeline, "do_classifier_free_guidance", True) is not False

@@ -64,6 +64,11 @@ def test_a_file_and_a_hub_id(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> 
         apply_blockdance(model, "missing.json")
 
 
+def test_a_policy_is_no_plan_for_a_file(tmp_path: Path) -> None:
+    with pytest.raises(ScheduleError, match=r"BlockDanceConfig or a ReuseSchedule; got SimpleNamespace.*save_pretrained"):
+        save_plan(SimpleNamespace(kinds=()), tmp_path / "plan.json", build_pixart())  # type: ignore[arg-type]
+
+
 def test_this_package_names_what_loads_its_policies() -> None:
     settings = ConfigParser()
     settings.read(Path(__file__).parents[3] / "setup.cfg")

@@ -214,6 +214,11 @@ def test_errors_say_what_to_do() -> None:
         handle.report()
     with pytest.raises(StepUnknownError, match="step 5 of 4"):
         run_toy(model, [5, 4, 3, 2, 1])
+    handle.remove()
+    apply_blockdance(model, BlockDanceConfig(boundary=1), num_inference_steps=4, guidance_branches=2)
+    for batch in (1, 3):
+        with pytest.raises(ScheduleError, match=rf"`guidance_branches=2` .* has {batch} rows.*guidance_branches=1"):
+            run_toy(model, [4], batch)
 
 
 # --- small real transformers ---
@@ -345,6 +350,15 @@ def test_decider_sees_the_conditional_rows_and_is_asked_once() -> None:
     assert torch.equal(state.features, outputs[1][2:])
     torch.testing.assert_close(state.feature_change, (outputs[1][2:] - outputs[0][2:]) / (0.7 - 0.9))
     assert handle.report().actions.tolist() == [[0, 0, 1, 1], [0, 0, 0, 0]]
+
+
+def test_a_decider_that_answers_for_other_images_is_told_both_numbers() -> None:
+    model, decider = build_pixart(), RecordingDecider()
+    decider.decide = lambda state: schedule([[0, 0, 1, 1]] * 3, *decider.kinds)  # type: ignore[method-assign]
+    apply_blockdance(model, decider, num_inference_steps=4, guidance_branches=1)
+    with pytest.raises(ScheduleError, match=r"RecordingDecider.decide returned actions for 3 images; this generation has 2\."):
+        for timestep in (0.9, 0.7, 0.5, 0.3):
+            call(model, pixart_inputs(2), timestep)
 
 
 @pytest.mark.parametrize("compile_first", [True, False])
