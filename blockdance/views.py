@@ -138,7 +138,9 @@ def views_of(transformer: nn.Module, layout: BlockLayout, keeps: Sequence[Keep],
     """The views of a model for these forms: the same ones each time, so that what was compiled for them stays valid."""
     blocks = tuple(id(block) for block in blocks_of(transformer, layout))
     known = _VIEWS.setdefault(transformer, {})
-    key = (id(layout), frozenset(keeps), frozenset(forms), blocks)
+    key = (blocks, id(layout), frozenset(keeps), frozenset(forms))
     if key not in known:
+        for other in [other for other in known if other[0] != blocks]:  # they would keep blocks in memory that were replaced
+            del known[other]
         known[key] = BlockViews(transformer, layout, dict.fromkeys(keeps), dict.fromkeys(forms))
     return known[key]

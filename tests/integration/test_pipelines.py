@@ -1,5 +1,7 @@
 """BlockDance on a stock PixArt-α pipeline, run as users run it."""
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -28,6 +30,18 @@ def test_full_compute_and_off_again_are_bit_equal_to_plain(pixart_pipeline: PixA
         assert not torch.equal(generate(pixart_pipeline), plain)
     assert torch.equal(generate(pixart_pipeline), plain)
     assert type(pixart_pipeline.transformer) is PixArtTransformer2DModel
+
+
+def test_blocks_that_are_replaced_do_not_stay_in_memory(pixart_pipeline: PixArtAlphaPipeline) -> None:
+    apply_blockdance(pixart_pipeline, CONFIG)
+    generate(pixart_pipeline)
+    blocks = pixart_pipeline.transformer.transformer_blocks
+    replaced = [weakref.ref(block) for block in blocks]
+    for position, other in enumerate(build_pixart_pipeline().transformer.transformer_blocks):
+        blocks[position] = other
+    generate(pixart_pipeline)
+    gc.collect()
+    assert [block() for block in replaced] == [None] * 4
 
 
 def test_one_pipeline_survives_every_change_between_generations(pixart_pipeline: PixArtAlphaPipeline) -> None:
