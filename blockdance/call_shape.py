@@ -1,11 +1,14 @@
 """What the MACs of a forward call depend on."""
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_map_only, tree_unflatten
 
 from blockdance.layouts import BlockLayout
@@ -22,7 +25,8 @@ class CallShape:
     Args:
         key: shapes and dtypes of the tensors and the plain values.
         values: the small integer tensors' bytes, for models whose MACs depend on them.
-        leaves: the inputs' leaves: a `_Shape` for a tensor of floats, small integer tensors by value.
+        leaves: the inputs' leaves: a `_Shape` for a tensor of floats, small integer tensors by value, of other objects (key-value
+            caches) copies whose tensors have no memory.
         spec: how the leaves make up the inputs.
     """
 
@@ -50,7 +54,7 @@ class CallShape:
         leaves = [
             torch.ones(leaf.shape, dtype=leaf.dtype, device=device) if isinstance(leaf, _Shape)
             else leaf.to(device) if isinstance(leaf, Tensor)
-            else leaf
+            else _copied(leaf, partial(_filled, device=device))
             for leaf in self._leaves
         ]  # fmt: skip
         inputs: dict[str, Any] = tree_unflatten(leaves, self._spec)
@@ -92,7 +96,43 @@ def _signature(leaf: Any) -> Any:
 
 def _without_memory(leaf: Any) -> Any:
     if not isinstance(leaf, Tensor):
+        return _copied(leaf, _emptied)
+    return leaf.detach().cpu() if _is_by_value(leaf) else _shape(leaf)
+
+
+def _is_by_value(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() and tensor.numel() <= _LARGEST_VALUE
+
+
+def _copied(leaf: Any, copy_tensor: Callable[[Tensor], Tensor]) -> Any:
+    """A copy of what no tree of tensors is, with its tensors copied in another way; models, and what cannot be copied, as they are."""
+    if isinstance(leaf, nn.Module):
         return leaf
-    if not leaf.is_floating_point() and leaf.numel() <= _LARGEST_VALUE:
-        return leaf.detach().cpu()
-    return _shape(leaf)
+    try:
+        with _TensorCopies(copy_tensor):
+            return copy.deepcopy(leaf)
+    except Exception:  # what holds a lock or a file fails in a way of its own
+        return leaf
+
+
+class _TensorCopies(TorchFunctionMode):
+    """Copies tensors within objects as a function says."""
+
+    def __init__(self, copy_tensor: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self._copy_tensor = copy_tensor
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not Tensor.__deepcopy__:
+            return func(*args, **(kwargs or {}))
+        tensor, memo = args
+        return memo.setdefault(id(tensor), self._copy_tensor(tensor))
+
+
+def _emptied(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().clone() if _is_by_value(tensor) else torch.empty_like(tensor, device="meta")
+
+
+def _filled(tensor: Tensor, device: torch.device) -> Tensor:
+    """Ones for a tensor without memory, which share one element's: a key-value cache may be larger than the model."""
+    return torch.ones((), dtype=tensor.dtype, device=device).expand(tensor.shape) if tensor.is_meta else tensor.to(device)

@@ -1,6 +1,7 @@
 """MACs of layers, inputs and models that a FLOP counter alone gets wrong."""
 
 import warnings
+import weakref
 from typing import Any
 
 import accelerate
@@ -115,6 +116,49 @@ register_layout(Stack, BlockLayout(lists=("blocks",)))
 def stack_inputs(length: int) -> dict[str, Any]:
     mask = (torch.arange(6) < length).long().expand(2, -1)
     return {"hidden_states": torch.randn(2, 6, WIDTH), "timestep": torch.ones(2), "mask": mask}
+
+
+class KeyValueCache:
+    """As Flux2's: an object with tensors, which the pipeline fills once and drops when its call is over."""
+
+    def __init__(self, keys: Tensor) -> None:
+        self.layers = [{"keys": keys}]
+
+
+class Attending(nn.Module):
+    """Two blocks whose MACs are those of multiplying by the cache's keys."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(MultiplyKeys() for _ in range(2))
+
+    def forward(self, hidden_states: Tensor, timestep: Tensor, kv_cache: KeyValueCache) -> Tensor:
+        for block in self.blocks:
+            hidden_states = block(hidden_states, kv_cache)
+        return hidden_states
+
+
+class MultiplyKeys(nn.Module):
+    def forward(self, hidden_states: Tensor, kv_cache: KeyValueCache) -> Tensor:
+        keys = kv_cache.layers[0]["keys"]
+        return hidden_states @ keys @ keys.T
+
+
+register_layout(Attending, BlockLayout(lists=("blocks",)))
+
+
+def test_a_key_value_cache_is_counted_and_not_kept() -> None:
+    cache = KeyValueCache(torch.zeros(WIDTH, 6))
+    model, gone = Attending(), weakref.ref(cache)
+    handle = apply_blockdance(model, BlockDanceConfig(boundary=0), num_inference_steps=4, guidance_branches=1)
+    with torch.no_grad():
+        for timestep in (3.0, 2.0):
+            model(torch.zeros(1, WIDTH), torch.tensor([timestep]), cache)
+    cache.layers.clear()
+    del cache
+    assert gone() is None
+    a_block = 2 * WIDTH * 6
+    assert handle.report().macs_full.tolist() == [2 * 2 * a_block]
 
 
 def test_layers_that_the_counter_cannot_see_into_are_counted_from_their_shapes() -> None:
