@@ -258,7 +258,7 @@ class Controller:
             part, rest = divmod(num_rows, branches)
             if rest or (self._groups is not None and self._groups.repeat_after(part, num_rows)):
                 continue
-            if all(torch.equal(one, other) for one, other in zip(latents[:-part], latents[part:], strict=True)):
+            if _are_equal(latents[:-part], latents[part:]):
                 return branches
         return 1
 
@@ -316,6 +316,13 @@ class Controller:
                 "that BlockDance was turned on for; turn it on again."
             )
         return self._generation
+
+
+def _are_equal(one: Any, other: Any) -> bool:
+    """Whether rows are equal; those of a tensor at once, since the host waits for the device at every comparison."""
+    if isinstance(one, Tensor):
+        return torch.equal(one, other)
+    return all(torch.equal(row, other_row) for row, other_row in zip(one, other, strict=True))
 
 
 def _size(latents: Any, num_images: int) -> Any:

@@ -7,6 +7,7 @@ import torch
 from conftest import build_pixart
 
 from benchmarks.sync_counting import SCHEDULERS, SchedulerLoop, SyncCounter, count, plans
+from blockdance import BlockDanceConfig, apply_blockdance
 
 BATCH = 6
 PLANS = plans(BATCH, boundary=2)
@@ -19,6 +20,16 @@ def test_later_calls_wait_for_nothing(scheduler: Any, name: str) -> None:
     loop = SchedulerLoop(build_pixart(), inputs, torch.randn(BATCH, 4, 8, 8), scheduler(), 6)
     _, later = count(loop, PLANS[name])
     assert later == 0
+
+
+def test_guidance_branches_are_seen_in_one_comparison() -> None:
+    """Three images with two branches each."""
+    model = build_pixart()
+    apply_blockdance(model, BlockDanceConfig(boundary=2), num_inference_steps=4)
+    inputs = {"encoder_hidden_states": torch.randn(BATCH, 5, 12), "encoder_attention_mask": torch.ones(BATCH, 5)}
+    with torch.no_grad(), SyncCounter() as counter:
+        model(torch.randn(BATCH // 2, 4, 8, 8).repeat(2, 1, 1, 1), timestep=torch.full((BATCH,), 0.9), **inputs)
+    assert counter.counts["equal"] == 1
 
 
 def test_the_counter_sees_what_makes_a_gpu_wait() -> None:
