@@ -104,7 +104,7 @@ class RowCache:
     @property
     def addresses(self) -> set[int]:
         """Where the memory of what is held lies."""
-        return {leaf.untyped_storage().data_ptr() for leaf in self._tensors()}
+        return {leaf.untyped_storage().data_ptr() for leaf in tensors_of((self._newest, self._previous))}
 
     @property
     def num_bytes(self) -> int:
@@ -117,9 +117,6 @@ class RowCache:
                 if kept is not None
             ]
         )
-
-    def _tensors(self) -> list[Tensor]:
-        return list(tensors_of((self._newest, self._previous)))
 
 
 def _overwrite(buffer: Any, output: Any) -> Any:

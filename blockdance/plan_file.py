@@ -9,8 +9,9 @@ import torch
 
 from blockdance.errors import ScheduleError
 from blockdance.kinds import KINDS, Kind
-from blockdance.layouts import block_stack, find_layout, pipeline_parts
+from blockdance.layouts import block_stack, find_layout
 from blockdance.schedule import BlockDanceConfig, ReuseSchedule
+from blockdance.targets import transformers_of
 
 _FORMAT = "blockdance-plan-1"
 
@@ -71,7 +72,7 @@ def load_plan(path: str | Path, target: Any) -> BlockDanceConfig | ReuseSchedule
 
 
 def _model(target: Any) -> dict[str, Any]:
-    transformer, _ = pipeline_parts(target)
+    transformer = next(iter(transformers_of(target).values()))
     return {"class": type(transformer).__name__, "blocks": len(block_stack(transformer, find_layout(transformer)))}
 
 

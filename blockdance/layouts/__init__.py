@@ -10,7 +10,7 @@ from blockdance.layouts.layout import (
     holder,
     parameter_names,
 )
-from blockdance.layouts.lookup import find_layout, has_layout, pipeline_parts, register_layout
+from blockdance.layouts.lookup import find_layout, has_layout, register_layout
 from blockdance.layouts.refusals import UNSUPPORTED
 from blockdance.layouts.table import LAYOUTS
 
@@ -27,6 +27,5 @@ __all__ = [
     "has_layout",
     "holder",
     "parameter_names",
-    "pipeline_parts",
     "register_layout",
 ]

@@ -47,7 +47,8 @@ def _always(inputs: Inputs) -> bool:
     return True
 
 
-def _never(inputs: Inputs) -> bool:
+def never(inputs: Inputs) -> bool:
+    """Of no call."""
     return False
 
 
@@ -108,7 +109,7 @@ class BlockLayout:
     image_lists: frozenset[str] = frozenset()
     one_image: bool = False
     splits_rows: Callable[[Inputs], bool] = _always
-    joins_rows: Callable[[Inputs], bool] = _never
+    joins_rows: Callable[[Inputs], bool] = never
     is_step: Callable[[Inputs], bool] = _always
     pads_to_longest: bool = False
     changes_outputs: bool = False

@@ -60,20 +60,3 @@ def _unknown(transformer: nn.Module) -> str:
         f"`register_layout({name}, BlockLayout(lists=(...)))` with the lists that hold its blocks, in execution order. "
         f"Known classes: {', '.join(sorted(LAYOUTS))}."
     )
-
-
-def pipeline_parts(target: Any, component: str = "transformer") -> tuple[nn.Module, Any]:
-    """The transformer of a pipeline with the pipeline, or one alone with None.
-
-    Raises:
-        UnsupportedModelError: there is no transformer.
-    """
-    transformer = target if isinstance(target, nn.Module) else getattr(target, component, None)
-    # a model compiled with `torch.compile(model)` wraps the one whose lists are viewed
-    transformer = getattr(transformer, "_orig_mod", transformer)
-    if not isinstance(transformer, nn.Module):
-        raise UnsupportedModelError(
-            f"{type(target).__name__} is neither a transformer nor a pipeline with one. BlockDance works on diffusion "
-            "transformers; UNet pipelines have none."
-        )
-    return transformer, None if isinstance(target, nn.Module) else target

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from blockdance.layouts.layout import SHARED_ARGUMENTS, BlockLayout, Inputs, block_list
+from blockdance.layouts.layout import SHARED_ARGUMENTS, BlockLayout, Inputs, block_list, never
 
 
 def _hunyuan_dit_skips(transformer: nn.Module) -> Mapping[int, tuple[int, ...]]:
@@ -34,10 +34,6 @@ def _glm_step(inputs: Inputs) -> bool:
     return caches is None or caches[0].mode != "write"
 
 
-def _never(inputs: Inputs) -> bool:
-    return False
-
-
 _BLOCKS = BlockLayout(("blocks",))
 _LAYERS = BlockLayout(("layers",))
 _ONE_LIST = BlockLayout(("transformer_blocks",))
@@ -64,7 +60,7 @@ LAYOUTS: dict[str, BlockLayout] = {
     "AnyFlowTransformer3DModel": _BLOCKS,
     "AuraFlowTransformer2DModel": BlockLayout(("joint_transformer_blocks", "single_transformer_blocks"), streams=_TEXT_IMAGE),
     "BriaFibo2Transformer2DModel": replace(
-        _LAYERS, splits_rows=_never, note=f"{_REFINERS} {_WHOLE}caption lengths shift the tokens of the others."
+        _LAYERS, splits_rows=never, note=f"{_REFINERS} {_WHOLE}caption lengths shift the tokens of the others."
     ),
     "BriaFiboTransformer2DModel": _FLUX,
     "BriaTransformer2DModel": replace(_FLUX, changes_outputs=True),
@@ -114,7 +110,7 @@ LAYOUTS: dict[str, BlockLayout] = {
     "HunyuanVideo15Transformer3DModel": _IMAGE_TEXT_LIST,
     "HunyuanVideoFramepackTransformer3DModel": replace(
         _HUNYUAN_VIDEO,
-        splits_rows=_never,
+        splits_rows=never,
         note=f"{_WHOLE}the model crops the prompt of a single video, but pads those of a batch.",
     ),
     "HunyuanVideoTransformer3DModel": _HUNYUAN_VIDEO,
@@ -144,7 +140,7 @@ LAYOUTS: dict[str, BlockLayout] = {
     "OmniGenTransformer2DModel": replace(
         _LAYERS,
         cond_last=False,
-        splits_rows=_never,
+        splits_rows=never,
         note=f"{_WHOLE}the model applies the first row's positions to all.",
     ),
     "OvisImageTransformer2DModel": _FLUX,
