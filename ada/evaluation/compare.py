@@ -137,9 +137,8 @@ def _evaluate(
     if reason := reasons[request.compare_with]:
         raise EvaluationError(f"The row {request.compare_with!r} that all are compared with does not apply: {reason}")
     results = _results(plan, request, recorded, measure.collect_results(store, methods, reasons, timings, cases), quick_look)
-    frames, applying = store.read("frames"), [method for method in methods if reasons[method.name] is None]
-    images = {method.name: {place: store.image(method, place, frames) for place in sorted(shown)} for method in applying}
-    write_reports(results, images, lambda place: store.image(methods[0], place, frames), request.output)
+    frames, named = store.read("frames"), {method.name: method for method in methods}
+    write_reports(results, lambda name, place: store.image(named[name], place, frames), sorted(shown), request.output)
     console.print(terminal_table(results))
     for line in results.warnings:
         console.print(f"Warning: {line}")

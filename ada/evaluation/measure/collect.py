@@ -13,7 +13,7 @@ import torch
 
 from ada.evaluation.measure import metrics, statistics
 from ada.evaluation.measure.metrics import BOUNDED, COMPUTE_SAVED, DISTANCE, MACS, VISIBLE
-from ada.evaluation.measure.results import Match, MethodResult, differences_of
+from ada.evaluation.measure.results import Match, MethodResult
 from ada.evaluation.measure.run import Timing
 from ada.evaluation.measure.statistics import LEAST_DISTANCE, Estimate
 from ada.evaluation.measure.store import Store
@@ -45,7 +45,6 @@ def collect_results(
         distances, actions = per_case.get(DISTANCE, []), [row for part in parts for row in part["actions"] or []]
         estimates = {
             **_estimates(per_prompt, distances, cases.num_seeds),
-            **differences_of(per_prompt, full),
             **latencies(timing, reference_timing, min(cases.batch_size, len(cases.prompts))),
             **_single_figures(parts, actions, timing),
         }

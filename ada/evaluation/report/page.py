@@ -3,7 +3,7 @@
 import base64
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
@@ -17,6 +17,9 @@ from ada.evaluation.report.findings import COMPARABLE_SAVING, MIXTURE, headline_
 from ada.grid import FRAME_MILLISECONDS, to_picture
 from ada.rewards.damage import VISIBLE_DISTANCE
 
+ImageOf = Callable[[str, int], Tensor]
+"""By a method's name and the prompt's place, an image `(3, height, width)` or video `(frames, 3, height, width)` in [0, 1]; read when it
+is asked for, since all of them at once are gigabytes."""
 LARGEST = 256
 COMPLEXITY_TITLES = {
     metrics.SENSITIVITY: "the damage of searched schedules, by which an oracle spends",
@@ -45,18 +48,16 @@ NOTES = (
 )
 
 
-def save_page(
-    results: Results, images: Mapping[str, Mapping[int, Tensor]], reference_of: Callable[[int], Tensor], path: Path
-) -> None:
+def save_page(results: Results, image_of: ImageOf, shown: Sequence[int], path: Path) -> None:
     """Writes the page; it needs no other file and no network.
 
     Args:
         results: what was measured.
-        images: by method and by the prompt's place, an image `(3, height, width)` or video `(frames, 3, height, width)` in [0, 1].
-        reference_of: gives the reference at a place: of the easiest and the hardest prompts.
+        image_of: gives what a method made; of the reference also at the places of the easiest and the hardest prompts.
+        shown: places of the prompts whose images are shown.
         path: the file to write.
     """
-    content = page_data(results, images, reference_of)
+    content = page_data(results, image_of, shown)
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/")
     page = _template("index.html")
     page = page.replace("/*STYLE*/", _template("style.css"))
@@ -64,18 +65,16 @@ def save_page(
     path.write_text(page.replace("/*DATA*/", text), encoding="utf-8")
 
 
-def page_data(
-    results: Results, images: Mapping[str, Mapping[int, Tensor]], reference_of: Callable[[int], Tensor]
-) -> dict[str, Any]:
+def page_data(results: Results, image_of: ImageOf, shown: Sequence[int]) -> dict[str, Any]:
     """What the page's script draws."""
     spent = spending(results)
     extremes = sorted({place for each in spent for place in (*each.easiest, *each.hardest)})
     scheduled = with_schedules(results)
-    shown: dict[str, Any] = _rounded(asdict(results))
-    for method in shown["methods"]:
+    content: dict[str, Any] = _rounded(asdict(results))
+    for method in content["methods"]:
         del method["distances"]  # per case: `results.json` has them
     headline = headline_of(results)
-    return shown | {
+    return content | {
         "headline": headline and headline._asdict(),
         "quick_look": results.is_quick_look,
         "groups": GROUPS,
@@ -85,13 +84,13 @@ def page_data(
         "kinds_of_match": [metrics.STATIC_MIXTURE, metrics.SAME_COMPUTE, metrics.SAME_LATENCY],
         "costs": list(metrics.COSTS),
         "headlines": [metrics.BOUNDED, metrics.VISIBLE],
-        "images": {name: [data_uri(image) for image in kept.values()] for name, kept in images.items()},
-        "places": list(next(iter(images.values()))),
+        "images": {method.name: [data_uri(image_of(method.name, place)) for place in shown] for method in results.measured},
+        "places": list(shown),
         "scheduled": [method.name for method in scheduled],
         "action_colours": colours_of(scheduled),
         "spending": _rounded([asdict(each) for each in spent]),
         "complexity_titles": COMPLEXITY_TITLES,
-        "thumbnails": {place: data_uri(reference_of(place)) for place in extremes},
+        "thumbnails": {place: data_uri(image_of(results.methods[0].name, place)) for place in extremes},
         "notes": [*NOTES, *results.warnings],
     }
 

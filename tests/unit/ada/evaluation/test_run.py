@@ -88,18 +88,15 @@ def test_the_reference_in_disguise_is_equal(backbone: FrozenPipeline, tmp_path: 
     assert equal.estimates["frechet_distance"].value == pytest.approx(0.0, abs=1e-9)
     for place in (0, 3, 4):
         assert torch.equal(plan.store.image(disguised, place), plan.store.image(plan.methods[0], place))
-    difference = equal.estimates["quality_difference"]
-    assert (difference.value, difference.low, difference.high) == (0.0, 0.0, 0.0)
 
 
 def test_a_planted_worse_method_is_worse(backbone: FrozenPipeline, tmp_path: Path) -> None:
     _, planted = run(backbone, tmp_path, method("worse", WORSE))
-    estimates = planted.estimates
-    assert estimates["ssim_difference"].value < 0
+    assert max(planted.per_prompt["ssim"]) < 1
     assert min(planted.per_prompt["perceptual_distance"]) > 0
     assert min(planted.per_prompt["compute_saved"]) > 0.5
-    assert estimates["frechet_distance"].value > 1e-6
-    assert estimates["cache_bytes"].value > 0
+    assert planted.estimates["frechet_distance"].value > 1e-6
+    assert planted.estimates["cache_bytes"].value > 0
 
 
 def test_fewer_steps_save_exactly_their_share(backbone: FrozenPipeline, tmp_path: Path) -> None:
