@@ -209,12 +209,18 @@ class FrozenPipeline:
         return {
             "pipeline": type(self.pipeline).__name__,
             "weights": weights_digest(self.transformer),
-            "scheduler": None if scheduler is None else [type(scheduler).__name__, dict(scheduler.config)],
+            "scheduler": None if scheduler is None else [type(scheduler).__name__, _settings_of(scheduler)],
             "num_inference_steps": self.num_inference_steps,
             "arguments": described(self.arguments),
             "output_type": self.output_type,
             **({} if self.inputs is None else {"inputs": described(self.inputs)}),
         }
+
+
+def _settings_of(scheduler: Any) -> dict[str, Any]:
+    """A scheduler's settings, without the note of which of them its file left to defaults: diffusers makes that of a set, whose order is
+    another in every process."""
+    return {name: value for name, value in scheduler.config.items() if name != "_use_default_values"}
 
 
 def load_pipeline(model: str, dtype: torch.dtype, device_map: DeviceMap | None = None) -> Any:

@@ -1,9 +1,16 @@
 """Settings as JSON that tells them apart."""
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from conftest import build_pixart_pipeline
 from ladders import build_frozen
 from torch import Tensor
 
@@ -39,6 +46,30 @@ def test_tensors_are_told_apart_by_content_and_callables_by_name_and_attributes(
     told = build_frozen(inputs=FromImages(zeros))
     assert "inputs" not in plain.fingerprint(), "tables that were made without stay valid"
     assert told.fingerprint() != build_frozen(inputs=FromImages(ones)).fingerprint()
+
+
+def fingerprint_in_a_process(model: Path, **environment: str) -> str:
+    """Of a saved pipeline, by a Python of its own."""
+    code = (
+        "import sys; from ada.rollouts import FrozenPipeline; from ada.rollouts.fingerprints import digest; "
+        "print(digest(FrozenPipeline(sys.argv[1]).fingerprint()))"
+    )
+    command = [sys.executable, "-c", code, str(model)]
+    ran = subprocess.run(
+        command, capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": "."} | environment
+    )
+    return ran.stdout.strip()
+
+
+@pytest.mark.slow  # starts Python twice
+def test_a_scheduler_saved_by_an_older_version_is_the_same_one_in_every_process(tmp_path: Path) -> None:
+    build_pixart_pipeline().save_pretrained(tmp_path)
+    file = tmp_path / "scheduler" / "scheduler_config.json"
+    newer = ("time_shift_type", "use_dynamic_shifting", "flow_shift", "use_beta_sigmas", "final_sigmas_type")
+    settings = {name: value for name, value in json.loads(file.read_text()).items() if name not in newer}
+    file.write_text(json.dumps(settings))
+    one, other = (fingerprint_in_a_process(tmp_path, PYTHONHASHSEED=seed) for seed in ("1", "2"))
+    assert one == other
 
 
 def test_cases_come_back_from_json() -> None:
