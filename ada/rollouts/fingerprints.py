@@ -2,22 +2,39 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate.hooks import AlignDevicesHook, SequentialHook
 from PIL import Image
 from torch import Tensor, nn
 
 
+SUMMED_AT_ONCE = 2**18
+WHOLE_BITS = 44
+"""The largest weight of a tensor is so many bits long as a whole number: then `SUMMED_AT_ONCE` of them cannot overflow 64 bits."""
+
+
 def weights_digest(module: nn.Module) -> str:
-    """A digest of a model's weights, from sums of its parameters, wherever they lie."""
-    sums: dict[str, list[float]] = {}
-    for name, tensor in _weights(module).items():
-        values = tensor.cpu().double()  # devices sum in orders of their own
-        sums[name] = [float(values.sum()), float(values.abs().sum())]
-    return digest(sums)
+    """A digest of a model's weights, from sums of its parameters, wherever they lie and however many threads add them up."""
+    return digest({name: _sums(tensor.detach().cpu().flatten()) for name, tensor in _weights(module).items()})
+
+
+def _sums(values: Tensor) -> list[float]:
+    """The sum of values `(count,)`, and of their magnitudes. Added up as whole numbers, which no order of addition rounds otherwise; what
+    lies below the last bit of the largest value is left out."""
+    largest = float(values.abs().max()) if len(values) else 0.0
+    if largest == 0 or not math.isfinite(largest):
+        return [largest, largest]
+    shift = WHOLE_BITS - math.frexp(largest)[1]
+    total = magnitude = 0
+    for part in values.split(SUMMED_AT_ONCE):
+        whole = part.to(torch.float64, copy=True).mul_(2.0**shift).long()
+        total, magnitude = total + int(whole.sum()), magnitude + int(whole.abs_().sum())
+    return [math.ldexp(total, -shift), math.ldexp(magnitude, -shift)]
 
 
 def parts_digest(pipeline: Any, values: int = 64) -> dict[str, str]:

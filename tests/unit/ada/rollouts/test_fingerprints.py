@@ -15,7 +15,7 @@ from ladders import build_frozen
 from torch import Tensor
 
 from ada.rollouts import Case
-from ada.rollouts.fingerprints import described, digest
+from ada.rollouts.fingerprints import described, digest, weights_digest
 
 
 class FromImages:
@@ -46,6 +46,31 @@ def test_tensors_are_told_apart_by_content_and_callables_by_name_and_attributes(
     told = build_frozen(inputs=FromImages(zeros))
     assert "inputs" not in plain.fingerprint(), "tables that were made without stay valid"
     assert told.fingerprint() != build_frozen(inputs=FromImages(ones)).fingerprint()
+
+
+def test_weights_are_told_apart_whatever_the_order_in_which_they_are_added_up() -> None:
+    torch.manual_seed(1)
+    model = torch.nn.Linear(1500, 1000, bias=False).requires_grad_(False)
+    values = torch.randn(model.weight.numel()) * torch.randn(model.weight.numel()).exp()
+    model.weight.copy_(values.view_as(model.weight))
+    found = weights_digest(model)
+    order = torch.randperm(len(values))
+    # floats rounded otherwise in another order, as with another number of threads
+    assert float(values.double().abs().sum()) != float(values.double().abs()[order].sum())
+    model.weight.copy_(values[order].view_as(model.weight))
+    assert weights_digest(model) == found
+    model.weight[3, 4] += 1e-6
+    assert weights_digest(model) != found
+    model.weight.zero_()
+    model.weight[0, 0] = float("nan")
+    assert weights_digest(model) != found
+
+
+def test_weights_of_half_precision_keep_the_digest_of_tables_that_are_there() -> None:
+    model = torch.nn.Linear(50, 40, bias=False).half().float().requires_grad_(False)
+    assert weights_digest(model) == digest(
+        {"weight": [float(of(model.weight.double()).sum()) for of in (torch.clone, torch.abs)]}
+    )
 
 
 def fingerprint_in_a_process(model: Path, **environment: str) -> str:
