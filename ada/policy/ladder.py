@@ -68,6 +68,7 @@ class LadderPolicy(AdaPolicy):
         self.quality_weight, self.compute = quality_weight, compute
         self.quality_weight_range = (float(quality_weight_range[0]), float(quality_weight_range[1]))
         self.curve = None if curve is None else Curve.from_dict(curve)
+        self._stretched: dict[int, Ladder] = {}
         stages, rungs = len(given.decision_steps), len(given)
         self.mean: Tensor
         self.deviation: Tensor
@@ -163,7 +164,17 @@ class LadderPolicy(AdaPolicy):
     # --- decisions ---
 
     def decision_steps(self, num_steps: int) -> tuple[int, ...]:
-        return self.ladder.for_steps(num_steps).decision_steps
+        return self.ladder_for(num_steps).decision_steps
+
+    def ladder_for(self, num_steps: int) -> Ladder:
+        """Its ladder for a number of steps, stretched once: every denoising step of a generation asks for it.
+
+        Raises:
+            LadderError: too few steps for the decisions.
+        """
+        if num_steps not in self._stretched:
+            self._stretched[num_steps] = self.ladder.for_steps(num_steps)
+        return self._stretched[num_steps]
 
     @torch.no_grad()
     def decide(self, state: PolicyState) -> ReuseSchedule:
@@ -172,7 +183,7 @@ class LadderPolicy(AdaPolicy):
         Steps that never ran, in a generation that starts late, damaged nothing: they count as computed. If it starts after the last
         decision step, the last stage decides.
         """
-        ladder = self.ladder.for_steps(state.num_steps)
+        ladder = self.ladder_for(state.num_steps)
         stage = max(0, bisect_right(ladder.decision_steps, state.step - 1) - 1)
         actions = ladder.actions.to(state.actions.device)
         done = state.actions[:, None, : state.step].clamp(min=0)

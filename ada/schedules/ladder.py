@@ -98,10 +98,10 @@ class Ladder:
                 f"The ladder's {len(steps)} decisions need more than {num_steps} steps: {len(steps) + 3} at least."
             )
         rows: list[Tensor] = []
+        nodes = torch.stack([self.nodes(stage) for stage in range(len(steps))], 1).tolist()
         for rung, actions in enumerate(self.actions):
             done = torch.zeros(steps[0] + 1, dtype=torch.int64)
-            for stage, step in enumerate(steps):
-                node = int(self.nodes(stage)[rung])
+            for step, node in zip(steps, nodes[rung], strict=True):
                 done = rows[node][: step + 1] if node < rung else done
             rows.append(stretch(actions, num_steps, done))
         return replace(self, actions=torch.stack(rows), decision_steps=steps)

@@ -209,6 +209,18 @@ def test_other_numbers_of_steps_are_decided(collector: Collector, policy: Ladder
     assert (report.actions > 0).sum(1).tolist() == [6, 6]
 
 
+def test_a_ladder_is_stretched_once_for_all_steps(
+    collector: Collector, policy: LadderPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stretched: list[int] = []
+    for_steps = Ladder.for_steps
+    monkeypatch.setattr(Ladder, "for_steps", lambda ladder, steps: stretched.append(steps) or for_steps(ladder, steps))
+    frozen = collector.pipeline.with_settings(num_inference_steps=16)
+    for _ in range(2):
+        frozen.generate(["dog"], [1], policy)
+    assert stretched == [16]
+
+
 # --- its folder ---
 
 
