@@ -12,7 +12,6 @@ from accelerate.hooks import AlignDevicesHook, SequentialHook
 from PIL import Image
 from torch import Tensor, nn
 
-
 SUMMED_AT_ONCE = 2**18
 WHOLE_BITS = 44
 """The largest weight of a tensor is so many bits long as a whole number: then `SUMMED_AT_ONCE` of them cannot overflow 64 bits."""

@@ -181,7 +181,9 @@ class LadderTraining(LightningModule):
         return loss, parts
 
     def on_train_batch_end(self, *_: Any) -> None:
-        self.measure_errors()
+        # the critic learns without them: what else reads them comes at an epoch's end
+        if self.policy_gradient_weight or self.trainer.is_last_batch:
+            self.measure_errors()
 
     def measure_errors(self) -> None:
         """Tells the policies how far their critics are off on the cases that they learn from; without a critic nothing is predicted."""
@@ -204,6 +206,7 @@ class LadderTraining(LightningModule):
     # --- what came of it: greedy decisions on held-out captions, against what needs no policy ---
 
     def on_train_end(self) -> None:
+        self.measure_errors()  # a run may end within an epoch, as by `max_steps`
         if self.logger is not None and self.trainer.is_global_zero:
             self.logger.log_metrics(self.outcome().summary(), self.global_step)
 

@@ -23,7 +23,7 @@ import train
 from ada import AdaPolicy, reinforce
 from ada.rewards import RewardError
 from ada.rewards.damage import bounded_damage
-from ada.training import NothingLearntError, RunError, StepTraining
+from ada.training import LadderTraining, NothingLearntError, RunError, StepTraining
 from blockdance import apply_blockdance
 
 
@@ -66,6 +66,29 @@ def test_a_ladder_policy_trains_exports_and_serves_a_stock_pipeline(
     handle = apply_blockdance(pipeline, policy.with_options(compute=0.65))
     pipeline(["a dog", "a cat"], num_inference_steps=8, use_resolution_binning=False)
     assert (handle.report().actions > 0).sum(1).tolist() == [3, 3], "the rung nearest to 65 % reuses three of eight steps"
+
+
+def test_how_far_the_critic_is_off_is_measured_where_it_is_read(
+    models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[int] = []
+    measure = LadderTraining.measure_errors
+
+    def count(module: LadderTraining) -> None:
+        measured.append(module.global_step)
+        measure(module)
+
+    monkeypatch.setattr(LadderTraining, "measure_errors", count)
+    command = ["--config", str(write_ladder_config(tmp_path, models)), "--data.init_args.batch_size", "2"]
+    module = train.main([*command, "--trainer.max_epochs", "2"])
+    assert measured == [3, 6, 6], "after each epoch's three batches, and at the end"
+    errors = module.policy.error_variance.clone()
+    measure(module)
+    assert torch.equal(module.policy.error_variance, errors)
+    measured.clear()
+    more = ["--trainer.max_epochs", "2", "--model.init_args.policy_gradient_weight", "1.0"]
+    train.main([*command, *more, "--trainer.default_root_dir", str(tmp_path / "other")])
+    assert measured == [1, 2, 3, 4, 5, 6, 6], "the policy gradient reckons with them at every batch"
 
 
 def test_rollouts_are_run_once(models: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
