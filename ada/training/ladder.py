@@ -92,7 +92,9 @@ class LadderTraining(LightningModule):
     def setup(self, stage: str) -> None:
         """Makes the policies for what the data module has rolled out."""
         data = self.data
-        sights, damage, captions = (tensor.to(self.device) for tensor in data.train_data.tensors)
+        # the module itself is moved there after this
+        device = self.trainer.strategy.root_device
+        sights, damage, captions = (tensor.to(device) for tensor in data.train_data.tensors)
         base_model = BaseModel.of(data.pipeline.transformer, data.pipeline.model)
         cost = bounded_damage(damage, data.visible_damage)
         if not data.validation_data and len(captions.unique()) < 2:
