@@ -40,12 +40,14 @@ class TrainingCLI(LightningCLI):
         )
 
     def before_instantiate_classes(self) -> None:
-        """Gives the one seed to whatever has none of its own, and looks for the device before any model is loaded."""
+        """Gives the one seed to whatever has none of its own, and the run's folder to loggers without one, and looks for the device before
+        any model is loaded."""
         assert isinstance(self.config, Namespace)
         for part in ("model", "data"):
             settings = self.config[part].get("init_args", {})
             if "seed" in settings and settings["seed"] is None:
                 settings["seed"] = int(self.config["seed_everything"])
+        _place_logs(self.config["trainer"])
         wanted = str(self.config["trainer"]["accelerator"])
         found = CUDAAccelerator.is_available() or (wanted == "gpu" and MPSAccelerator.is_available())
         if wanted in ("gpu", "cuda") and not found:
@@ -62,6 +64,15 @@ class TrainingCLI(LightningCLI):
             if isinstance(cause, OSError | ValueError):
                 raise RunError(str(cause)) from error
             raise
+
+
+def _place_logs(trainer: Namespace) -> None:
+    """Lets loggers that have an empty `save_dir` write into the run's folder."""
+    given = trainer["logger"]
+    for logger in given if isinstance(given, list) else [given]:
+        settings = logger.get("init_args") if isinstance(logger, Namespace) else None
+        if settings is not None and settings.get("save_dir") == "" and trainer["default_root_dir"] is not None:
+            settings["save_dir"] = trainer["default_root_dir"]
 
 
 def _refusal(error: BaseException) -> BaseException:
