@@ -1,11 +1,12 @@
 """Prompts, on Hugging Face `datasets`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from datasets import Dataset, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, load_dataset
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
@@ -147,6 +148,11 @@ class ResumableSampler(DistributedSampler[Any]):
         return islice(super().__iter__(), skipped, None)
 
 
+def _collate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A batch whose prompts are as they were given: class labels as numbers too, which would be made a tensor otherwise."""
+    return {"prompt": [row["prompt"] for row in rows], "index": torch.tensor([row["index"] for row in rows])}
+
+
 class PromptDataModule(LightningDataModule):
     """Batches of prompts for training and validation.
 
@@ -204,6 +210,7 @@ class PromptDataModule(LightningDataModule):
             self.batch_size,
             sampler=sampler,
             drop_last=len(sampler) >= self.batch_size,
+            collate_fn=_collate,
         )
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -211,7 +218,7 @@ class PromptDataModule(LightningDataModule):
         assert trainer is not None
         # every prompt once: no rank is given another's to make their numbers equal
         sampler = UnrepeatedDistributedSampler(self.validation_prompts, trainer.world_size, trainer.global_rank, shuffle=False)
-        return DataLoader(self.validation_prompts, self.batch_size, sampler=sampler)
+        return DataLoader(self.validation_prompts, self.batch_size, sampler=sampler, collate_fn=_collate)
 
     def state_dict(self) -> dict[str, Any]:
         """How far the epoch is, for a run that goes on from its middle."""

@@ -116,7 +116,9 @@ class Workload:
         prompts = load_prompts(options.source, "validation", limit=options.prompts)
         self.cases = [Case(prompt, seed) for seed, prompt in enumerate(prompts["prompt"])]
         self.kinds = (Reuse(boundary=round(self.pipeline.num_blocks * 2 / 3)),)
-        self.policy = StepTraining(self.pipeline, self.reward, self.kinds).policy.to(options.device)
+        training = StepTraining(self.pipeline, self.reward, self.kinds)
+        training.prepare(self.cases[0].prompt)
+        self.policy = training.policy.to(options.device)
         (self.decision_step,) = self.policy.decision_steps(options.steps)
         self.group: int = options.group
         steps = self.policy.decided_steps(options.steps)

@@ -13,9 +13,10 @@ KINDS = (Reuse(boundary=3, order=1), Reuse(boundary=1, order=0))
 
 def build_step_policy(frozen: FrozenPipeline) -> StepPolicy:
     """A random policy at which λ tips some decisions."""
+    found = probe(frozen, KINDS, "a")
     policy = StepPolicy(
-        base_model=asdict(BaseModel.of(frozen.transformer)), feature_width=probe(frozen, KINDS[0].boundary).features.shape[-1],
-        kinds=[asdict(kind) for kind in KINDS], action_costs=[1.0, *frozen.reuse_costs(KINDS)], prefix=0.2, forced_tail=0.1,
+        base_model=asdict(BaseModel.of(frozen.transformer)), feature_width=found.state.features.shape[-1],
+        kinds=[asdict(kind) for kind in KINDS], action_costs=[1.0, *found.reuse_costs], prefix=0.2, forced_tail=0.1,
         hidden_size=16, num_heads=2, quality_weight_range=(0.5, 8.0),
     )  # fmt: skip
     torch.manual_seed(4)

@@ -16,6 +16,17 @@ NUM_WAVES = 10
 NUM_QUERY_FEATURES = NUM_WAVES + 3
 
 
+def decision_step(prefix: float, num_steps: int) -> int:
+    """ρ, a share of the steps, as a step, 2 or more: the last one before the decisions."""
+    return max(2, round(prefix * num_steps))
+
+
+def decided_steps(prefix: float, forced_tail: float, num_steps: int) -> range:
+    """The steps that are decided about: after ρ, before the forced tail."""
+    first = decision_step(prefix, num_steps) + 1
+    return range(first, max(first, round((1 - forced_tail) * num_steps)))
+
+
 class StepPolicy(AdaPolicy):
     """Decides, image by image, which of the remaining denoising steps reuse, and how.
 
@@ -94,12 +105,11 @@ class StepPolicy(AdaPolicy):
 
     def decision_steps(self, num_steps: int) -> tuple[int]:
         """ρ as a step: computed itself, and the last one before the decisions; 2 or more."""
-        return (max(2, round(self.prefix * num_steps)),)
+        return (decision_step(self.prefix, num_steps),)
 
     def decided_steps(self, num_steps: int) -> range:
         """The steps that it decides about: after ρ, before the forced tail."""
-        first = self.decision_steps(num_steps)[0] + 1
-        return range(first, max(first, round((1 - self.forced_tail) * num_steps)))
+        return decided_steps(self.prefix, self.forced_tail, num_steps)
 
     # --- the network ---
 

@@ -87,8 +87,23 @@ def roll_out(
     return Rollout(generated.images.unflatten(0, (count, group)), plan.states)
 
 
-def probe(pipeline: FrozenPipeline, boundary: int, prompt: Any = "") -> PolicyState:
-    """What a policy would see of a prompt before the last step: the shapes of all that it is given."""
+@dataclass(frozen=True)
+class Probe:
+    """What a generation tells that needs to be known before a policy is made.
+
+    Args:
+        state: what a policy would see before the last step: the shapes of all that it is given.
+        reuse_costs: cost of a step under each kind of reuse, relative to a computed one.
+    """
+
+    state: PolicyState
+    reuse_costs: list[float]
+
+
+def probe(pipeline: FrozenPipeline, kinds: Sequence[Reuse], prompt: Any) -> Probe:
+    """One generation of any prompt, to see what the first kind's boundary shows and what the kinds cost."""
     steps = pipeline.num_inference_steps
-    actions = torch.zeros(1, 1, steps, dtype=torch.int64)
-    return roll_out(pipeline, [prompt], [0], actions, [Reuse(boundary=boundary)], [steps - 2]).states[steps - 2]
+    schedule = ReuseSchedule(torch.zeros(1, steps, dtype=torch.int64), tuple(kinds))
+    plan = GivenSchedules(schedule, [steps - 2], kinds[0].boundary)
+    generated = pipeline.generate([prompt], [0], plan)
+    return Probe(plan.states[steps - 2], generated.reuse_costs(kinds))

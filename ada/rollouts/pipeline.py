@@ -58,6 +58,11 @@ class Generated:
         """MACs of the last forward call, counted when they are asked for."""
         return self.handle.cost()
 
+    def reuse_costs(self, kinds: Sequence[Reuse]) -> list[float]:
+        """Cost of a step under each kind of reuse, relative to a computed one."""
+        costs = self.cost.per_action(kinds)
+        return (costs[1:] / costs[0]).tolist()
+
 
 class FrozenPipeline:
     """A stock pipeline with fixed weights. It is no `nn.Module`, so that neither checkpoints nor distributed training see its
@@ -185,10 +190,9 @@ class FrozenPipeline:
             handle.report()  # says why
         return Generated(images.float(), handle)
 
-    def reuse_costs(self, kinds: Sequence[Reuse], prompt: Any = "") -> list[float]:
-        """Cost of a step under each kind of reuse, relative to a computed one."""
-        cost = self.generate([prompt], [0], full_compute(1, self.num_inference_steps)).cost.per_action(kinds)
-        return (cost[1:] / cost[0]).tolist()
+    def reuse_costs(self, kinds: Sequence[Reuse], prompt: Any) -> list[float]:
+        """Cost of a step under each kind of reuse, relative to a computed one, at a generation of any prompt."""
+        return self.generate([prompt], [0], full_compute(1, self.num_inference_steps)).reuse_costs(kinds)
 
     def with_steps(self, num_inference_steps: int) -> "FrozenPipeline":
         """The same pipeline, called with another number of steps."""

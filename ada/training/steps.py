@@ -15,7 +15,9 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from ada import reinforce
+from ada.data import PromptDataModule
 from ada.policy import BaseModel, StepPolicy
+from ada.policy.steps import decided_steps, decision_step
 from ada.reinforce import AdvantageKind
 from ada.rewards import WeightedReward
 from ada.rollouts import FrozenPipeline, probe
@@ -92,39 +94,51 @@ class StepTraining(LightningModule):
         self.updates_per_rollout, self.clip_range = updates_per_rollout, clip_range
         self.learning_rate, self.warmup_rollouts, self.gradient_clip = learning_rate, warmup_rollouts, gradient_clip
         self.seed = seed or 0
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            self.policy = StepPolicy(
-                base_model=asdict(BaseModel.of(pipeline.transformer, pipeline.model)),
-                feature_width=probe(pipeline, kinds[0].boundary).features.shape[-1],
-                kinds=[asdict(kind) for kind in kinds],
-                action_costs=[1.0, *pipeline.reuse_costs(kinds)],
-                prefix=prefix,
-                forced_tail=forced_tail,
-                quality_weight=math.sqrt(low * high),
-                quality_weight_range=[low, high],
-                hidden_size=hidden_size,
-                num_layers=num_layers,
-                num_heads=num_heads,
-            )
         steps = pipeline.num_inference_steps
-        if not self.policy.decided_steps(steps):
+        if not decided_steps(prefix, forced_tail, steps):
             raise ValueError(
                 f"With {steps} steps, `prefix` {prefix} and `forced_tail` {forced_tail}, no step is left to decide."
             )
-        decision_step = self.policy.decision_steps(steps)[0]
-        self.sampler = Sampler(pipeline, reward, tape, tape_memory, tape_disk, kinds, decision_step, table)
+        self.kinds = tuple(kinds)
+        self._network: dict[str, Any] = {
+            "prefix": prefix, "forced_tail": forced_tail, "hidden_size": hidden_size, "num_layers": num_layers, "num_heads": num_heads,
+        }  # fmt: skip
+        first = decision_step(prefix, steps)
+        self.sampler = Sampler(pipeline, reward, tape, tape_memory, tape_disk, kinds, first, table)
+        self.policy: StepPolicy
         self.reward_mean: Tensor
         self.register_buffer("reward_mean", torch.zeros(()))  # running mean, the baseline of the `ema` advantage
         self.validation_history: list[dict[str, float]] = []
         self._static_rewards: dict[str, float] = {}
         self._pictures: RolloutPictures | None = None
 
-    # --- training ---
+    def setup(self, stage: str) -> None:
+        """Moves what is frozen to the device of the run, and makes the policy for what is found there."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, PromptDataModule)
+        device = self.trainer.strategy.root_device
+        self.pipeline.to(device)
+        self.reward.to(device)
+        if "policy" not in self._modules:  # else it was validated before, or trained
+            self.prepare(data.train_prompts[0]["prompt"])
 
-    def on_fit_start(self) -> None:
-        self.pipeline.to(self.device)
-        self.reward.to(self.device)
+    def prepare(self, prompt: Any) -> None:
+        """Makes a fresh policy; one generation of any prompt tells what it will see, and what reuse costs."""
+        found = probe(self.pipeline, self.kinds, prompt)
+        low, high = self.quality_weight_range
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            self.policy = StepPolicy(
+                base_model=asdict(BaseModel.of(self.pipeline.transformer, self.pipeline.model)),
+                feature_width=found.state.features.shape[-1],
+                kinds=[asdict(kind) for kind in self.kinds],
+                action_costs=[1.0, *found.reuse_costs],
+                quality_weight=math.sqrt(low * high),
+                quality_weight_range=[low, high],
+                **self._network,
+            )
+
+    # --- training ---
 
     def training_step(self, batch: dict[str, Any]) -> None:
         prompts, indices = list(batch["prompt"]), batch["index"].tolist()
@@ -235,7 +249,6 @@ class StepTraining(LightningModule):
     # --- validation: greedy decisions on held-out prompts ---
 
     def on_validation_start(self) -> None:
-        self.on_fit_start()
         self._pictures = None
 
     def validation_step(self, batch: dict[str, Any]) -> None:

@@ -204,7 +204,7 @@ def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def save_gate(folder: Path) -> None:
     """A ladder policy with a measured curve, as `benchmarks/evidence.py --gates` saves one."""
     frozen = pipeline_of(folder, 6)
-    width = describe(probe(frozen, KINDS[0].boundary)).shape[1]
+    width = describe(probe(frozen, KINDS, "a").state).shape[1]
     curve = Curve([0.5, 2.0, 8.0], [0.4, 0.2, 0.1], [0.3, 0.1, 0.0], [0.5, 0.2, 0.0])
     LadderPolicy(
         base_model=asdict(BaseModel.of(frozen.transformer)), ladder=build_ladder().to_dict(), reuse_costs=COSTS, sight_width=width,

@@ -20,7 +20,9 @@ DECISION_STEP = 3
 
 def build_training(table: Path | None, **options: Any) -> StepTraining:
     reward = WeightedReward({"psnr": PSNR()}, {"psnr": 0.1}, **options)
-    return StepTraining(build_frozen(), reward, KINDS, forced_tail=0.15, table=table, hidden_size=16, num_heads=2)
+    training = StepTraining(build_frozen(), reward, KINDS, forced_tail=0.15, table=table, hidden_size=16, num_heads=2)
+    training.prepare("a")
+    return training
 
 
 def count_rows(training: StepTraining) -> list[int]:

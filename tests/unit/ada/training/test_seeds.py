@@ -50,6 +50,7 @@ def test_the_seed_of_the_command_line_reaches_network_noise_and_order(tmp_path: 
 
     def build(*more: str) -> tuple[StepTraining, int]:
         cli = TrainingCLI(["--config", config, "--trainer.logger", "false", *more])
+        cli.model.prepare("a")
         return cli.model, cli.datamodule.seed
 
     one, one_order = build("--seed_everything", "1")
