@@ -73,19 +73,22 @@ class RolloutPictures:
             grid = draw_grid([Row(title, list(shown), untitled) for title, shown in images.items()], untitled)
         return cls(reuse_probability(logits, steps, policy.kinds), grid)
 
-    def write(self, folder: Path, board: Any, global_step: int) -> None:
-        """Into a folder and onto TensorBoard.
+    def write(self, folder: Path) -> None:
+        """Into a folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.probabilities.savefig(folder / "reuse_probability.png", dpi=120)
+        if self.grid is not None:
+            self.grid.save(folder / "reference_and_reuse.png")
+
+    def show(self, board: Any, global_step: int) -> None:
+        """On TensorBoard.
 
         Args:
-            folder: where to.
             board: a TensorBoard writer.
             global_step: where the run is.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        self.probabilities.savefig(folder / "reuse_probability.png", dpi=120)
         board.add_figure("validation/reuse_probability", self.probabilities, global_step)
         if self.grid is not None:
-            self.grid.save(folder / "reference_and_reuse.png")
             board.add_image("validation/reference_and_reuse", np.asarray(self.grid), global_step, dataformats="HWC")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
@@ -257,7 +258,7 @@ class StepTraining(LightningModule):
         prompts = [prompt for prompt in batch["prompt"] for _ in weights]
         # other noise than in training
         seeds = [self._noise(index + 2**40) for index in batch["index"].tolist() for _ in weights]
-        is_pictured = self._pictures is None and self.trainer.is_global_zero and self.logger is not None
+        is_pictured = self._pictures is None and self.trainer.is_global_zero
         rollout = self._roll_out(prompts, seeds, weights.repeat(len(batch["prompt"])), _greedy, 1, with_images=is_pictured)
         rewards = reinforce.reward(rollout.compute_saved, rollout.quality, weights.repeat(len(batch["prompt"])))
         at_weights = dict(zip(WEIGHT_NAMES, rewards.view(-1, len(weights)).mean(0), strict=True))
@@ -311,8 +312,10 @@ class StepTraining(LightningModule):
         }
         self.validation_history.append({"rollouts": self.rollouts, **metrics})
         if self._pictures is not None:
-            board = self.logger.experiment  # type: ignore[union-attr]
-            self._pictures.write(Path(self.trainer.default_root_dir) / "pictures", board, self.global_step)
+            self._pictures.write(Path(self.trainer.default_root_dir) / "pictures")
+            for logger in self.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    self._pictures.show(logger.experiment, self.global_step)
         self._pictures = None
 
     @property

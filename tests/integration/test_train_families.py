@@ -11,14 +11,16 @@ from conftest import scramble
 from integration.pipelines import CASES, CONTROLNETS, FROM_IMAGE
 from integration.trained_families import STEPS, TRAINED, with_rows
 from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger
 from stdit import LAYOUT, STDiT
 from torch import Tensor
 
+from ada.data import PromptDataModule
 from ada.policy import AdaPolicy, LadderPolicy
 from ada.rewards import Reward, WeightedReward
 from ada.rollouts import FrozenPipeline, SamplingLoop, roll_out
 from ada.schedules import Ladder, LadderError
-from ada.training import LadderTraining, RolloutDataModule
+from ada.training import LadderTraining, RolloutDataModule, StepTraining
 from ada.training.outcome import choose_rungs
 from blockdance import Reuse, ReuseSchedule, ScheduleError, apply_blockdance, full_compute, register_layout
 
@@ -184,6 +186,22 @@ def test_a_loop_says_its_number_of_steps() -> None:
     )
     with pytest.raises(ValueError, match="always takes 6 steps; 8 were asked for"):
         loop.with_steps(8).generate(["sun"], [1], full_compute(1, 8))
+
+
+def test_the_papers_algorithm_trains_over_class_labels_with_any_logger(tmp_path: Path) -> None:
+    for split, labels in {"train": [2, 0, 5], "validation": [1, 3]}.items():
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps({"prompt": label}) + "\n" for label in labels))
+    module = StepTraining(
+        FrozenPipeline(CASES["dit"].build(), STEPS), WeightedReward({"distance": Distance()}, {"distance": 1.0}), LADDER.kinds,
+        group_size=2, hidden_size=16, num_layers=1, num_heads=2, tape=tmp_path / "tapes", table=tmp_path / "tables",
+    )  # fmt: skip
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=1, logger=CSVLogger(tmp_path / "logs"), enable_checkpointing=False, default_root_dir=tmp_path,
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, log_every_n_steps=1,
+    )  # fmt: skip
+    trainer.fit(module, PromptDataModule(str(tmp_path), batch_size=2))
+    assert (tmp_path / "pictures" / "reuse_probability.png").is_file()
+    assert list((tmp_path / "tables").glob("*/*.safetensors"))
 
 
 # --- what cannot be compared is refused ---
