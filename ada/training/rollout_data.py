@@ -18,7 +18,7 @@ from ada.rewards import WeightedReward
 from ada.rewards.damage import VISIBLE_DISTANCE
 from ada.rollouts import Case, Collector, FrozenPipeline
 from ada.schedules import Ladder
-from ada.training.errors import together
+from ada.training.errors import RunError, together
 
 NOISE_OF_VALIDATION = 2**40
 """Added to a validation case's seed, so that no noise is shared with training."""
@@ -125,6 +125,11 @@ class RolloutDataModule(LightningDataModule):
         assert trainer is not None
         if self.reuse_costs:
             return
+        if trainer.world_size > 1 and self.collector.table.folder is None:
+            raise RunError(
+                f"`data.table` is null, and {trainer.world_size} processes give one another their rollouts by its files. Give it a folder "
+                "that all of them see, or train with one process (`--trainer.devices 1`)."
+            )
         device = trainer.strategy.root_device
         self.pipeline.to(device)
         self.collector.reward.to(device)

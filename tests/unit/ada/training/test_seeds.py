@@ -2,13 +2,14 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from ladders import build_frozen, build_ladder, build_reward
 from training_runs import build_models, write_config, write_ladder_config
 
-from ada.training import RolloutDataModule, StepTraining, TrainingCLI
+from ada.training import RolloutDataModule, RunError, StepTraining, TrainingCLI
 from ada.training.rollout_data import NOISE_OF_VALIDATION
 
 
@@ -31,6 +32,12 @@ def test_training_and_validation_share_no_noise(data: RolloutDataModule) -> None
     others = {case.seed for split in ("train", "validation") for case in data.cases(split)}
     assert not others & {*train, *held_out}
     assert min(held_out) > NOISE_OF_VALIDATION > max(train)
+
+
+def test_processes_without_a_table_in_common_are_refused_before_anything_is_run(data: RolloutDataModule) -> None:
+    data.trainer = SimpleNamespace(world_size=2, global_rank=1)
+    with pytest.raises(RunError, match=r"`data\.table` is null, and 2 processes .*Give it a folder"):
+        data.setup("fit")
 
 
 @pytest.mark.parametrize(("column", "named"), [("caption", None), ("description", "description")])
