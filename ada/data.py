@@ -53,8 +53,10 @@ def load_prompts(source: str, split: str | None = None, column: str | None = Non
 
     Raises:
         FileNotFoundError: there is nothing at `source`, here or on the Hub, or the folder lacks the split.
-        PromptsError: what is there cannot be read, is empty, or lacks the column.
+        PromptsError: what is there cannot be read, is empty, or lacks the column; or a limit that leaves nothing.
     """
+    if limit is not None and limit < 1:
+        raise PromptsError(f"The number of prompts to take (`limit`) must be 1 or more; got {limit}.")
     known = PROMPT_SETS.get(source)
     if known is not None and not Path(source).exists():
         source, split, column = known.source, split or known.split, column or known.column
@@ -131,6 +133,13 @@ def _root(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0].rstrip('.')}"
 
 
+def check_counts(**counts: int | None) -> None:
+    """Raises a ValueError for a setting, given by its name, that is neither None nor 1 or more."""
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise ValueError(f"`{name}` must be 1 or more; got {count}.")
+
+
 class ResumableSampler(DistributedSampler[Any]):
     """Shuffles by seed and epoch alone, and can begin in the middle of an epoch.
 
@@ -177,8 +186,7 @@ class PromptDataModule(LightningDataModule):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"`batch_size` must be 1 or more; got {batch_size}.")
+        check_counts(batch_size=batch_size, train_limit=train_limit, validation_limit=validation_limit)
         self.source, self.column, self.batch_size = source, column, batch_size
         self.train_limit, self.validation_limit = train_limit, validation_limit
         self.train_split, self.validation_split = train_split, validation_split

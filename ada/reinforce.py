@@ -71,6 +71,14 @@ def check_quality_weights(bounds: tuple[float, float]) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def check_group(kind: AdvantageKind, group_size: int) -> None:
+    """Raises a ValueError for a kind of advantage that compares within the group, and a group of one."""
+    if kind in ("leave_one_out", "group") and group_size < 2:
+        raise ValueError(
+            f"Advantages of kind `{kind}` compare schedules of one prompt: `group_size` must be 2 or more; got {group_size}."
+        )
+
+
 def advantages(
     rewards: Tensor,
     kind: AdvantageKind,
@@ -93,8 +101,7 @@ def advantages(
         ValueError: a kind that compares within the group, and a group of one; a missing `greedy_rewards`.
     """
     group = rewards.shape[1]
-    if kind in ("leave_one_out", "group") and group < 2:
-        raise ValueError(f"Advantages of kind `{kind}` compare schedules of one prompt: `group_size` must be 2 or more.")
+    check_group(kind, group)
     if kind == "none":
         return rewards
     if kind == "self_critical":

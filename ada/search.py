@@ -44,6 +44,9 @@ class ScheduleSearch:
         batch_size: captions that run in one call of the pipeline.
         processes: how many run such calls at the same time, as in `ada.rollouts.Collector`.
         report: called with a line now and then.
+
+    Raises:
+        ValueError: `visible` is not positive.
     """
 
     def __init__(
@@ -59,6 +62,8 @@ class ScheduleSearch:
         processes: int | None = None,
         report: Callable[[str], None] = print,
     ) -> None:
+        if visible <= 0:
+            raise ValueError(f"The visible damage must be positive; got {visible}.")
         self.pipeline, self.reward, self.cases, self.kinds = pipeline, reward, list(cases), tuple(kinds)
         self.visible, self.batch_size, self._report = visible, batch_size, report
         self.processes = processes or default_processes(pipeline.device)
@@ -177,8 +182,16 @@ class ScheduleSearch:
 
         Args:
             most_saved: share of the steps that the last rung reuses.
+
+        Raises:
+            ValueError: it is no share, or none of a step.
         """
-        rungs, most = [(0,) * self.num_steps], min(round(most_saved * self.num_steps), len(self.open))
+        most = min(round(most_saved * self.num_steps), len(self.open))
+        if most_saved > 1 or most < 1:
+            raise ValueError(
+                f"`most_saved` must be a share of the steps, of one of the {self.num_steps} at least; got {most_saved}."
+            )
+        rungs = [(0,) * self.num_steps]
         with self._progress(f"Searching for 1 to {most} of {self.num_steps} steps that reuse", most * (1 + ROUNDS)) as advance:
             rungs += [self.best(count, advance) for count in range(1, most + 1)]
         first, middle = self.open.start - 1, round(EARLY * self.num_steps)

@@ -34,6 +34,15 @@ Inputs = Callable[[Sequence[Any]], Mapping[str, Any]]
 """What a call takes of its prompts, one per image: arguments by name, each with one row (or element) per prompt."""
 
 
+OWN_ARGUMENTS = {
+    "num_inference_steps": "the setting of this name",
+    "output_type": "the setting of this name",
+    "generator": "the seed of each case",
+    "return_dict": "training",
+}
+"""Arguments of a pipeline's call that are not among the further ones, and what gives them."""
+
+
 @dataclass(frozen=True)
 class Generated:
     """What one call of the pipeline gave.
@@ -86,7 +95,8 @@ class FrozenPipeline:
 
     Raises:
         FileNotFoundError: `model` looks like a folder that is not there.
-        ValueError: an argument that the pipeline's call does not have, or a placement that cannot be had.
+        ValueError: an argument that the pipeline's call does not have, or that is not `arguments`' to give; or a placement that cannot be
+            had.
     """
 
     def __init__(
@@ -119,6 +129,10 @@ class FrozenPipeline:
 
     def _check_arguments(self) -> None:
         parameters = inspect.signature(type(self.pipeline).__call__).parameters
+        own = OWN_ARGUMENTS | ({} if self.inputs else {self.prompt_argument: "the data"})
+        taken = [f"`{name}`, which {own[name]} gives" for name in self.arguments if name in own]
+        if taken:
+            raise ValueError(f"`arguments` must not hold {', nor '.join(taken)}.")
         unknown = sorted({*([] if self.inputs else [self.prompt_argument]), *self.arguments} - set(parameters))
         if unknown:
             raise ValueError(

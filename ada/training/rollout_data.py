@@ -12,7 +12,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from ada.data import load_prompts
+from ada.data import check_counts, load_prompts
 from ada.progress import progress
 from ada.rewards import WeightedReward
 from ada.rewards.damage import VISIBLE_DISTANCE
@@ -71,14 +71,14 @@ class RolloutDataModule(LightningDataModule):
         ranges: dict[str, tuple[float, float]] | None = None,
     ) -> None:
         super().__init__()
-        for name, value in {
-            "rollout_batch_size": rollout_batch_size,
-            "batch_size": batch_size,
-            "noise_seeds": noise_seeds,
-            "rollout_processes": 1 if rollout_processes is None else rollout_processes,
-        }.items():
-            if value < 1:
-                raise ValueError(f"`{name}` must be 1 or more; got {value}.")
+        check_counts(
+            rollout_batch_size=rollout_batch_size,
+            batch_size=batch_size,
+            noise_seeds=noise_seeds,
+            rollout_processes=rollout_processes,
+            train_limit=train_limit,
+            validation_limit=validation_limit,
+        )
         if visible_damage <= 0:
             raise ValueError(f"`visible_damage` must be positive; got {visible_damage}.")
         self.pipeline, self.batch_size, self.visible_damage, self.seed = pipeline, batch_size, visible_damage, seed or 0

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from ada import reinforce
-from ada.data import PromptDataModule
+from ada.data import PromptDataModule, check_counts
 from ada.policy import BaseModel, StepPolicy
 from ada.policy.steps import decided_steps, decision_step
 from ada.reinforce import AdvantageKind
@@ -86,6 +86,8 @@ class StepTraining(LightningModule):
     ) -> None:
         super().__init__()
         low, high = reinforce.check_quality_weights(quality_weight_range)
+        check_counts(group_size=group_size, updates_per_rollout=updates_per_rollout)
+        reinforce.check_group(advantage, group_size)
         if updates_per_rollout > 1 and clip_range is None:
             raise ValueError("`updates_per_rollout` above 1 reuses a rollout off policy: set `clip_range`, such as 0.2.")
         self.automatic_optimization = False

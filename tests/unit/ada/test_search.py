@@ -161,6 +161,17 @@ def test_a_ladder_saves_more_and_more_and_offers_ways_back() -> None:
     assert float(saved.max()) > 0.25
 
 
+def test_a_search_that_cannot_be_is_refused_before_anything_is_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for option, message in {
+        "visible_damage": "visible damage must be positive; got 0",
+        "most_saved": "of the 8 at least; got 0",
+    }.items():
+        assert main([*search_command(tmp_path), f"--{option}", "0"]) == 1
+        assert message in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"`most_saved` must be a share of the steps.* got 1\.5"):
+        make_search().ladder(1.5)
+
+
 def test_an_interrupted_search_says_that_it_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,14 +3,16 @@
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from huggingface_hub.constants import HF_HUB_OFFLINE
+from ladders import KINDS, build_frozen, build_reward
 
 import train
 from ada.data import PromptsError, load_prompts
-from ada.training import EXPECTED_ERRORS, RunError, quieten_libraries
+from ada.training import EXPECTED_ERRORS, RunError, StepTraining, quieten_libraries
 from ada.training.errors import together
 from ada.training.health import check_precision
 from ada.training.quiet import LIGHTNING_CHATTER
@@ -21,6 +23,12 @@ from ada.training.quiet import LIGHTNING_CHATTER
     [
         (["--data.init_args.pipeline.init_args.model", "./nothing"], "^No diffusers pipeline in nothing"),
         (["--data.init_args.batch_size", "0"], "^`batch_size` must be 1 or more; got 0"),
+        (["--data.init_args.train_limit", "0"], "^`train_limit` must be 1 or more; got 0"),
+        (["--data.init_args.validation_limit", "-3"], "^`validation_limit` must be 1 or more; got -3"),
+        (
+            ["--data.init_args.pipeline.init_args.arguments", "{num_inference_steps: 8}"],
+            "^`arguments` must not hold `num_inference_steps`, which the setting of this name gives",
+        ),
         (["--data.init_args.rollout_processes", "0"], "^`rollout_processes` must be 1 or more; got 0"),
         (["--data.init_args.ladder", "nothing.json"], "^No ladder in nothing.json"),
         (["--trainer.precision", "bf16-mixed"], "^`trainer.precision` must be 32-true; got bf16-mixed"),
@@ -87,6 +95,22 @@ def test_good_prompts_are_spread_over_the_split(tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text("\n".join(json.dumps({"prompt": str(number)}) for number in range(6)))
     assert load_prompts(str(file), "train", limit=3)["prompt"][:] == ["0", "2", "4"]
+    with pytest.raises(PromptsError, match=r"\(`limit`\) must be 1 or more; got 0"):
+        load_prompts(str(file), "train", limit=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"group_size": 1}, "`group_size` must be 2 or more; got 1"),
+        ({"group_size": 0, "advantage": "none"}, "`group_size` must be 1 or more; got 0"),
+        ({"updates_per_rollout": 0}, "`updates_per_rollout` must be 1 or more; got 0"),
+    ],
+)
+def test_numbers_of_the_papers_algorithm_are_checked_before_anything_is_run(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        StepTraining(build_frozen(), build_reward(), KINDS, **options)
+    StepTraining(build_frozen(), build_reward(), KINDS, group_size=1, advantage="none")
 
 
 def test_chatter_is_dropped_and_news_is_not() -> None:
