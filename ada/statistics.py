@@ -1,4 +1,4 @@
-"""The interval that training and evaluation both give: bootstrap-t (Efron, 1979; Hall, 1988), which heavy tails need."""
+"""The interval that training and evaluation both give, bootstrap-t (Efron, 1979; Hall, 1988), which heavy tails need; and ranks."""
 
 from functools import lru_cache
 
@@ -42,3 +42,18 @@ def _resamples(count: int, seed: int) -> Tensor:
     return torch.zeros(NUM_RESAMPLES, count, dtype=torch.float64).scatter_add_(
         1, drawn, torch.full_like(drawn, 1 / count, dtype=torch.float64)
     )
+
+
+def rank_correlation(values: Tensor, others: Tensor) -> float | None:
+    """Spearman's rank correlation of `(count,)` and `(count,)`, equal values sharing their rank; None where one side is constant."""
+    sides = [_shared_ranks(side) for side in (values, others)]
+    if any(side.std(correction=0) == 0 for side in sides):
+        return None
+    return float(torch.corrcoef(torch.stack(sides))[0, 1])
+
+
+def _shared_ranks(values: Tensor) -> Tensor:
+    """The rank of every value, the mean of their ranks for equal ones; what differs by rounding alone is equal."""
+    _, groups, counts = values.double().cpu().round(decimals=9).unique(return_inverse=True, return_counts=True)
+    ranks: Tensor = (counts.cumsum(0) - (counts + 1) / 2).double()[groups]
+    return ranks

@@ -144,7 +144,7 @@ def report(
         "visibly changed, policy": lambda level: f"{level.changed_policy:.1%}",
         "visibly changed, mixture": lambda level: f"{level.changed_mixture:.1%}",
         "distinct schedules": lambda level: str(level.distinct),
-        "Spearman: saved, robustness of the image": lambda level: f"{level.agreement:.2f}",
+        "Spearman: saved, robustness of the image": lambda level: "–" if level.agreement is None else f"{level.agreement:.2f}",
     }
     reached = {round(level.saved, 6): level for level in first.levels}
     facts = [

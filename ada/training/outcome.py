@@ -12,7 +12,7 @@ from ada.policy import LadderPolicy
 from ada.policy.curve import Curve
 from ada.rewards.damage import bounded_damage, visibly_changed
 from ada.schedules import Mixture, Tree, gap_closed, oracle_errors
-from ada.statistics import studentised_interval
+from ada.statistics import rank_correlation, studentised_interval
 
 LEVELS = (0.10, 0.15, 0.20, 0.25, 0.30, 0.35, 0.40, 0.45, 0.50)
 NUM_WEIGHTS = 121
@@ -31,7 +31,8 @@ class LevelOutcome:
         changed_policy, changed_mixture: share of the images visibly changed.
         gap_closed: share of the gap between mixture and oracle that the policy closes.
         distinct: how many different schedules the policy gives.
-        agreement: Spearman's correlation, over cases, between what the policy saves and how little the rungs damage the image.
+        agreement: Spearman's correlation, over cases, between what the policy saves and how little the rungs damage the image; None
+            where it gives all cases the same.
     """
 
     saved: float
@@ -43,7 +44,7 @@ class LevelOutcome:
     changed_mixture: float
     gap_closed: float
     distinct: int
-    agreement: float
+    agreement: float | None
 
     @property
     def verdict(self) -> str:
@@ -182,8 +183,6 @@ def _judge(
     # a policy that does what the mixture does differs from it by rounding alone, which must not count as a gain
     differences = torch.where(differences.abs() < ROUNDING, 0.0, differences)
     closed = gap_closed(float(ours.mean()), float(theirs.mean()), float(best.mean()))
-    sensitivity = (cost @ torch.ones_like(saved)).argsort().argsort().double()
-    spends = (chances @ saved).argsort().argsort().double()
     return LevelOutcome(
         saved=level,
         policy=float(ours.mean()),
@@ -194,7 +193,7 @@ def _judge(
         changed_mixture=float((shares * changed).sum(1).mean()),
         gap_closed=closed,
         distinct=int((chances > 0).any(0).sum()),
-        agreement=float(torch.corrcoef(torch.stack([-sensitivity, spends]))[0, 1]),
+        agreement=rank_correlation(chances @ saved, -cost.sum(1)),
     )
 
 

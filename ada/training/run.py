@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from ada.data import PromptDataModule
 from ada.policy import AdaPolicy, LadderPolicy
+from ada.rollouts import FrozenPipeline
 from ada.training.checkpoints import CheckpointFiles, KeepBest, KeepLast, StopTogether, read_checkpoint, stop_at_sigterm
 from ada.training.errors import NothingLearntError, RunError
 from ada.training.health import FiniteGradients, check_precision
@@ -120,7 +121,7 @@ class Run:
             self._finish_ladder(self.module, self.data, minutes, require_gain)
         elif isinstance(self.module, StepTraining):
             self.module.policy.save_pretrained(self.folder / "policy")
-            self._describe(self.module.policy, self.module.pipeline.model, minutes)
+            self._describe(self.module.policy, self.module.pipeline, minutes)
             print_history(self.module.validation_history, minutes)
             print_files(self.folder)
         self._publish()
@@ -133,17 +134,18 @@ class Run:
         pictures.mkdir(exist_ok=True)
         draw_outcome(outcome, *module.static_points()).savefig(pictures / "outcome.png", dpi=130)
         self._picture(data, outcome, pictures / "decisions.png")
-        self._describe(policy, data.pipeline.model, minutes, outcome)
+        self._describe(policy, data.pipeline, minutes, outcome)
         print_outcome(outcome, len(data.train_data), minutes)
         print_files(self.folder)
         if require_gain:
             check_gain(outcome)
 
-    def _describe(self, policy: AdaPolicy, model: str, minutes: float, outcome: Outcome | None = None) -> None:
+    def _describe(self, policy: AdaPolicy, pipeline: FrozenPipeline, minutes: float, outcome: Outcome | None = None) -> None:
         """Writes the exported policy's card, and what it is made of."""
         settings = {name: self._identity[name] for name in ("seed_everything", "model", "data")}
-        training = describe_training(settings, minutes, self.module.device)
-        write_figures(self.folder / "policy", policy, model, training, outcome, self.folder / "pictures")
+        # the module itself is back on the CPU by now
+        training = describe_training(settings, minutes, pipeline.device)
+        write_figures(self.folder / "policy", policy, pipeline.model, training, outcome, self.folder / "pictures")
 
     def _publish(self) -> None:
         """Publishes what was exported, where a callback says so."""

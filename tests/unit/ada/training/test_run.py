@@ -5,9 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from ladders import build_frozen
 from lightning.pytorch import Trainer
 from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
+from policies import build_step_policy
 
+from ada.rollouts import FrozenPipeline
 from ada.training import Run, RunError
 
 CONFIG: dict[str, Any] = {
@@ -27,6 +31,18 @@ def build_run(folder: Path, config: dict[str, Any]) -> Run:
         enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
     )  # fmt: skip
     return Run(trainer, BoringModel(), BoringDataModule(), config)
+
+
+def test_the_card_tells_the_device_that_was_computed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, pipeline = build_run(tmp_path, CONFIG), build_frozen()
+    policy = build_step_policy(pipeline)
+    run._identity = CONFIG
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(FrozenPipeline, "device", torch.device("cuda", 1))
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: f"GPU number {device.index}")
+    monkeypatch.setattr("ada.training.run.write_figures", lambda *given: told.append(given[3]))
+    run._describe(policy, pipeline, 1.0)
+    assert told[0]["hardware"] == "GPU number 1"
 
 
 def test_a_folder_of_another_run_is_refused_with_what_differs(tmp_path: Path) -> None:
