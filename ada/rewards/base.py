@@ -1,7 +1,8 @@
 """What a reward is: a small callable. Subclass `Reward` in ten lines and name it by `class_path` in a configuration."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,13 +58,26 @@ class Reward(ABC):
 
     def describe(self) -> list[Any]:
         """What tells it from other rewards, as JSON, so that scores that are kept are not taken for another's: its class, and the numbers,
-        strings and rewards that it holds."""
+        strings, paths and rewards that it holds, also in lists, tuples and mappings. Networks are told by what they were loaded from."""
         held = {
-            name: value.describe() if isinstance(value, Reward) else value
+            name: _told(value)
             for name, value in vars(self).items()
-            if isinstance(value, int | float | str | Reward)
+            if isinstance(value, int | float | str | Path | Reward | Mapping | list | tuple)
         }
         return [type(self).__name__, held]
+
+
+def _told(value: Any) -> Any:
+    """A setting of a reward as JSON; of what is no setting, its class."""
+    if isinstance(value, Reward):
+        return value.describe()
+    if isinstance(value, Mapping):
+        return {str(name): _told(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_told(part) for part in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value if value is None or isinstance(value, int | float | str) else type(value).__name__
 
 
 class Relative(Reward):

@@ -53,6 +53,30 @@ def test_a_reward_tells_what_it_holds() -> None:
     assert weighted["weights"] == {"psnr": 0.5}
 
 
+class Bands(Brightness):
+    """A user's reward with settings of all sorts."""
+
+    def __init__(self, **settings: object) -> None:
+        super().__init__()
+        self.network = torch.nn.Linear(1, 1)
+        vars(self).update(settings)
+
+
+def test_rewards_that_differ_in_a_setting_of_any_sort_are_told_apart() -> None:
+    settings = [
+        {"bands": [1, 2]}, {"bands": [1, 3]}, {"bands": (1, None, Path("a"))}, {"bands": {"low": PSNR()}}, {"bands": {"low": PSNR(2.0)}},
+        {"file": Path("a")}, {"file": Path("b")}, {"is_sharp": True}, {"is_sharp": False}, {},
+    ]  # fmt: skip
+    told = [json.dumps(Bands(**some).describe()) for some in settings]
+    assert len(set(told)) == len(settings)
+    assert told == [json.dumps(Bands(**some).describe()) for some in settings], "and equal ones are not"
+
+
+def test_names_that_tables_need_are_refused() -> None:
+    with pytest.raises(ValueError, match="must not name a part 'damage', under which something else is kept"):
+        WeightedReward({"damage": PSNR()}, {"damage": 1.0})
+
+
 def test_weighted_sum_is_relative_and_capped_by_default() -> None:
     """Brightness becomes a difference and cannot gain; PSNR compares with the reference anyway and stays."""
     images, reference = grey(0.4, 0.7), grey(0.5, 0.5)
