@@ -122,10 +122,14 @@ class FrozenPipeline:
         self.inputs = inputs
         self.output_type = output_type
         self.max_rows, self.max_images = max_rows, max_images
-        parameters = inspect.signature(type(self.pipeline).__call__).parameters
-        self.prompt_argument = prompt_argument or ("prompt" if "prompt" in parameters else "class_labels")
+        self.prompt_argument = prompt_argument or self._usual_prompt_argument
         self._check_arguments()
         self.layout = find_layout(self.transformer)
+
+    @property
+    def _usual_prompt_argument(self) -> str:
+        parameters = inspect.signature(type(self.pipeline).__call__).parameters
+        return "prompt" if "prompt" in parameters else "class_labels"
 
     def _check_arguments(self) -> None:
         parameters = inspect.signature(type(self.pipeline).__call__).parameters
@@ -232,6 +236,8 @@ class FrozenPipeline:
             "arguments": described(self.arguments),
             "output_type": self.output_type,
             **({} if self.inputs is None else {"inputs": described(self.inputs)}),
+            # the usual name is left out, as in tables that are there
+            **({} if self.prompt_argument == self._usual_prompt_argument else {"prompt_argument": self.prompt_argument}),
         }
 
 

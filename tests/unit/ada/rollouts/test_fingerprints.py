@@ -97,6 +97,12 @@ def test_a_scheduler_saved_by_an_older_version_is_the_same_one_in_every_process(
     assert one == other
 
 
+def test_how_prompts_are_told_is_part_of_a_pipelines_identity() -> None:
+    usual = build_frozen().fingerprint()
+    assert build_frozen(prompt_argument="prompt").fingerprint() == usual
+    assert build_frozen(prompt_argument="negative_prompt").fingerprint() == usual | {"prompt_argument": "negative_prompt"}
+
+
 def test_cases_come_back_from_json() -> None:
     for case in (Case("a", 1), Case(7, 2), Case("a", 1, (("guidance_scale", 3.5), ("num_inference_steps", 12)))):
         assert Case.from_json(case.to_json()) == case
