@@ -229,11 +229,24 @@ class PromptDataModule(LightningDataModule):
         return DataLoader(self.validation_prompts, self.batch_size, sampler=sampler, collate_fn=_collate)
 
     def state_dict(self) -> dict[str, Any]:
-        """How far the epoch is, for a run that goes on from its middle."""
+        """How far the epoch is, and by how many processes, for a run that goes on from its middle."""
         trainer = self.trainer
         assert trainer is not None
         progress = trainer.fit_loop.epoch_loop.batch_progress
-        return {"batches": 0 if progress.is_last_batch else progress.current.ready}
+        return {"batches": 0 if progress.is_last_batch else progress.current.ready, "processes": trainer.world_size}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from where `state_dict` was taken.
+
+        Raises:
+            PromptsError: in the middle of an epoch that other processes have shared otherwise.
+        """
+        trainer = self.trainer
+        assert trainer is not None
+        before, now = state_dict.get("processes", trainer.world_size), trainer.world_size  # older states do not say
+        if state_dict["batches"] and before != now:
+            raise PromptsError(
+                f"The run stopped in the middle of an epoch of {before} processes; {now} would repeat some of its prompts and leave out "
+                f"others. Go on with {before} (`trainer.devices`), or begin again in another folder (`--trainer.default_root_dir`)."
+            )
         self._skipped_batches = int(state_dict["batches"])

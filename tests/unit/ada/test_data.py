@@ -1,8 +1,9 @@
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from ada.data import load_prompts
+from ada.data import PromptDataModule, PromptsError, load_prompts
 
 
 def test_files_and_limits(tmp_path: Path) -> None:
@@ -14,3 +15,21 @@ def test_files_and_limits(tmp_path: Path) -> None:
         load_prompts(str(tmp_path), "validation", column="text")
     with pytest.raises(FileNotFoundError, match=r"test\.jsonl"):
         load_prompts(str(tmp_path), "test")
+
+
+def test_an_epoch_is_gone_on_with_by_as_many_processes_as_shared_its_beginning() -> None:
+    data = PromptDataModule()
+    batches = SimpleNamespace(is_last_batch=False, current=SimpleNamespace(ready=3))
+    loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=batches))
+    data.trainer = SimpleNamespace(world_size=2, fit_loop=loop)
+    state = data.state_dict()
+    data.load_state_dict(state)
+    data.trainer.world_size = 4
+    with pytest.raises(PromptsError, match=r"in the middle of an epoch of 2 processes; 4 would repeat"):
+        data.load_state_dict(state)
+    data.load_state_dict({"batches": 3})  # of an earlier version
+    batches.is_last_batch = True
+    data.trainer.world_size = 2
+    state = data.state_dict()
+    data.trainer.world_size = 4
+    data.load_state_dict(state)
