@@ -13,6 +13,10 @@ from ada.rewards.statistics import RunningStatistics
 
 Normalisation = Literal["running", "reference"]
 
+QUALITY = "total quality"
+KEPT_NAMES = {"damage", QUALITY}
+"""What tables of rollouts keep beside the parts, by name: what an image loses, and Q."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -58,8 +62,8 @@ class WeightedReward:
         on_broken: what a value that is no finite number does: `stop` raises, `drop` leaves the image out with a logged warning.
 
     Raises:
-        ValueError: names that differ between the arguments, a negative cap, an unknown choice, or `reference` for a part that
-            compares with the reference anyway.
+        ValueError: names that differ between the arguments, or that tables of rollouts need themselves, a negative cap, an unknown
+            choice, or `reference` for a part that compares with the reference anyway.
     """
 
     def __init__(
@@ -74,6 +78,11 @@ class WeightedReward:
     ) -> None:
         if not rewards or set(rewards) != set(weights):
             raise ValueError(f"`rewards` and `weights` must name the same parts; got {sorted(rewards)} and {sorted(weights)}.")
+        taken = sorted(KEPT_NAMES & set(rewards))
+        if taken:
+            raise ValueError(
+                f"`rewards` must not name a part {taken[0]!r}, under which something else is kept. Give it another name."
+            )
         check_cap(positive_cap)
         if on_broken not in ("stop", "drop"):
             raise ValueError(f"`on_broken` must be 'stop' or 'drop'; got {on_broken!r}.")

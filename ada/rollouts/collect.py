@@ -13,6 +13,7 @@ from torch import Tensor
 from ada.policy.sight import describe
 from ada.processes import default_processes, work_off
 from ada.rewards import RewardError, WeightedReward
+from ada.rewards.weighted import QUALITY
 from ada.rollouts.driver import roll_out
 from ada.rollouts.fingerprints import digest, parts_digest
 from ada.rollouts.pipeline import FrozenPipeline
@@ -22,9 +23,6 @@ from blockdance import PolicyState, Reuse
 
 Rows = list[tuple[Case, str]]
 """Cases, and schedules or their beginnings, as the table names them."""
-
-QUALITY = "total quality"
-"""What the table calls Q, beside the damage and the reward's parts, which have names of their own."""
 
 
 def open_table(
@@ -181,7 +179,7 @@ class Collector:
             rungs: places in the ladder, of which the first is the reference.
 
         Raises:
-            RewardError: a damage that is no finite number.
+            RewardError: a damage, or something that is seen, that is no finite number.
             LadderError: the generation starts after a decision.
         """
         pipeline = self.pipeline.with_settings(**dict(cases[0].settings))
@@ -200,5 +198,10 @@ class Collector:
                 places = [place * len(rungs) + rungs.index(rung) for place in range(len(cases))]
                 sights.append(describe(states[steps[stage]].take(places)))
                 seen += [(case, beginning) for case in cases]
+        if not all(sight.isfinite().all() for sight in sights):
+            raise RewardError(
+                f"Something that a policy sees of the prompts {[case.prompt for case in cases]} is no finite number, though their images "
+                "are. Check the transformer's features and the prompt embeddings in this precision, such as `dtype`."
+            )
         rows = [(case, names[0][rung]) for case in cases for rung in rungs]
         return rows, {name: value.flatten() for name, value in values.items()}, seen, torch.cat(sights)

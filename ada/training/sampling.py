@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from ada.policy import StepPolicy
 from ada.rewards import WeightedReward
-from ada.rewards.weighted import RewardResult
+from ada.rewards.weighted import QUALITY, RewardResult
 from ada.rollouts import Case, FrozenPipeline, References, Table, Tape, name_of, open_table
-from ada.rollouts.collect import QUALITY
 from ada.rollouts.driver import GivenSchedules
 from ada.rollouts.fingerprints import parts_digest
 from ada.rollouts.tape import Record
