@@ -182,7 +182,8 @@ class Table:
                 tensors = {name: tensor.flatten(0, 1) for name, tensor in tensors.items()}
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             broken = file.with_suffix(".broken")
-            file.replace(broken)
+            with suppress(FileNotFoundError):  # another process has done so
+                file.replace(broken)
             logger.warning("%s cannot be read (%s). It is now %s; its rollouts are run again.", file, error, broken.name)
             return
         self._known.add(file)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
 from ladders import CASES, KINDS, RUNGS, STEPS, actions_of, build_frozen, build_ladder, build_reward
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -182,6 +183,23 @@ def test_a_truncated_file_is_put_aside_and_the_rest_stays(tmp_path: Path, caplog
     assert Table(tmp_path, {"base": 1}).knows(lost[0], "00")
 
 
+def test_a_broken_file_that_another_process_puts_aside_first_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = Table(tmp_path, {"base": 1})
+    fill(table, 1)
+    assert table.folder is not None
+    (file,) = table.folder.glob("*.safetensors")
+    file.write_bytes(b"")
+
+    def put_aside(broken: Path, *_: object) -> None:
+        broken.unlink()
+        raise SafetensorError("truncated")
+
+    monkeypatch.setattr("ada.rollouts.table.safe_open", put_aside)
+    assert len(Table(tmp_path, {"base": 1})) == 0
+
+
 @pytest.mark.parametrize("obstacle", ["gone", "file"])
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, obstacle: str) -> None:
     table = Table(tmp_path, {"base": 1})
@@ -326,3 +344,11 @@ def test_images_that_are_no_numbers_are_named() -> None:
     with pytest.raises(RewardError, match="a red apple"):
         collector.fill(CASES)
     assert len(collector.table) == 0
+
+
+def test_a_sight_that_is_no_number_is_refused_and_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    collector = Collector(build_frozen(), build_reward(), build_ladder(), tmp_path)
+    monkeypatch.setattr("ada.rollouts.collect.describe", lambda state: torch.full((state.num_images, 3), torch.nan))
+    with pytest.raises(RewardError, match=r"a policy sees of the prompts \['dog'\] is no finite number"):
+        collector.fill(CASES[1:2])
+    assert not list(tmp_path.glob("*/*.safetensors"))
