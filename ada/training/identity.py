@@ -48,10 +48,15 @@ def claim_folder(folder: Path, identity: Mapping[str, Any], write: bool) -> None
         write: whether this process writes; the others check alone.
 
     Raises:
-        RunError: the folder is another run's; says what differs.
+        RunError: the folder is another run's, or it cannot be told whose; says what differs.
     """
-    file = folder / "run.json"
-    learnt = (folder / "checkpoints" / "last.ckpt").is_file() or (folder / "policy").is_dir()
+    file, last = folder / "run.json", folder / "checkpoints" / "last.ckpt"
+    if last.is_file() and not file.is_file():
+        raise RunError(
+            f"{folder} holds what a run has learnt ({last.name}), and no {file.name} that says which. Put that file back, give another "
+            "folder with `--trainer.default_root_dir`, or delete this one."
+        )
+    learnt = last.is_file() or (folder / "policy").is_dir()
     if file.is_file() and learnt:
         differences = _differences(_read(file), identity)
         if differences:

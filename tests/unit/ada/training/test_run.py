@@ -62,3 +62,7 @@ def test_a_folder_of_another_run_is_refused_with_what_differs(tmp_path: Path) ->
     assert "data.source: None → elsewhere; model.init_args.num_components: 1 → 2" in str(error.value)
     assert "--trainer.default_root_dir" in str(error.value)
     assert json.loads((tmp_path / "run.json").read_text()) == identity, "the folder stays the first run's"
+
+    (tmp_path / "run.json").unlink()
+    with pytest.raises(RunError, match=r"holds what a run has learnt \(last\.ckpt\), and no run\.json that says which"):
+        build_run(tmp_path, other).train()
