@@ -29,7 +29,8 @@ class Curve:
         return cls(**content)
 
     def weight_for_compute(self, compute: float) -> float:
-        """λ at which images spend this share of the compute on average.
+        """λ at which images spend this share of the compute on average; between two that were measured, in proportion of its logarithm, as
+        ever more images change their rung on the way from one to the other.
 
         Raises:
             ValueError: no λ does; it says which can be had.
@@ -61,4 +62,10 @@ class Curve:
                 f"`{name}` must lie between {low:.3f} and {high:.3f}, {what} that this policy can meet; got {wanted}."
             )
         nearest = min(range(len(values)), key=lambda place: abs(values[place] - wanted))
+        for neighbour in (nearest - 1, nearest + 1):
+            gap = values[neighbour] - values[nearest] if 0 <= neighbour < len(values) else 0.0
+            part = (wanted - values[nearest]) / gap if gap else 0.0
+            if part > 0:  # what is wanted lies between the two
+                weight, other = self.quality_weight[nearest], self.quality_weight[neighbour]
+                return weight * (other / weight) ** part
         return self.quality_weight[nearest]

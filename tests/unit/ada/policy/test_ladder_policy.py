@@ -144,8 +144,12 @@ CURVE = Curve([0.5, 1.0, 2.0, 4.0], [0.4, 0.3, 0.2, 0.1], [0.2, 0.1, 0.05, 0.01]
 
 def test_wishes_for_a_mean_choose_the_weight_of_the_curve(collector: Collector, sights: Tensor) -> None:
     policy = build_policy(collector, sights, curve=CURVE.to_dict())
-    assert policy.with_options(mean_compute=0.7).quality_weight == 1.0
-    assert policy.with_options(mean_compute=0.89).quality_weight == 4.0
+    assert policy.with_options(mean_compute=0.7).quality_weight == pytest.approx(1.0)
+    assert policy.with_options(mean_compute=0.9).quality_weight == 4.0
+    assert policy.with_options(mean_compute=0.85).quality_weight == pytest.approx(2 * 2**0.5), (
+        "between those that were measured"
+    )
+    assert policy.with_options(mean_compute=0.72).quality_weight == pytest.approx(2**0.2)
     assert policy.with_options(quality=0.3).quality_weight == 1.0
     assert policy.with_options(quality=0.29).quality_weight == 2.0
     assert policy.with_options(quality=1.0).quality_weight == 0.5
