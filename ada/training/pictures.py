@@ -140,10 +140,12 @@ def picture_decisions(
         generated = pipeline.generate(prompts, seeds, plan)
         return generated.images, generated.report.compute_saved.tolist()
 
-    reference, _ = draw(full_compute(1, pipeline.num_inference_steps))
-    ours, saved = draw(policy.with_options(mean_compute=mean_compute))
-    if reference.ndim != 4 or reference.shape[1] != 3:
+    plain = full_compute(1, pipeline.num_inference_steps)
+    shape = pipeline.generate(prompts[:1], seeds[:1], plain).images.shape
+    if len(shape) != 4 or shape[1] != 3:
         return  # videos, audio and latents have no picture here
+    reference, _ = draw(plain)
+    ours, saved = draw(policy.with_options(mean_compute=mean_compute))
     rows = [
         Row("every step", list(reference.cpu()), [""] * len(prompts)),
         Row("policy", list(ours.cpu()), [f"{share:.0%} saved" for share in saved]),

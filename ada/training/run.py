@@ -130,12 +130,12 @@ class Run:
         outcome = module.outcome()
         policy = module.finished_policy(outcome)
         policy.save_pretrained(self.folder / "policy")
+        print_outcome(outcome, len(data.train_data), minutes)
         pictures = self.folder / "pictures"
         pictures.mkdir(exist_ok=True)
         draw_outcome(outcome, *module.static_points()).savefig(pictures / "outcome.png", dpi=130)
         self._picture(data, outcome, pictures / "decisions.png")
         self._describe(policy, data.pipeline, minutes, outcome)
-        print_outcome(outcome, len(data.train_data), minutes)
         print_files(self.folder)
         if require_gain:
             check_gain(outcome)

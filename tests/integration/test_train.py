@@ -91,6 +91,18 @@ def test_how_far_the_critic_is_off_is_measured_where_it_is_read(
     assert measured == [1, 2, 3, 4, 5, 6, 6], "the policy gradient reckons with them at every batch"
 
 
+def test_what_came_of_a_run_is_said_before_pictures_are_made(
+    models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError("no room for a picture")
+
+    monkeypatch.setattr("ada.training.run.draw_outcome", fail)
+    with pytest.raises(OSError, match="no room for a picture"):
+        train.main(["--config", str(write_ladder_config(tmp_path, models)), "--trainer.max_epochs", "1"])
+    assert "Learnt from 6 images" in capsys.readouterr().out
+
+
 def test_rollouts_are_run_once(models: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = str(write_ladder_config(tmp_path, models))
     first = train.main(["--config", config])
