@@ -11,12 +11,11 @@ LEAST_SPREAD = 0.05
 error it is left out. Only samples that are nearly all the same value have such resamples."""
 
 
-def studentised_interval(values: Tensor, seed: int = 0) -> tuple[float, float, float]:
+def studentised_interval(values: Tensor) -> tuple[float, float, float]:
     """The mean of independent bounded values with the ends of its 95 % interval.
 
     Args:
         values: `(count,)`: what is resampled together is one value.
-        seed: of the resampling.
 
     Returns:
         The mean and both ends, which are the mean itself where all values are equal or there is one.
@@ -27,7 +26,7 @@ def studentised_interval(values: Tensor, seed: int = 0) -> tuple[float, float, f
     if error == 0:
         return centre, centre, centre
     centred = values - values.mean()
-    weights = _resamples(count, seed)
+    weights = _resamples(count)
     means = weights @ centred
     errors = ((weights @ centred.square() - means.square()).clamp(min=0) / (count - 1)).sqrt()
     usable = errors > LEAST_SPREAD * error
@@ -36,9 +35,9 @@ def studentised_interval(values: Tensor, seed: int = 0) -> tuple[float, float, f
 
 
 @lru_cache(maxsize=8)
-def _resamples(count: int, seed: int) -> Tensor:
+def _resamples(count: int) -> Tensor:
     """How much each value weighs in each resample, float64 `(NUM_RESAMPLES, count)`: the same for every sample, so made once."""
-    drawn = torch.randint(count, (NUM_RESAMPLES, count), generator=torch.Generator().manual_seed(seed))
+    drawn = torch.randint(count, (NUM_RESAMPLES, count), generator=torch.Generator().manual_seed(0))
     return torch.zeros(NUM_RESAMPLES, count, dtype=torch.float64).scatter_add_(
         1, drawn, torch.full_like(drawn, 1 / count, dtype=torch.float64)
     )

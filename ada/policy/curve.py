@@ -67,5 +67,5 @@ class Curve:
             part = (wanted - values[nearest]) / gap if gap else 0.0
             if part > 0:  # what is wanted lies between the two
                 weight, other = self.quality_weight[nearest], self.quality_weight[neighbour]
-                return weight * (other / weight) ** part
+                return float(weight * (other / weight) ** part)
         return self.quality_weight[nearest]

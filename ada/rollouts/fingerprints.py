@@ -12,6 +12,8 @@ from accelerate.hooks import AlignDevicesHook, SequentialHook
 from PIL import Image
 from torch import Tensor, nn
 
+SAMPLED = 64
+"""Values of a large tensor, spread evenly over it, that tell it from others."""
 SUMMED_AT_ONCE = 2**18
 WHOLE_BITS = 44
 """The largest weight of a tensor is so many bits long as a whole number: then `SUMMED_AT_ONCE` of them cannot overflow 64 bits."""
@@ -36,18 +38,15 @@ def _sums(values: Tensor) -> list[float]:
     return [math.ldexp(total, -shift), math.ldexp(magnitude, -shift)]
 
 
-def parts_digest(pipeline: Any, values: int = 64) -> dict[str, str]:
+def parts_digest(pipeline: Any) -> dict[str, str]:
     """Digests of all models of a pipeline, such as text encoders and the decoder, by name: from their tensors' types and shapes and a few
     values of each, so that the largest take no time.
 
     Args:
         pipeline: holds the models as attributes.
-        values: of every tensor, spread evenly.
     """
     parts = {name: part for name, part in vars(pipeline).items() if isinstance(part, nn.Module)}
-    return {
-        name: digest({key: _sample(tensor, values) for key, tensor in _weights(part).items()}) for name, part in parts.items()
-    }
+    return {name: digest({key: _sample(tensor) for key, tensor in _weights(part).items()}) for name, part in parts.items()}
 
 
 def _weights(module: nn.Module) -> dict[str, Tensor]:
@@ -67,9 +66,9 @@ def _weights(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _sample(tensor: Tensor, values: int) -> list[Any]:
+def _sample(tensor: Tensor) -> list[Any]:
     flat = tensor.flatten()
-    return [str(tensor.dtype), list(tensor.shape), flat[:: max(1, len(flat) // values)].double().tolist()]
+    return [str(tensor.dtype), list(tensor.shape), flat[:: max(1, len(flat) // SAMPLED)].double().tolist()]
 
 
 def digest(content: Any) -> str:

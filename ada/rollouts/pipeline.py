@@ -4,6 +4,7 @@ import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -225,12 +226,17 @@ class FrozenPipeline:
         other._check_arguments()
         return other
 
+    @cached_property
+    def _weights(self) -> str:
+        """The digest of the transformer's weights, which never change; reading billions of them takes a while."""
+        return weights_digest(self.transformer)
+
     def fingerprint(self) -> dict[str, Any]:
         """What its images depend on besides prompt and seed: class, weights, sampler, arguments, how it is told prompts."""
         scheduler = getattr(self.pipeline, "scheduler", None)
         return {
             "pipeline": type(self.pipeline).__name__,
-            "weights": weights_digest(self.transformer),
+            "weights": self._weights,
             "scheduler": None if scheduler is None else [type(scheduler).__name__, _settings_of(scheduler)],
             "num_inference_steps": self.num_inference_steps,
             "arguments": described(self.arguments),

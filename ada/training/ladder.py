@@ -134,6 +134,7 @@ class LadderTraining(LightningModule):
             "quality_weight": math.sqrt(low * high),
             "quality_weight_range": [low, high],
         }
+        self._outcome: Outcome | None = None
         self.tree = Tree.of(ladder.actions, ladder.decision_steps).to(sights.device)
         self.cost, self.kept = cost, [torch.ones(len(cost), dtype=torch.bool, device=cost.device), *kept]
         self.policies = [LadderPolicy(**config).to(sights.device) for _ in self.kept]
@@ -213,8 +214,10 @@ class LadderTraining(LightningModule):
             self.logger.log_metrics(self.outcome().summary(), self.global_step)
 
     def outcome(self) -> Outcome:
-        """What the policy is worth on held-out captions: those of the validation split, or by cross-fitting."""
-        return measure_outcome(self.judged(), self.tree.to("cpu"), self.data.visible_damage)
+        """What the trained policy is worth on held-out captions: those of the validation split, or by cross-fitting. Measured once."""
+        if self._outcome is None:
+            self._outcome = measure_outcome(self.judged(), self.tree.to("cpu"), self.data.visible_damage)
+        return self._outcome
 
     def judged(self) -> list[HeldOut]:
         """The policies as they are now, each with cases that it is not trained on."""

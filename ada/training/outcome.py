@@ -197,7 +197,7 @@ def _judge(
     )
 
 
-def paired_interval(differences: Tensor, clusters: Tensor | None = None, seed: int = 0) -> tuple[float, float, float]:
+def paired_interval(differences: Tensor, clusters: Tensor | None = None) -> tuple[float, float, float]:
     """Mean of bounded differences with its 95 % interval by bootstrap-t, whole clusters resampled together.
 
     Args:
@@ -208,4 +208,4 @@ def paired_interval(differences: Tensor, clusters: Tensor | None = None, seed: i
     groups = torch.arange(len(values)) if clusters is None else torch.unique(clusters.cpu(), return_inverse=True)[1]
     count = int(groups.max()) + 1
     means = torch.zeros(count, dtype=torch.float64).index_add(0, groups, values) / groups.bincount(minlength=count)
-    return studentised_interval(means, seed)
+    return studentised_interval(means)

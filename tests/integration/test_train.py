@@ -72,7 +72,9 @@ def test_how_far_the_critic_is_off_is_measured_where_it_is_read(
     models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured: list[int] = []
-    measure = LadderTraining.measure_errors
+    judged: list[LadderTraining] = []
+    measure, judge = LadderTraining.measure_errors, LadderTraining.judged
+    monkeypatch.setattr(LadderTraining, "judged", lambda module: judged.append(module) or judge(module))
 
     def count(module: LadderTraining) -> None:
         measured.append(module.global_step)
@@ -82,6 +84,7 @@ def test_how_far_the_critic_is_off_is_measured_where_it_is_read(
     command = ["--config", str(write_ladder_config(tmp_path, models)), "--data.init_args.batch_size", "2"]
     module = train.main([*command, "--trainer.max_epochs", "2"])
     assert measured == [3, 6, 6], "after each epoch's three batches, and at the end"
+    assert len(judged) == 2, "after the last epoch for what is logged, and once for what is said and kept"
     errors = module.policy.error_variance.clone()
     measure(module)
     assert torch.equal(module.policy.error_variance, errors)

@@ -109,6 +109,14 @@ def test_wrong_arguments_are_named() -> None:
         FrozenPipeline("checkpoints/none")
 
 
+def test_weights_are_read_once_for_all_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    frozen, read = build_frozen(), []
+    monkeypatch.setattr("ada.rollouts.pipeline.weights_digest", lambda model: read.append(model) or "0")
+    collector = Collector(frozen, build_reward(), build_ladder(), None)
+    collector.pipeline.with_settings(num_inference_steps=9).fingerprint()
+    assert len(read) == 1
+
+
 def test_fingerprint_tells_weights_steps_and_arguments_apart() -> None:
     frozen = build_frozen()
     same, other = build_frozen(), build_frozen()
