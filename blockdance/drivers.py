@@ -22,7 +22,14 @@ class PipelineCall:
 
     It is kept among the local variables of that call, so it lives exactly as long: whether the call returned, was interrupted or raised,
     weak references tell when it is over.
+
+    Args:
+        is_guided: whether it uses classifier-free guidance, where it has noted that among its local variables: pipelines without a
+            property of that name do; else None.
     """
+
+    def __init__(self, is_guided: bool | None) -> None:
+        self.is_guided = is_guided
 
 
 class Driver(NamedTuple):
@@ -61,7 +68,8 @@ def find_driver(transformer: nn.Module, owners: Collection[Any]) -> Driver:
                 if not isinstance(pipeline, DiffusionPipeline):
                     return Driver(pipeline)
             if pipeline is not None and subject is pipeline and code.co_name == "__call__":
-                return Driver(pipeline, frame.f_locals.setdefault(_KEY, PipelineCall()))
+                noted = frame.f_locals
+                return Driver(pipeline, noted.setdefault(_KEY, PipelineCall(noted.get("do_classifier_free_guidance"))))
         frame = frame.f_back  # type: ignore[assignment]
     return UNKNOWN if pipeline is None else Driver(pipeline)
 

@@ -211,7 +211,7 @@ class Controller:
         )
         self._executor.joins_rows = not self._has_compiled_blocks
         num_steps = self._steps.num_steps
-        num_images = num_rows // self._count_branches(latents, num_rows)
+        num_images = num_rows // self._count_branches(latents, num_rows, driver.call)
         schedule = self._schedule(num_steps)
         if schedule is not None and schedule.batch_size > 1:
             schedule = schedule.expand(num_images)
@@ -237,7 +237,7 @@ class Controller:
             )
         return plan
 
-    def _count_branches(self, latents: Any, num_rows: int) -> int:
+    def _count_branches(self, latents: Any, num_rows: int, call: PipelineCall | None) -> int:
         """Fused guidance repeats the latents: for the unconditional branch, and for one with perturbed attention. So equal parts are
         branches of the same images, unless the pipeline calls the model for each branch or does without guidance."""
         if self._guidance_branches is not None:
@@ -249,7 +249,8 @@ class Controller:
                 )
             return self._guidance_branches
         is_one_branch = self.context is not None and self.context.name != FUSED_GUIDANCE
-        guided = getattr(self._pipeline, "do_classifier_free_guidance", True) is not False
+        noted = None if call is None else call.is_guided
+        guided = getattr(self._pipeline, "do_classifier_free_guidance", True) is not False and noted is not False
         perturbed = getattr(self._pipeline, "do_perturbed_attention_guidance", False) is True
         if is_one_branch or self._layout.separate_guidance:
             return 1

@@ -85,6 +85,19 @@ def test_mixed_schedules_of_a_batch_equal_each_image_alone(pixart_pipeline: PixA
         torch.testing.assert_close(together[image], alone, atol=1e-5, rtol=0)
 
 
+def test_without_guidance_images_of_the_same_noise_are_images(pixart_pipeline: PixArtAlphaPipeline) -> None:
+    """They look like the branches of guidance, but the pipeline has noted in its call that there is none."""
+    noise = [torch.Generator().manual_seed(3) for _ in range(2)]
+    with apply_blockdance(
+        pixart_pipeline, ReuseSchedule(torch.tensor([[0, 0, 0, 0], [0, 0, 1, 0]]), (Reuse(boundary=2),))
+    ) as handle:
+        pixart_pipeline(
+            ["a dog", "red sun"], guidance_scale=1.0, num_inference_steps=4, generator=noise, use_resolution_binning=False,
+            clean_caption=False, max_sequence_length=12,
+        )  # fmt: skip
+        assert handle.report().actions.tolist() == [[0, 0, 0, 0], [0, 0, 1, 0]]
+
+
 def test_two_pipelines_are_independent(pixart_pipeline: PixArtAlphaPipeline) -> None:
     other = build_pixart_pipeline()
     plain = generate(other)
