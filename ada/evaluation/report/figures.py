@@ -39,10 +39,10 @@ SCHEDULES_OF, MOST_SCHEDULES = (ADA, ADA_BUDGET, STATIC, RANDOM), 8
 
 
 def draw_figures(results: Results) -> dict[str, Figure]:
-    """Damage over the compute saved and over the latency, and the schedules where methods have any, by file name."""
-    latency = SECONDS if any(SECONDS in method.estimates for method in results.measured) else SECONDS_ALONE
-    across = {"damage-compute": COMPUTE_SAVED, "damage-latency": latency}
-    figures = {name: draw_curves(results, column, (BOUNDED, VISIBLE)) for name, column in across.items()}
+    """Damage over the compute saved, over the latency where it was measured, and the schedules where methods have any, by file name."""
+    known = {name for method in results.measured for name in method.estimates}
+    across = {"damage-compute": COMPUTE_SAVED, "damage-latency": SECONDS if SECONDS in known else SECONDS_ALONE}
+    figures = {name: draw_curves(results, column, (BOUNDED, VISIBLE)) for name, column in across.items() if column in known}
     methods = with_schedules(results)
     return figures | ({"schedules": draw_schedules(results, methods)} if methods else {})
 

@@ -1,5 +1,6 @@
 """The Pareto plot's labels, the schedules, the grid's pixels and the animated grid."""
 
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -10,10 +11,10 @@ from matplotlib.colors import to_rgb
 from matplotlib.text import Annotation
 from PIL import Image
 
-from ada.evaluation.measure.metrics import Column
+from ada.evaluation.measure.metrics import Column, all_columns
 from ada.evaluation.measure.results import MethodResult, Results
 from ada.evaluation.measure.statistics import Estimate
-from ada.evaluation.report.figures import GROUPS, draw_curves, draw_schedules
+from ada.evaluation.report.figures import GROUPS, draw_curves, draw_figures, draw_schedules
 from ada.evaluation.report.findings import comparable
 from ada.grid import Row, save_grid
 
@@ -86,6 +87,16 @@ def test_the_curve_to_beat_is_drawn_with_its_band() -> None:
     assert line.get_ydata()[-1] == pytest.approx(0.4)
     assert line.get_xdata()[-1] == pytest.approx(50.0)
     assert len(panel.collections) == 1
+
+
+@pytest.mark.parametrize(
+    ("measured", "drawn"), [({}, {"damage-compute"}), ({"seconds_alone": 0.5}, {"damage-compute", "damage-latency"})]
+)
+def test_latency_that_was_not_measured_has_no_figure(measured: dict[str, float], drawn: set[str]) -> None:
+    estimates = {"compute_saved": 0.2, "bounded_damage": 0.1, "visibly_changed": 0.0}
+    own = result("own", "peers", estimates | measured)
+    columns = all_columns({"quality": Column("Quality"), "perceptual_distance": Column("Distance")})
+    assert set(draw_figures(replace(results([own]), columns=columns))) == drawn
 
 
 def test_colours_differ_to_colour_blind_readers() -> None:
