@@ -59,18 +59,19 @@ class BlockDanceHandle:
         quality: float | None = None,
         compute: float | None = None,
         mean_compute: float | None = None,
+        batch_compute: float | None = None,
     ) -> Iterator[None]:
         """Another plan, or the policy that is on with another wish, for the calls made inside; then the plan is what it was.
 
         Args:
             plan: as `apply_blockdance` takes it; by default the one that is on.
-            quality, compute, mean_compute: as there.
+            quality, compute, mean_compute, batch_compute: as there.
 
         Raises:
             BlockDanceError: BlockDance is off.
         """
         before = self.plan
-        wishes = {"quality": quality, "compute": compute, "mean_compute": mean_compute}
+        wishes = {"quality": quality, "compute": compute, "mean_compute": mean_compute, "batch_compute": batch_compute}
         self._follow(resolve_plan(before if plan is None else plan, self._session.transformers, wishes))
         try:
             yield
@@ -160,6 +161,7 @@ def apply_blockdance(
     quality: float | None = None,
     compute: float | None = None,
     mean_compute: float | None = None,
+    batch_compute: float | None = None,
     component: str | None = None,
     num_inference_steps: int | None = None,
     guidance_branches: int | None = None,
@@ -179,6 +181,7 @@ def apply_blockdance(
         quality: of a policy, share of the images that may change visibly, on average.
         compute: of a policy, share of the denoising compute that every image spends.
         mean_compute: of a policy, share that images spend on average, each as it needs.
+        batch_compute: of a policy, share that the images of every batch spend on average, each as it needs beside the others.
         component: name of one of the pipeline's transformers; by default all of them (`transformer` and `transformer_2` of Wan 2.2).
         num_inference_steps: number of denoising steps; needed for a transformer alone.
         guidance_branches: copies of each image in one forward call. By default it is seen from the latents, which the branches
@@ -204,7 +207,7 @@ def apply_blockdance(
         recording=recording,
     )
     pipeline = _pipeline(target)
-    wishes = {"quality": quality, "compute": compute, "mean_compute": mean_compute}
+    wishes = {"quality": quality, "compute": compute, "mean_compute": mean_compute, "batch_compute": batch_compute}
     loaded = resolve_plan(BlockDanceConfig() if plan is None else plan, transformers, wishes)
     with between_calls(transformers.values()):
         session = Session(transformers, loaded, options, pipeline)

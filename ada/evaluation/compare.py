@@ -91,6 +91,7 @@ def evaluate(frozen: FrozenPipeline, policy: AdaPolicy, request: Request, consol
     store, recorded = open_store(frozen, request)
     recorded |= {
         "quality_weights": weights, "budgets": list(request.budgets), "mean_budgets": list(request.mean_budgets),
+        "batch_budgets": list(request.batch_budgets),
         "policy_weights": policy.digest(), "policy_digest": ways.policy_digest(policy),
         "rivals": {name: ways.policy_digest(rival) for name, rival in request.rivals.items()},
     }  # fmt: skip
@@ -180,7 +181,7 @@ def _with_policy(
     """Every method of the default matrix."""
     steps, num_blocks = frozen.num_inference_steps, frozen.num_blocks
     boundary = max(kind.boundary for kind in policy.kinds)
-    ours = ways.ada_methods(policy, weights, request.budgets, request.mean_budgets, steps)
+    ours = ways.ada_methods(policy, weights, request.budgets, request.mean_budgets, request.batch_budgets, steps)
     controls = [
         ways.control_methods(
             row, policy, actions_of(store, row), request.seed, main=place == len(weights) // 2, batch_size=request.batch_size

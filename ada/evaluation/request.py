@@ -51,6 +51,8 @@ class Settings:
     """Shares of the compute that the policy spends on every image."""
     mean_budgets: list[float] = field(default_factory=lambda: [0.85, 0.8, 0.7, 0.6])
     """Shares that it spends on average, each image as it needs."""
+    batch_budgets: list[float] = field(default_factory=lambda: [0.85, 0.8, 0.7, 0.6])
+    """Shares that it spends on average in every batch, each image as it needs beside the others."""
     compare_with: str = FULL_COMPUTE
     """The row that paired differences are taken to."""
     keep_images: bool = False

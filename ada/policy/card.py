@@ -75,8 +75,9 @@ images = pipe(prompts, {arguments}).images
 print(handle.report())  # per image: which steps reused, and what was saved
 ```
 
-`compute=` gives every image the same share of the denoising compute. With a measured curve, `mean_compute=` gives each image what
-it needs, for a mean over images, and `quality=` bounds the share of images that change visibly."""
+`compute=` gives every image the same share of the denoising compute, `batch_compute=` every batch, each image as it needs beside the
+others. With a measured curve, `mean_compute=` gives each image what it needs, for a mean over images, and `quality=` bounds the share
+of images that change visibly."""
 
 
 def write_card(folder: Path, policy: "AdaPolicy", base: str) -> None:

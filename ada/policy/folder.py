@@ -8,6 +8,7 @@ version is read for ever (`tests/golden`); a later one than this package knows i
 3. `base_model.name`: the Hub id of the model that the policy was trained on; coefficients as they are
 4. `pooling` of the paper's policy; before, all of them pooled in raster order
 5. `error_variance` of a ladder's predictions; before, none was reckoned with
+6. `batch_compute`: a budget that the images of a batch share
 """
 
 import hashlib
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from blockdance import BlockDanceError
 
-VERSION = 5
+VERSION = 6
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 OUTCOME, TRAINING = "outcome.json", "training.json"
 BESIDE = (CARD, OUTCOME, TRAINING, "*.png", "table.md")

@@ -3,13 +3,14 @@
 import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from ada.policy.base import AdaPolicy, BaseModel
+from ada.policy.budgets import nearest, share_budget, trim
 from ada.policy.curve import Curve
 from ada.policy.sight import NUM_SIGNS, describe
 from ada.schedules import Ladder
@@ -43,7 +44,8 @@ class LadderPolicy(AdaPolicy):
         quality_weight: λ at which `decide` works unless told otherwise.
         quality_weight_range: the λ it was trained on.
         curve: what each λ saved and damaged on held-out prompts, as `Curve.to_dict` gives it; None before it is measured.
-        compute: share of the compute that every image spends, to the nearest rung; None where λ decides.
+        compute: share of the compute that every image spends, to the nearest whole step; None where λ or a batch decides.
+        batch_compute: share that the images of a batch spend on average, to the nearest whole step of one of them; None likewise.
     """
 
     form: ClassVar[str] = "ladder"
@@ -60,12 +62,13 @@ class LadderPolicy(AdaPolicy):
         quality_weight_range: Sequence[float] = (0.2, 30.0),
         curve: Mapping[str, Any] | None = None,
         compute: float | None = None,
+        batch_compute: float | None = None,
     ) -> None:
         config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         given = Ladder.from_dict(ladder)
         super().__init__(config, BaseModel(**base_model), given.kinds)
         self.ladder, self.reuse_costs = given, list(reuse_costs)
-        self.quality_weight, self.compute = quality_weight, compute
+        self.quality_weight, self.compute, self.batch_compute = quality_weight, compute, batch_compute
         self.quality_weight_range = (float(quality_weight_range[0]), float(quality_weight_range[1]))
         self.curve = None if curve is None else Curve.from_dict(curve)
         self._stretched: dict[int, Ladder] = {}
@@ -178,7 +181,8 @@ class LadderPolicy(AdaPolicy):
 
     @torch.no_grad()
     def decide(self, state: PolicyState) -> ReuseSchedule:
-        """Chooses the most probable rung that is still open; images that are on no rung compute to the end.
+        """Chooses the most probable rung that is still open, or with a budget the one that keeps to it; images that are on no rung
+        compute to the end.
 
         Steps that never ran, in a generation that starts late, damaged nothing: they count as computed. If it starts after the last
         decision step, the last stage decides.
@@ -186,24 +190,39 @@ class LadderPolicy(AdaPolicy):
         ladder = self.ladder_for(state.num_steps)
         stage = max(0, bisect_right(ladder.decision_steps, state.step - 1) - 1)
         actions = ladder.actions.to(state.actions.device)
-        done = state.actions[:, None, : state.step].clamp(min=0)
-        on_rung = (done == actions[None, :, : state.step]).all(-1)
+        done = state.actions[:, : state.step].clamp(min=0)
+        is_open = (done[:, None] == actions[None, :, : state.step]).all(-1)
+        is_on_rung = is_open.any(1)
         damage = self.predict(describe(state)[:, None], torch.tensor([stage], device=state.latents.device))[:, 0]
         weight = torch.full((state.num_images,), self.quality_weight, device=damage.device)
         logits = self.logits(damage, weight)
-        chosen = logits.masked_fill(~self._allowed(ladder, on_rung, state), -torch.inf).argmax(1)
-        planned = torch.where(on_rung.any(1, keepdim=True), actions[chosen], 0)
+        if self.compute is None and self.batch_compute is None:
+            chosen = logits.masked_fill(~is_open, -torch.inf).argmax(1)
+            planned = actions[chosen]
+        else:
+            chosen, planned = self._within_budget(actions, state, is_open, damage, logits)
+        planned = torch.where(is_on_rung[:, None], planned, 0)
         expected = damage.gather(1, chosen[:, None])[:, 0]
-        return ReuseSchedule(planned, self.kinds, torch.where(on_rung.any(1), expected, torch.nan))
+        return ReuseSchedule(planned, self.kinds, torch.where(is_on_rung, expected, torch.nan))
 
-    def _allowed(self, ladder: Ladder, on_rung: Tensor, state: PolicyState) -> Tensor:
-        """Of the rungs still open, with a budget those that come closest to it."""
-        if self.compute is None:
-            return on_rung
-        num_run = state.num_steps - int((state.actions[0, : state.step] < 0).sum())
-        saved = ladder.saved(self.reuse_costs) * state.num_steps / num_run
-        distance = torch.where(on_rung, (1 - saved - self.compute).abs().to(on_rung.device), torch.inf)
-        return on_rung & (distance <= distance.min(1, keepdim=True).values + 1e-6)
+    def _within_budget(
+        self, actions: Tensor, state: PolicyState, is_open: Tensor, damage: Tensor, logits: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The open rungs that come nearest to the budget, int64 `(images,)`, and their actions, trimmed to it, `(images, num_steps)`."""
+        done = state.actions[:, : state.step]
+        num_run = state.num_steps - (done[0] < 0).sum()
+        step_saves = torch.tensor([0.0, *(1 - cost for cost in self.reuse_costs)], device=actions.device) / num_run
+        # an image that is on no rung saves what it has saved
+        saved_so_far = step_saves[done.clamp(min=0)].sum(1, keepdim=True)
+        saved = torch.where(is_open.any(1, keepdim=True), step_saves[actions].sum(1), saved_so_far)
+        if self.compute is not None:
+            target = torch.full_like(saved[:, 0], 1 - self.compute)
+        else:
+            target = share_budget(damage, saved, is_open, 1 - cast(float, self.batch_compute))
+        trimmed = trim(actions, step_saves, state.step, target)
+        is_nearest = nearest(trimmed, actions, step_saves, target, is_open)
+        chosen = logits.masked_fill(~is_nearest, -torch.inf).argmax(1)
+        return chosen, trimmed[torch.arange(len(chosen), device=chosen.device), chosen]
 
     def with_options(  # type: ignore[override]  # each form has wishes of its own
         self,
@@ -211,40 +230,47 @@ class LadderPolicy(AdaPolicy):
         quality_weight: float | None = None,
         compute: float | None = None,
         mean_compute: float | None = None,
+        batch_compute: float | None = None,
         quality: float | None = None,
     ) -> Self:
         """The same network with one wish.
 
         Args:
             quality_weight: λ: larger computes more.
-            compute: share of the denoising compute that every image spends, to the nearest rung.
-            mean_compute: share that images spend on average; each as it needs.
+            compute: share of the denoising compute that every image spends, to the nearest whole step.
+            mean_compute: share that images spend on average over many; each as it needs, whatever its company.
+            batch_compute: share that the images of every batch spend on average, to the nearest whole step of one of them; each as it
+                needs beside the others.
             quality: share of the images that may change visibly, on average.
 
         Raises:
             ValueError: more than one wish, or one that cannot be met; it says what can.
         """
         wishes = {
-            "quality_weight": quality_weight, "compute": compute, "mean_compute": mean_compute, "quality": quality
+            "quality_weight": quality_weight, "compute": compute, "mean_compute": mean_compute, "batch_compute": batch_compute,
+            "quality": quality,
         }  # fmt: skip
         given = {name: value for name, value in wishes.items() if value is not None}
+        if not given:
+            return self._copy()
         if len(given) > 1:
             raise ValueError(f"Give one of {', '.join(wishes)}; got {', '.join(given)}.")
-        if quality_weight is not None:
-            low, high = self.quality_weight_range
-            if not low <= quality_weight <= high:
-                raise ValueError(f"`quality_weight` must lie in the trained range, {low:g} to {high:g}; got {quality_weight}.")
-            return self._copy(quality_weight=quality_weight, compute=None)
-        if compute is not None:
+        options: dict[str, float | None] = {"compute": None, "batch_compute": None}
+        ((name, value),) = given.items()
+        if name in options:
             least = 1 - float(self.ladder.saved(self.reuse_costs).max())
-            if not least - 0.5 / self.ladder.num_steps <= compute <= 1:
-                raise ValueError(f"`compute` must lie between {least:.2f}, the most saving rung, and 1; got {compute}.")
-            return self._copy(compute=compute)
+            if not least - 0.5 / self.ladder.num_steps <= value <= 1:
+                raise ValueError(f"`{name}` must lie between {least:.2f}, the most saving rung, and 1; got {value}.")
+            return self._copy(**options | {name: value})
         if mean_compute is not None:
-            return self._copy(quality_weight=self._measured().weight_for_compute(mean_compute), compute=None)
-        if quality is not None:
-            return self._copy(quality_weight=self._measured().weight_for_changed(quality), compute=None)
-        return self._copy()
+            value = self._measured().weight_for_compute(mean_compute)
+        elif quality is not None:
+            value = self._measured().weight_for_changed(quality)
+        else:
+            low, high = self.quality_weight_range
+            if not low <= value <= high:
+                raise ValueError(f"`quality_weight` must lie in the trained range, {low:g} to {high:g}; got {value}.")
+        return self._copy(quality_weight=value, **options)
 
     def _measured(self) -> Curve:
         if self.curve is None:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ada.evaluation.methods.base import ADA, ADA_BUDGET, RANDOM, SHUFFLED, Group, Method, Run, planned
-from ada.policy import AdaPolicy
+from ada.evaluation.methods.base import ADA, ADA_BATCH, ADA_BUDGET, RANDOM, SHUFFLED, Group, Method, Run, planned
+from ada.policy import AdaPolicy, LadderPolicy
 from blockdance import Decider, PolicyState, Reuse, ReuseSchedule, full_compute, random_schedule
 
 
@@ -18,6 +18,7 @@ def ada_methods(
     weights: Sequence[float],
     budgets: Sequence[float],
     mean_budgets: Sequence[float],
+    batch_budgets: Sequence[float],
     num_inference_steps: int,
 ) -> list[Method]:
     """The policy at several quality weights λ, and within several compute budgets.
@@ -27,10 +28,12 @@ def ada_methods(
         weights: values of λ; of the middle one latency is measured, unless there are means to measure it of.
         budgets: shares of the denoising compute to spend on every image.
         mean_budgets: shares to spend on average; a policy without a measured curve has none.
+        batch_budgets: shares that the images of every batch spend on average; a policy without a ladder has none.
         num_inference_steps: denoising steps.
     """
     greedy, near = "The policy's greedy decisions at quality weight", "Every image spends as near to"
     means = mean_budgets if policy.config.get("curve") is not None else ()
+    shared = batch_budgets if isinstance(policy, LadderPolicy) else ()
     rows: list[tuple[str, str, str, float, str, bool]] = [
         *((ADA, f"λ={weight:.3g}", "quality_weight", weight, f"{greedy} {weight:.3g}.", not means and place == len(weights) // 2)
           for place, weight in enumerate(weights)),
@@ -38,6 +41,8 @@ def ada_methods(
           for budget in budgets),
         *((ADA, f"mean {budget:.0%}", "mean_compute", budget, f"Images spend {budget:.0%} on average over held-out prompts.", True)
           for budget in means),
+        *((ADA_BATCH, f"batch {budget:.0%}", "batch_compute", budget, f"The images of every batch spend {budget:.0%} on average.", False)
+          for budget in shared),
     ]  # fmt: skip
     return [
         _policy_row(policy, f"{ADA} {label}", family, "ada", num_inference_steps, {option: value}, note, timed=timed)

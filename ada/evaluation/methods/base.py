@@ -17,7 +17,7 @@ from blockdance import BlockDanceConfig, Plan, ReuseSchedule, apply_blockdance
 from blockdance.kinds import Kind
 
 FULL_COMPUTE, FEWER_STEPS, STATIC = "Full compute", "Fewer steps", "Best static schedule"
-ADA, ADA_BUDGET = "Ada", "Ada, within a budget"
+ADA, ADA_BUDGET, ADA_BATCH = "Ada", "Ada, within a budget", "Ada, a batch within a budget"
 RANDOM, SHUFFLED = CONTROLS = "Random, as often as Ada", "Ada, shuffled states"
 
 Group = Literal["plain", "blockdance", "static", "ada", "peers"]

@@ -17,7 +17,7 @@ from matplotlib.transforms import Bbox
 
 from ada.evaluation.measure import Column, Estimate, MethodResult, Results
 from ada.evaluation.measure.metrics import BOUNDED, COMPUTE_SAVED, SECONDS, SECONDS_ALONE, VISIBLE
-from ada.evaluation.methods.base import ADA, ADA_BUDGET, FEWER_STEPS, RANDOM, STATIC
+from ada.evaluation.methods.base import ADA, ADA_BATCH, ADA_BUDGET, FEWER_STEPS, RANDOM, STATIC
 from ada.evaluation.report.findings import COMPARABLE_SAVING, MIXTURE, nearest_to, static_curve
 
 GROUPS = {
@@ -35,7 +35,7 @@ COMPUTE_COLOUR = "#253545"
 DOTS_PER_INCH = 150
 BANDED = (ADA, ADA_BUDGET, FEWER_STEPS)
 NAMED_FIRST = ("ada", "plain", "static", "peers", "blockdance")
-SCHEDULES_OF, MOST_SCHEDULES = (ADA, ADA_BUDGET, STATIC, RANDOM), 8
+SCHEDULES_OF, MOST_SCHEDULES = (ADA, ADA_BATCH, ADA_BUDGET, STATIC, RANDOM), 8
 
 
 def draw_figures(results: Results) -> dict[str, Figure]:

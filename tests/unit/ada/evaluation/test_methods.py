@@ -101,10 +101,10 @@ def test_random_takes_the_kind_that_most_steps_took() -> None:
 
 
 def test_ada_at_weights_and_budgets(tmp_path: Path) -> None:
-    """Mean budgets need a measured curve, which this policy has none of; a budget that cannot be had is a row that says so."""
+    """Mean budgets need a measured curve and shared ones a ladder, of which this policy has none; a budget that cannot be had is a row."""
     build_pixart_pipeline().save_pretrained(tmp_path / "pipeline")
     policy = build_step_policy(FrozenPipeline(str(tmp_path / "pipeline"), STEPS, ARGUMENTS))
-    at_weight, at_budget, beyond = ada_methods(policy, [2.0], [0.7, 1.7], [0.8], STEPS)
+    at_weight, at_budget, beyond = ada_methods(policy, [2.0], [0.7, 1.7], [0.8], [0.8], STEPS)
     assert "1.7" in str(beyond.reason)
     assert (at_weight.name, at_weight.settings) == ("Ada λ=2", {"quality_weight": 2.0})
     assert isinstance(at_budget.plan, StepPolicy)
@@ -119,7 +119,8 @@ def test_latency_is_measured_of_what_tells_something_new() -> None:
         ladder=build_ladder().to_dict(), reuse_costs=[0.1, 0.1], sight_width=NUM_SIGNS + 8,
         curve=Curve([0.5, 2.0, 8.0], [0.4, 0.2, 0.1], [0.3, 0.1, 0.0], [0.5, 0.2, 0.0]).to_dict(),
     )  # fmt: skip
-    rows = ada_methods(policy, [2.0], [0.7], [0.9, 0.8], STEPS)
+    rows = ada_methods(policy, [2.0], [0.7], [0.9, 0.8], [0.75], STEPS)
+    assert (rows[-1].name, rows[-1].plan.batch_compute) == ("Ada batch 75%", 0.75)
     assert [method.name for method in rows if method.timed] == ["Ada mean 90%", "Ada mean 80%"]
     assert [method.name for method in blockdance(4, 6) if method.timed and method.main] == ["BlockDance-2, block 3, order 0"]
 

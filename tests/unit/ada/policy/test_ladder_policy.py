@@ -139,6 +139,25 @@ def test_compute_gives_every_image_the_nearest_rung(
     assert torch.equal(actions, collector.ladder.actions[[nearest]].expand(4, -1))
 
 
+def test_compute_between_two_rungs_computes_the_last_reuses(collector: Collector, policy: LadderPolicy) -> None:
+    """Of these rungs none saves two steps' worth: `00011010` is taken without its last reuse."""
+    ladder = replace(collector.ladder, actions=collector.ladder.actions[[0, 1, 5]])
+    few = LadderPolicy(**policy.config | {"ladder": ladder.to_dict()})
+    actions = run(collector.pipeline, few.with_options(compute=1 - 2 * 0.7 / 8), MORE_CASES[:2])
+    assert actions.tolist() == [[0, 0, 0, 1, 1, 0, 0, 0]] * 2
+
+
+@pytest.mark.parametrize("wanted", [1.0, 0.9, 0.85, 0.8, 0.7375])
+def test_a_batch_spends_its_budget_to_the_step(collector: Collector, policy: LadderPolicy, wanted: float) -> None:
+    """Each image as it needs beside the others, and all together within half a step of one of them."""
+    actions = run(collector.pipeline, policy.with_options(batch_compute=wanted), MORE_CASES)
+    saved = torch.tensor([0.0, 0.7, 0.4])[actions].sum(1) / STEPS
+    assert saved.mean().item() == pytest.approx(1 - wanted, abs=0.7 / STEPS / 2 / len(MORE_CASES) + 1e-6)
+    assert (len(set(saved.tolist())) > 1) == (wanted not in (1.0, 0.7375)), (
+        "images must differ, or it would be the budget of each"
+    )
+
+
 CURVE = Curve([0.5, 1.0, 2.0, 4.0], [0.4, 0.3, 0.2, 0.1], [0.2, 0.1, 0.05, 0.01], [0.5, 0.3, 0.1, 0.02])
 
 
@@ -250,7 +269,7 @@ def test_folders_that_hold_no_policy_are_named(policy: LadderPolicy, tmp_path: P
     policy.save_pretrained(tmp_path / "policy")
     config, weights = tmp_path / "policy" / "config.json", tmp_path / "policy" / "model.safetensors"
     content, tensors = json.loads(config.read_text()), load_file(weights)
-    assert (content["format"], content["version"], content["form"]) == ("blockdance-ada", 5, "ladder")
+    assert (content["format"], content["version"], content["form"]) == ("blockdance-ada", 6, "ladder")
 
     save_file({name: tensor for name, tensor in tensors.items() if name != "level"}, weights)
     fails(r"(?s)incomplete or was changed by hand.*level")
@@ -262,7 +281,7 @@ def test_folders_that_hold_no_policy_are_named(policy: LadderPolicy, tmp_path: P
     save_file(tensors, weights)
 
     for change, message in (
-        ({"version": 6}, r"format version 6; this package reads up to 5\. Update"),
+        ({"version": 7}, r"format version 7; this package reads up to 6\. Update"),
         ({"form": "dreams"}, "form 'dreams'"),
         ({"format": "else"}, "holds no BlockDance-Ada policy"),
         ({"num_components": 2}, r"(?s)incomplete or was changed by hand.*size mismatch"),

@@ -1,0 +1,72 @@
+"""Exact budgets: how much each image of a batch may save, and which schedule saves just that. Pure tensor functions.
+
+Shares are of the denoising compute of one image. Everything stays on its device and in
+its shapes, so that deciding needs no synchronisation.
+"""
+
+import torch
+from torch import Tensor
+
+ROUNDING = 1e-6
+
+
+def share_budget(damage: Tensor, saved: Tensor, is_open: Tensor, wanted: float) -> Tensor:
+    """What each image should save, so that the images save `wanted` on average and are damaged least: float64 `(images,)`.
+
+    Each image goes along the lower convex hull of its schedules, saving ever more, and every move costs damage for what it saves. The
+    cheapest moves of all images are taken until the budget is met; the last one as far as it is needed.
+
+    Args:
+        damage: expected of every schedule, `(images, schedules)`.
+        saved: share that each saves, the same shape.
+        is_open: which of them an image can still take, one or more, bool of the same shape.
+        wanted: mean share to save; where the open schedules cannot, what comes nearest.
+    """
+    place = torch.where(is_open, saved, torch.inf).argmin(1, keepdim=True)
+    start, prices, gains = saved.gather(1, place)[:, 0], [], []
+    for _ in range(saved.shape[1] - 1):
+        more, cost = saved - saved.gather(1, place), damage - damage.gather(1, place)
+        price = torch.where(is_open & (more > ROUNDING), cost / more.clamp(min=ROUNDING), torch.inf)
+        lowest, following = price.min(1, keepdim=True)
+        following = torch.where(lowest.isfinite(), following, place)
+        prices.append(lowest[:, 0])
+        gains.append(saved.gather(1, following)[:, 0] - saved.gather(1, place)[:, 0])
+        place = following
+    gain = torch.stack(gains, 1)
+    order = torch.stack(prices, 1).flatten().argsort(stable=True)
+    left = (wanted * len(saved) - start.sum() - gain.flatten()[order].cumsum(0) + gain.flatten()[order]).clamp(min=0)
+    taken = torch.zeros_like(gain).flatten()
+    taken[order] = gain.flatten()[order].minimum(left)
+    return start + taken.view_as(gain).sum(1)
+
+
+def trim(actions: Tensor, step_saves: Tensor, step: int, target: Tensor) -> Tensor:
+    """Computes the last steps that reuse, as many as bring a schedule nearest to its target: int64 `(images, schedules, num_steps)`.
+
+    Args:
+        actions: int64 `(schedules, num_steps)`.
+        step_saves: share that a step of each action saves, `(actions,)`; nothing, of the first, which computes.
+        step: the first step that is still open.
+        target: share that each image should save, `(images,)`.
+    """
+    saves = step_saves[actions]
+    saved_before = saves.cumsum(1) - saves
+    is_spare = saved_before + saves / 2 >= target[:, None, None] - ROUNDING
+    is_open = torch.arange(actions.shape[1], device=actions.device) >= step
+    return actions.masked_fill(is_spare & is_open, 0)
+
+
+def nearest(trimmed: Tensor, actions: Tensor, step_saves: Tensor, target: Tensor, is_open: Tensor) -> Tensor:
+    """Which schedules come nearest to the target, and of them those from which least was trimmed: bool `(images, schedules)`.
+
+    Args:
+        trimmed: what `trim` made of `actions`.
+        actions, step_saves, target: as there.
+        is_open: which of them an image can still take, bool `(images, schedules)`.
+    """
+    reached = step_saves[trimmed].sum(-1)
+    distance = (reached - target[:, None]).abs().masked_fill(~is_open, torch.inf)
+    # a tenth of a step is no reason to cut what was searched for as a whole
+    is_near = is_open & (distance <= distance.min(1, keepdim=True).values + step_saves[1:].min() / 10)
+    cut = (step_saves[actions].sum(1) - reached).masked_fill(~is_near, torch.inf)
+    return is_near & (cut <= cut.min(1, keepdim=True).values + ROUNDING)
