@@ -187,11 +187,14 @@ def main(
     prompts = load_prompts("checkpoints/emoji-prompts", "composed_validation", limit=limit)
     cases = [Case(prompt, NOISE + index) for prompt, index in zip(prompts["prompt"], prompts["index"], strict=True)]
     by_steps = {
-        steps: draw(slow.with_steps(steps), cases, [f"teacher, {steps} steps, guidance"])[0] for steps in (20, 8, NUM_STEPS)
+        steps: draw(slow.with_settings(num_inference_steps=steps), cases, [f"teacher, {steps} steps, guidance"])[0]
+        for steps in (20, 8, NUM_STEPS)
     }
     unguided = slow.with_settings(NUM_STEPS, guidance_scale=1.0)
     plain = draw(unguided, cases, ["teacher, 4 steps, no guidance"])[0]
-    fewer = {steps: draw(fast.with_steps(steps), cases, [f"student, {steps} steps"])[0] for steps in (3, 2)}
+    fewer = {
+        steps: draw(fast.with_settings(num_inference_steps=steps), cases, [f"student, {steps} steps"])[0] for steps in (3, 2)
+    }
     actions = torch.cat([SCHEDULES, 2 * SCHEDULES[1:]])
     names = ["student, 4 steps"]
     names += [f"`{''.join(map(str, row.tolist()))}`, block {kind.boundary}" for kind in KINDS for row in SCHEDULES[1:]]

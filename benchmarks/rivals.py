@@ -120,7 +120,10 @@ def compare_fewer_steps(data: RolloutDataModule, cases: Sequence[Case], test: Se
     is also set beside them in visibly changed images and in the median."""
     num_steps, visible = data.pipeline.num_inference_steps, data.visible_damage
     counts = [round(num_steps * (1 - level)) for level in LEVELS]
-    attempts = {f"{count} steps": Attempt(data.pipeline.with_steps(count), full_compute(1, count)) for count in counts}
+    attempts = {
+        f"{count} steps": Attempt(data.pipeline.with_settings(num_inference_steps=count), full_compute(1, count))
+        for count in counts
+    }
     damage, _ = try_out(data, cases, "fewer steps", attempts)
     cost, changed = bounded_damage(damage, visible), visibly_changed(damage, visible)
     saved = data.ladder.saved(data.reuse_costs)

@@ -82,8 +82,7 @@ def evaluate(frozen: FrozenPipeline, policy: AdaPolicy, request: Request, consol
         IncompatiblePolicyError: the policy was trained on another architecture.
         EvaluationError: a number of steps of which the policy decides none, or an unknown row to compare with.
     """
-    for given in (policy, *request.rivals.values()):
-        given.check(frozen.transformer)
+    policy.check(frozen.transformer)
     steps = frozen.num_inference_steps
     if steps < 3 or policy.decision_steps(steps)[0] >= steps - 1:
         raise EvaluationError(f"With {steps} steps this policy decides none: it computes the first ones. Take more steps.")
@@ -197,7 +196,7 @@ def _with_policy(
         *(control for kind in zip(*controls, strict=True) for control in kind),
     ]
     for name, rival in request.rivals.items():
-        rows += ways.rival_methods(name, rival.to(frozen.device).eval(), request.mean_budgets, steps)
+        rows += ways.rival_methods(name, rival.to(frozen.device).eval(), frozen.transformer, request.mean_budgets, steps)
     rows += ways.deep_cache(num_blocks, steps)
     if request.search_prompts:
         others = Cases.of(request.search_prompts, request.search_indices, 1, request.seed)

@@ -180,7 +180,12 @@ class EvaluationOptions(Settings):
     """Further arguments of the pipeline's call, as in the training configuration."""
     dtype: Dtype = "float32"
     """Precision of the pipeline."""
-    rivals: dict[str, str] = field(default_factory=dict)
-    """Other policies to compare with: names, each with a folder or Hub id."""
+    rivals: dict[str, str] = field(
+        default_factory=lambda: {
+            "Gate after BAG": "checkpoints/gates/imitation",
+            "Gate of six scalars": "checkpoints/gates/critic",
+        }
+    )
+    """Other policies to compare with: names, each with a folder or Hub id; of one made for another architecture the row says so."""
     device: str = "auto"
     """Such as cpu or cuda; auto takes the accelerator where there is one."""

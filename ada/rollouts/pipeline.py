@@ -213,10 +213,6 @@ class FrozenPipeline:
         """Cost of a step under each kind of reuse, relative to a computed one, at a generation of any prompt."""
         return self.generate([prompt], [0], full_compute(1, self.num_inference_steps)).reuse_costs(kinds)
 
-    def with_steps(self, num_inference_steps: int) -> "FrozenPipeline":
-        """The same pipeline, called with another number of steps."""
-        return self.with_settings(num_inference_steps=num_inference_steps)
-
     def with_settings(self, num_inference_steps: int | None = None, **arguments: Any) -> "FrozenPipeline":
         """The same pipeline, called with another number of steps, or with other arguments."""
         other = copy.copy(self)

@@ -185,7 +185,7 @@ def test_a_loop_says_its_number_of_steps() -> None:
         loop.generate(["sun"], [1], full_compute(1, 6)).images, fixed(["sun"], [torch.Generator().manual_seed(1)])
     )
     with pytest.raises(ValueError, match="always takes 6 steps; 8 were asked for"):
-        loop.with_steps(8).generate(["sun"], [1], full_compute(1, 8))
+        loop.with_settings(num_inference_steps=8).generate(["sun"], [1], full_compute(1, 8))
 
 
 def test_the_papers_algorithm_trains_over_class_labels_with_any_logger(tmp_path: Path) -> None:

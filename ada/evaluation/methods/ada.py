@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ada.evaluation.methods.base import ADA, ADA_BATCH, ADA_BUDGET, RANDOM, SHUFFLED, Group, Method, Run, planned
-from ada.policy import AdaPolicy, LadderPolicy
+from ada.policy import AdaPolicy, IncompatiblePolicyError, LadderPolicy
 from blockdance import Decider, PolicyState, Reuse, ReuseSchedule, full_compute, random_schedule
 
 
@@ -50,8 +50,19 @@ def ada_methods(
     ]
 
 
-def rival_methods(name: str, policy: AdaPolicy, mean_budgets: Sequence[float], num_inference_steps: int) -> list[Method]:
-    """Another policy at the same mean budgets; without a measured curve, at the weight λ that it was saved with."""
+def rival_methods(
+    name: str, policy: AdaPolicy, transformer: nn.Module, mean_budgets: Sequence[float], num_inference_steps: int
+) -> list[Method]:
+    """Another policy at the same mean budgets; without a measured curve, at the weight λ that it was saved with. Of one that was made for
+    another architecture a single row, with that as the reason."""
+    try:
+        policy.check(transformer)
+    except IncompatiblePolicyError as error:
+        return [
+            Method(
+                name=name, family=name, group="peers", num_inference_steps=num_inference_steps, reason=str(error), timed=False
+            )
+        ]
     wishes: dict[str, dict[str, float]] = {name: {}}
     if policy.config.get("curve"):
         wishes = {f"{name} mean {budget:.0%}": {"mean_compute": budget} for budget in mean_budgets}
@@ -96,7 +107,7 @@ class Shuffled:
         others = state.take([*range(1, state.num_images), 0])
         return self.decider.decide(replace(others, actions=state.actions))
 
-    def check(self, transformer: torch.nn.Module) -> None:
+    def check(self, transformer: nn.Module) -> None:
         self.decider.check(transformer)
 
 

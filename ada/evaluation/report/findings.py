@@ -8,10 +8,11 @@ import numpy as np
 
 from ada.evaluation.measure import Estimate, MethodResult, Results, mean, mixed, mixture_at, rank_correlation, share
 from ada.evaluation.measure.metrics import BOUNDED, COMPUTE_SAVED, DISTANCE, STATIC_MIXTURE, VISIBLE
-from ada.evaluation.methods.base import FULL_COMPUTE
+from ada.evaluation.methods.base import ADA, FULL_COMPUTE
 
 TYPICAL_SAVING = 0.2
-"""The headline is about the row of Ada that saves nearest to this, decided before anything is measured."""
+"""The headline is about the row of Ada, of those that decide about each image alone, that saves nearest to this: decided before anything
+is measured."""
 COMPARABLE_SAVING = 0.3
 """Where one method of each family or group stands for the others, it is the one that saves nearest to this."""
 NUM_LEVELS = 24
@@ -40,7 +41,7 @@ class Headline(NamedTuple):
 
 def headline_of(results: Results) -> Headline | None:
     """The verdict on Ada beside the best mixture of static ways at the same mean compute; None without such a pair."""
-    rows = [method for method in results.measured if method.group == "ada" and STATIC_MIXTURE in method.matches]
+    rows = [method for method in results.measured if method.family == ADA and STATIC_MIXTURE in method.matches]
     if not rows:
         return None
     ada = nearest_to(TYPICAL_SAVING, rows)

@@ -1,5 +1,6 @@
 """Which methods are compared, and how they are matched to what the policy did."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -128,10 +129,15 @@ def test_latency_is_measured_of_what_tells_something_new() -> None:
 def test_another_policy_without_a_curve_runs_as_it_was_saved(tmp_path: Path) -> None:
     build_pixart_pipeline().save_pretrained(tmp_path / "pipeline")
     policy = build_step_policy(FrozenPipeline(str(tmp_path / "pipeline"), STEPS, ARGUMENTS)).with_options(quality_weight=3.0)
-    (row,) = rival_methods("Gate", policy, [0.8, 0.7], STEPS)
+    transformer = build_pixart_pipeline().transformer
+    (row,) = rival_methods("Gate", policy, transformer, [0.8, 0.7], STEPS)
     assert (row.name, row.family, row.group, row.settings) == ("Gate", "Gate", "peers", {})
     assert isinstance(row.plan, StepPolicy)
     assert row.plan.quality_weight == 3.0
+    policy.base_model = replace(policy.base_model, num_blocks=28)
+    (row,) = rival_methods("Gate", policy, transformer, [0.8, 0.7], STEPS)
+    assert row.plan is None
+    assert "num_blocks: 28 here, 4 there" in str(row.reason)
 
 
 def test_a_schedules_settings_say_what_it_does() -> None:

@@ -13,7 +13,7 @@ from ada.evaluation.measure.metrics import Column, all_columns
 from ada.evaluation.measure.results import MethodResult, Results, differences_of
 from ada.evaluation.measure.run import Timing
 from ada.evaluation.measure.statistics import Estimate, mean
-from ada.evaluation.methods.base import SHUFFLED
+from ada.evaluation.methods.base import ADA_BATCH, SHUFFLED
 from ada.evaluation.report.findings import headline_of, static_curve
 from ada.evaluation.report.table import format_estimate, format_interval, markdown_table, terminal_table
 
@@ -156,6 +156,10 @@ def test_the_headline_has_figures_and_their_interval(results: Results) -> None:
     worse = replace(results, methods=with_matches([*results.methods[:4], result("Ada", "Ada", "ada", 0.3, 0.2, 0.1)]))
     assert str(headline_of(worse)).count("Ada loses") == 1
     assert headline_of(replace(results, methods=results.methods[:4])) is None
+    shared = result("Ada batch 80%", ADA_BATCH, "ada", 0.01, 0.2, 0.1)
+    beside = headline_of(replace(results, methods=with_matches([*results.methods, shared])))
+    assert beside is not None
+    assert beside.method == "Ada λ=1", "which decides about each image alone"
 
 
 def test_the_curve_to_beat_is_the_mixtures(results: Results) -> None:

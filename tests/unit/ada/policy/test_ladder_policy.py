@@ -225,7 +225,7 @@ def test_wishes_leave_the_original_alone(policy: LadderPolicy, tmp_path: Path) -
 
 
 def test_other_numbers_of_steps_are_decided(collector: Collector, policy: LadderPolicy) -> None:
-    frozen = collector.pipeline.with_steps(16)
+    frozen = collector.pipeline.with_settings(num_inference_steps=16)
     report = frozen.generate(["dog", "a red apple"], [1, 2], policy.with_options(compute=0.74)).report
     stretched = collector.ladder.for_steps(16)
     assert torch.equal(report.actions, stretched.actions[[5, 5]])

@@ -58,6 +58,9 @@ def test_a_wish_for_some_calls(collector: Collector, policy: LadderPolicy) -> No
         assert handle.report().predicted_damage is None
     assert policy.compute is None
     assert torch.equal(taken(frozen, policy, mean_compute=0.8), taken(frozen, policy.with_options(quality_weight=1.0)))
+    shared = taken(frozen, policy, batch_compute=0.8)
+    assert torch.equal(shared, taken(frozen, policy.with_options(batch_compute=0.8)))
+    assert not torch.equal(shared, taken(frozen, policy, compute=0.8))
     assert torch.equal(taken(frozen, policy, quality=0.0), taken(frozen, policy.with_options(quality_weight=2.0)))
 
 

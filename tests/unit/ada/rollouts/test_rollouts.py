@@ -121,7 +121,7 @@ def test_fingerprint_tells_weights_steps_and_arguments_apart() -> None:
     frozen = build_frozen()
     same, other = build_frozen(), build_frozen()
     assert same.fingerprint() == frozen.fingerprint()
-    assert frozen.with_steps(9).fingerprint() != frozen.fingerprint()
+    assert frozen.with_settings(num_inference_steps=9).fingerprint() != frozen.fingerprint()
     with torch.no_grad():
         next(iter(other.transformer.parameters())).add_(0.1)
     assert other.fingerprint()["weights"] != frozen.fingerprint()["weights"]

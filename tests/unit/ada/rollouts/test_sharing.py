@@ -120,4 +120,4 @@ def test_equal_images_are_scored_once_and_few_at_a_time() -> None:
 
 def test_with_steps_keeps_its_limits() -> None:
     frozen = FrozenPipeline(build_frozen().pipeline, STEPS, ARGUMENTS, max_images=3)
-    assert frozen.with_steps(4).max_images == 3
+    assert frozen.with_settings(num_inference_steps=4).max_images == 3
