@@ -19,6 +19,9 @@ ROUNDS, QUICK_ROUNDS = 10, 2
 TIMING_MINUTES, QUICK_TIMING_MINUTES = 8.0, 0.4
 QUICKLY_TIMED = ("plain", "ada")
 BRIEF = "Latency is that of plain pipelines and the policy, at batch 1 and in two rounds alone, and no memory was weighed."
+EMBEDDED = "checkpoints/emoji-dit"
+GATES = {"Gate after BAG": "checkpoints/gates/imitation", "Gate of six scalars": "checkpoints/gates/critic"}
+"""Rivals of the embedded model's policies."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +151,7 @@ class EvaluationOptions(Settings):
 
     policy: str
     """Folder or Hub id of the policy."""
-    base_model: str = "checkpoints/emoji-dit"
+    base_model: str = EMBEDDED
     """Folder or Hub id of the diffusers pipeline that it was trained on."""
     scorer: str = "checkpoints/emoji-scorer"
     """Folder or Hub id of the CLIP that measures quality and perceptual distance."""
@@ -180,12 +183,8 @@ class EvaluationOptions(Settings):
     """Further arguments of the pipeline's call, as in the training configuration."""
     dtype: Dtype = "float32"
     """Precision of the pipeline."""
-    rivals: dict[str, str] = field(
-        default_factory=lambda: {
-            "Gate after BAG": "checkpoints/gates/imitation",
-            "Gate of six scalars": "checkpoints/gates/critic",
-        }
-    )
-    """Other policies to compare with: names, each with a folder or Hub id; of one made for another architecture the row says so."""
+    rivals: dict[str, str] | None = None
+    """Other policies to compare with: names, each with a folder or Hub id; of one made for another architecture the row says so. By default
+    two gates of six scalars beside the embedded model, none beside others."""
     device: str = "auto"
     """Such as cpu or cuda; auto takes the accelerator where there is one."""
