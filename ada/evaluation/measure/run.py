@@ -20,7 +20,7 @@ from ada.rollouts import FrozenPipeline
 from ada.rollouts.fingerprints import digest
 
 LEAST_SAVED = 0.001
-MOST_IMAGES = 256
+MOST_IMAGES = 384
 LEAST_ROUNDS = 2
 SKIPPED_NOTHING = "It attached without an error and skipped nothing: as many MACs as full compute."
 
