@@ -51,7 +51,8 @@ def run_options(options: EvaluationOptions) -> Results:
     metrics = measure.default_metrics(options.scorer, device)
     for name, reward in (options.rewards or {}).items():
         metrics[name] = Metric(reward.to(device), Column(name.replace("_", " ").capitalize()))
-    rivals = options.rivals if options.rivals is not None else GATES if options.base_model == EMBEDDED else {}
+    known = GATES if options.base_model == EMBEDDED else {}
+    rivals = known if options.rivals is None else options.rivals
     request = Request(
         **{known.name: getattr(options, known.name) for known in fields(Settings)},
         prompts=list(prompts["prompt"]), indices=list(prompts["index"]),

@@ -14,7 +14,8 @@ from ada.evaluation.methods.ada import RandomAsOften, Shuffled, ada_methods, riv
 from ada.evaluation.methods.base import Cases, Method
 from ada.evaluation.methods.peers import one_by_one
 from ada.evaluation.methods.static import MOST_STEP_COUNTS, blockdance, deep_cache, fewer_steps, full_method, ladder_methods
-from ada.policy import Curve, LadderPolicy, StepPolicy
+from ada.evaluation.request import GATES, Settings
+from ada.policy import AdaPolicy, Curve, LadderPolicy, StepPolicy
 from ada.policy.sight import NUM_SIGNS
 from ada.rollouts import FrozenPipeline
 from ada.schedules import Ladder
@@ -138,6 +139,18 @@ def test_another_policy_without_a_curve_runs_as_it_was_saved(tmp_path: Path) -> 
     (row,) = rival_methods("Gate", policy, transformer, [0.8, 0.7], STEPS)
     assert row.plan is None
     assert "num_blocks: 28 here, 4 there" in str(row.reason)
+
+
+@pytest.mark.parametrize("source", GATES.values())
+def test_the_gates_that_are_rows_by_default_fit_the_embedded_model(source: str) -> None:
+    """They choose from the searched ladder, and meet every mean budget at which they stand beside the policy."""
+    root = Path(__file__).parents[4]
+    gate, policy = (AdaPolicy.from_pretrained(root / folder) for folder in (source, "checkpoints/ada-emoji"))
+    assert isinstance(gate, LadderPolicy)
+    assert gate.base_model == policy.base_model
+    assert gate.ladder.to_dict() == Ladder.load(root / "configs/ladders/emoji.json").to_dict()
+    for budget in Settings().mean_budgets:
+        assert gate.with_options(mean_compute=budget).quality_weight > 0
 
 
 def test_a_schedules_settings_say_what_it_does() -> None:
