@@ -1,7 +1,7 @@
 """Exact budgets: how much each image of a batch may save, and which schedule saves just that. Pure tensor functions.
 
-Shares are of the denoising compute of one image. Everything stays on its device and in
-its shapes, so that deciding needs no synchronisation.
+Shares are of the denoising compute of one image. Everything stays on its device and in its shapes, so that
+deciding needs no synchronisation.
 """
 
 import torch
@@ -11,7 +11,7 @@ ROUNDING = 1e-6
 
 
 def share_budget(damage: Tensor, saved: Tensor, is_open: Tensor, wanted: float) -> Tensor:
-    """What each image should save, so that the images save `wanted` on average and are damaged least: float64 `(images,)`.
+    """What each image should save, so that the images save `wanted` on average and are damaged least: `(images,)`.
 
     Each image goes along the lower convex hull of its schedules, saving ever more, and every move costs damage for what it saves. The
     cheapest moves of all images are taken until the budget is met; the last one as far as it is needed.
@@ -19,7 +19,7 @@ def share_budget(damage: Tensor, saved: Tensor, is_open: Tensor, wanted: float) 
     Args:
         damage: expected of every schedule, `(images, schedules)`.
         saved: share that each saves, the same shape.
-        is_open: which of them an image can still take, one or more, bool of the same shape.
+        is_open: which of them an image can still take, bool of the same shape; of one that can take none, `saved` is what it has saved.
         wanted: mean share to save; where the open schedules cannot, what comes nearest.
     """
     place = torch.where(is_open, saved, torch.inf).argmin(1, keepdim=True)

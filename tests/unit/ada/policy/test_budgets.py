@@ -50,6 +50,10 @@ def test_what_is_closed_is_not_taken() -> None:
     is_open = torch.tensor([[True, True, False, False, False], [False, False, True, True, True]])
     assert spread(damage, 0.0, is_open).tolist() == pytest.approx([0.0, 0.2], abs=1e-6)
     assert spread(damage, 0.4, is_open).tolist() == pytest.approx([0.1, 0.4], abs=1e-6)
+    # the second image can take none, and has saved 20 %: the first one makes up for it
+    saved = torch.stack([SAVED, torch.full_like(SAVED, 0.2)])
+    is_open = torch.tensor([[True] * 5, [False] * 5])
+    assert share_budget(damage, saved, is_open, 0.25).tolist() == pytest.approx([0.3, 0.2], abs=1e-6)
 
 
 ACTIONS = torch.tensor([[0, 0, 0, 0, 0, 0], [0, 1, 0, 0, 1, 0], [0, 1, 0, 2, 0, 2], [0, 1, 1, 1, 1, 1]])
