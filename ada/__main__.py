@@ -30,8 +30,8 @@ def search(
     column: str | None = None,
     split: str = "train",
     limit: int = 24,
-    boundary: int | None = None,
-    weight: float = 0.5,
+    boundaries: Sequence[int] | None = None,
+    weights: Sequence[float] = (0.5,),
     visible_damage: float = VISIBLE_DISTANCE,
     most_saved: float = 0.5,
     start: Path | None = None,
@@ -48,20 +48,19 @@ def search(
         column: the column that holds the caption; by default as in `ada.data.load_prompts`.
         split: their split.
         limit: number of captions; with few, rungs are chosen for the images that happen to be among them.
-        boundary: last block that a reuse step skips; by default the model's last.
-        weight: share of the extrapolation of the kind that extrapolates.
+        boundaries: last blocks that a reuse step may skip; by default the model's last one.
+        weights: shares of the extrapolation on offer, beside reuse as it is.
         visible_damage: the damage that a person just sees.
         most_saved: share of the steps that the last rung reuses.
         start: a ladder's file: its rungs are moved as long as that helps, instead of a search from nothing. It brings the kinds of reuse
-            and what is saved: `boundary`, `weight` and `most_saved` are not asked then.
+            and what is saved: `boundaries`, `weights` and `most_saved` are not asked then.
         processes: how many run calls of the pipeline at the same time; by default on a CPU as many as there are threads, 8 at most.
         folder: where results are kept, in one table with those of training.
     """
-    last = pipeline.num_blocks - 1 if boundary is None else boundary
     prompts = load_prompts(source, split, column, limit)
     cases = [Case(prompt, 10**6 + index) for prompt, index in zip(prompts["prompt"], prompts["index"], strict=True)]
     ladder = None if start is None else Ladder.load(start)
-    kinds = (Reuse(boundary=last), Reuse(boundary=last, order=1, weight=weight)) if ladder is None else ladder.kinds
+    kinds = ladder.kinds if ladder else kinds_of(boundaries or (pipeline.num_blocks - 1,), weights)
     try:
         schedules = ScheduleSearch(
             pipeline,
@@ -79,6 +78,15 @@ def search(
         raise SystemExit(INTERRUPTED) from None
     found.save(output)
     print(f"Wrote {len(found)} rungs to {output}; a policy decides after steps {', '.join(map(str, found.decision_steps))}.")
+
+
+def kinds_of(boundaries: Sequence[int], weights: Sequence[float]) -> tuple[Reuse, ...]:
+    """After every boundary, as it is and extrapolated by every weight."""
+    return tuple(
+        kind
+        for boundary in boundaries
+        for kind in (Reuse(boundary=boundary), *(Reuse(boundary=boundary, order=1, weight=weight) for weight in weights))
+    )
 
 
 def show(policy: str, revision: str | None = None) -> None:

@@ -1,7 +1,7 @@
 """What is a policy worth where it was not trained? `python benchmarks/transfer.py`
 
-Other numbers of steps, guidance and another sampler, on the test captions; it and the mixture of static schedules are those of the
-default training and setting. Nothing is chosen on the test captions. Rollouts are kept in tables, as in `benchmarks/evidence.py`.
+Other numbers of steps, guidance and another sampler, on the test captions; the mixture of static schedules is that of the default
+training and setting. Nothing is chosen on the test captions. Rollouts are kept in tables, as in `benchmarks/evidence.py`.
 """
 
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from typing import Any
 from diffusers import UniPCMultistepScheduler
 from evidence import NOISE_OF_TEST, load_data
 from jsonargparse import auto_cli
+from torch import Tensor
 from variants import LEVELS
 from written_tables import cell, write_table
 
@@ -19,7 +20,7 @@ from ada.data import load_prompts
 from ada.policy import AdaPolicy, LadderPolicy
 from ada.progress import progress
 from ada.rollouts import Case, Collector, FrozenPipeline
-from ada.schedules import Tree
+from ada.schedules import Ladder, Tree
 from ada.training import HeldOut, Outcome, RolloutDataModule, measure_outcome
 
 
@@ -42,13 +43,28 @@ SETTINGS = (
     Setting("as in training"),
     Setting("14 steps", (("num_inference_steps", 14),)),
     Setting("30 steps", (("num_inference_steps", 30),)),
+    Setting("50 steps", (("num_inference_steps", 50),)),
     Setting("guidance 7", (("guidance_scale", 7.0),)),
     Setting("UniPC", sampler=UniPCMultistepScheduler),
 )
 
 
-def judge(setting: Setting, policy: LadderPolicy, data: RolloutDataModule, cases: Sequence[Case]) -> Outcome:
-    """The policy in another setting, against the mixture that was chosen in training's."""
+@dataclass(frozen=True)
+class Seen:
+    """What the ladder does to the test captions in one setting, and what a policy would see.
+
+    Args:
+        ladder: for the setting's number of steps.
+        sights, damage: `(cases, nodes, width)` and `(cases, rungs)`.
+    """
+
+    ladder: Ladder
+    sights: Tensor
+    damage: Tensor
+
+
+def look(setting: Setting, data: RolloutDataModule, cases: Sequence[Case]) -> Seen:
+    """Runs the ladder in another setting, or reads it from a table."""
     pipeline = data.pipeline.with_settings(**dict(setting.call))
     if setting.sampler is not None:
         parts = pipeline.pipeline.components
@@ -61,16 +77,21 @@ def judge(setting: Setting, policy: LadderPolicy, data: RolloutDataModule, cases
     todo = collector.missing(cases)
     with progress(f"Rolling out {len(ladder)} schedules: {setting.name}", len(todo)) as advance:
         collector.fill(todo, advance)
+    return Seen(ladder, collector.sights(cases), collector.values(cases, "damage"))
+
+
+def judge(policy: LadderPolicy, seen: Seen, data: RolloutDataModule) -> Outcome:
+    """A policy in a setting, against the mixture that was chosen in the default one."""
     stretched = policy.with_options()
-    stretched.ladder = ladder
-    sights, damage = collector.sights(cases), collector.values(cases, "damage")
-    part = HeldOut(stretched, sights, damage, data.train_data.tensors[1])
-    return measure_outcome([part], Tree.of(ladder.actions, ladder.decision_steps), data.visible_damage, LEVELS)
+    stretched.ladder = seen.ladder
+    part = HeldOut(stretched, seen.sights, seen.damage, data.train_data.tensors[1])
+    tree = Tree.of(seen.ladder.actions, seen.ladder.decision_steps)
+    return measure_outcome([part], tree, data.visible_damage, LEVELS)
 
 
 def main(
     training: str = "configs/default.yaml",
-    policy: Path = Path("checkpoints/ada-emoji"),
+    policies: Sequence[Path] = (Path("checkpoints/ada-emoji"),),
     train_limit: int | None = None,
     test_limit: int = 32,
     output: Path = Path("docs/evidence"),
@@ -78,15 +99,14 @@ def main(
     """Prints a table and writes transfer.md.
 
     Args:
-        training: file of the configuration that the policy was trained with.
-        policy: its folder.
+        training: file of the default configuration.
+        policies: their folders; all have its ladder.
         train_limit: training captions, on which the mixture is chosen; by default those of the configuration.
         test_limit: test captions, spread evenly; one noise each.
         output: folder to write to.
     """
     data, _ = load_data(training, train_limit)
-    trained = AdaPolicy.from_pretrained(policy)
-    assert isinstance(trained, LadderPolicy)
+    trained = [AdaPolicy.from_pretrained(policy) for policy in policies]
     train = data.cases("train")
     todo = data.collector.missing(train)
     with progress(f"Rolling out {len(data.ladder)} schedules on training captions", len(todo)) as advance:
@@ -96,12 +116,18 @@ def main(
     cases = [
         Case(prompt, NOISE_OF_TEST + index * 16) for prompt, index in zip(prompts["prompt"], prompts["index"], strict=True)
     ]
-    found = {setting.name: judge(setting, trained, data, cases) for setting in SETTINGS}
+    rows = []
+    for setting in SETTINGS:
+        seen = look(setting, data, cases)
+        for policy, folder in zip(trained, policies, strict=True):
+            assert isinstance(policy, LadderPolicy)
+            outcome = judge(policy, seen, data)
+            name = setting.name if len(policies) == 1 else f"{setting.name}: {folder}"
+            rows.append([name, *(cell(outcome, level) for level in LEVELS)])
     title = (
         f"{len(cases)} test captions, one noise each: bounded damage; advantage over the mixture of static schedules, 95 %; share of the "
-        "gap to the oracle that is closed. Policy and mixture are those of 20 steps of DPM-Solver++ at guidance 4"
+        "gap to the oracle that is closed. The mixture is that of 20 steps of DPM-Solver++ at guidance 4"
     )
-    rows = [[name, *(cell(outcome, level) for level in LEVELS)] for name, outcome in found.items()]
     write_table(title, ["", *(f"{level:.0%} saved" for level in LEVELS)], rows, (), output / "transfer.md")
 
 

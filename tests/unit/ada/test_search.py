@@ -209,6 +209,15 @@ def test_the_search_configuration_is_one_that_the_command_takes(tmp_path: Path, 
     assert torch.equal(ladder.actions[0], torch.zeros(8, dtype=torch.int64))
 
 
+def test_boundaries_and_weights_on_offer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    offered = ["--boundaries", "[2, 3]", "--weights", "[0.5, 1.0]"]
+    assert main([*search_command(tmp_path), *offered]) == 0, capsys.readouterr().err
+    kinds = Ladder.load(tmp_path / "ladder.json").kinds
+    assert [(kind.boundary, kind.order, kind.weight) for kind in kinds] == [
+        (boundary, order, weight) for boundary in (2, 3) for order, weight in ((0, 1.0), (1, 0.5), (1, 1.0))
+    ]
+
+
 def search_command(tmp_path: Path) -> list[str]:
     """configs/search.yaml as it is, but for the pipeline's size, the reward's model and the number of captions."""
     build_pixart_pipeline().save_pretrained(tmp_path / "pipeline")
