@@ -1,5 +1,6 @@
 """What a generation did, per image."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -49,7 +50,8 @@ class BlockDanceReport:
         ]
         symbols = {-1: " ", COMPUTE: "█", **{action: str(action) for action in range(1, len(self.kinds) + 1)}}
         for image, (actions, saved) in enumerate(zip(self.actions.tolist(), self.compute_saved.tolist(), strict=True)):
-            expected = "" if self.predicted_damage is None else f", damage {float(self.predicted_damage[image]):.3f} expected"
+            damage = math.nan if self.predicted_damage is None else float(self.predicted_damage[image])
+            expected = f", damage {damage:.3f} expected" if math.isfinite(damage) else ""
             lines.append(f"  image {image}: {''.join(symbols[action] for action in actions)}  {saved:.1%} saved{expected}")
         legend = [f"{action} = {kind}" for action, kind in enumerate(self.kinds, 1)]
         return "\n".join([*lines, "  █ computes; " + "; ".join(legend)])

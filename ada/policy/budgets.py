@@ -10,20 +10,25 @@ from torch import Tensor
 ROUNDING = 1e-6
 
 
-def share_budget(damage: Tensor, saved: Tensor, is_open: Tensor, wanted: float) -> Tensor:
+def share_budget(damage: Tensor, saved: Tensor, is_open: Tensor, done: Tensor, wanted: float) -> Tensor:
     """What each image should save, so that the images save `wanted` on average and are damaged least: `(images,)`.
 
     Each image goes along the lower convex hull of its schedules, saving ever more, and every move costs damage for what it saves. The
-    cheapest moves of all images are taken until the budget is met; the last one as far as it is needed.
+    cheapest moves of all images are taken until the budget is met; the last one as far as it is needed. Where even the schedules that
+    save least save too much, the images that are expected to be damaged most leave them and compute, down to what they have saved.
 
     Args:
         damage: expected of every schedule, `(images, schedules)`.
         saved: share that each saves, the same shape.
-        is_open: which of them an image can still take, bool of the same shape; of one that can take none, `saved` is what it has saved.
-        wanted: mean share to save; where the open schedules cannot, what comes nearest.
+        is_open: which of them an image can still take, bool of the same shape.
+        done: share that each image has saved already, `(images,)`; one that can take no schedule saves no more.
+        wanted: mean share to save; where neither open schedules nor computing can, what comes nearest.
     """
     place = torch.where(is_open, saved, torch.inf).argmin(1, keepdim=True)
-    start, prices, gains = saved.gather(1, place)[:, 0], [], []
+    start, prices, gains = torch.where(is_open.any(1), saved.gather(1, place)[:, 0], done), [], []
+    surplus = start.sum() - wanted * len(saved)
+    most_damaged = damage.gather(1, place)[:, 0].argsort(descending=True, stable=True)
+    start = start - _first(start - done, most_damaged, surplus)
     for _ in range(saved.shape[1] - 1):
         more, cost = saved - saved.gather(1, place), damage - damage.gather(1, place)
         price = torch.where(is_open & (more > ROUNDING), cost / more.clamp(min=ROUNDING), torch.inf)
@@ -32,12 +37,17 @@ def share_budget(damage: Tensor, saved: Tensor, is_open: Tensor, wanted: float) 
         prices.append(lowest[:, 0])
         gains.append(saved.gather(1, following)[:, 0] - saved.gather(1, place)[:, 0])
         place = following
-    gain = torch.stack(gains, 1)
-    order = torch.stack(prices, 1).flatten().argsort(stable=True)
-    left = (wanted * len(saved) - start.sum() - gain.flatten()[order].cumsum(0) + gain.flatten()[order]).clamp(min=0)
-    taken = torch.zeros_like(gain).flatten()
-    taken[order] = gain.flatten()[order].minimum(left)
-    return start + taken.view_as(gain).sum(1)
+    gain, cheapest = torch.stack(gains, 1), torch.stack(prices, 1).flatten().argsort(stable=True)
+    return start + _first(gain.flatten(), cheapest, -surplus).view_as(gain).sum(1)
+
+
+def _first(amounts: Tensor, order: Tensor, wanted: Tensor) -> Tensor:
+    """How much of each amount is taken, in that order, until they are `wanted` in all; none where that is negative."""
+    ordered = amounts[order]
+    left = (wanted - ordered.cumsum(0) + ordered).clamp(min=0)
+    taken = torch.zeros_like(amounts)
+    taken[order] = ordered.minimum(left)
+    return taken
 
 
 def trim(actions: Tensor, step_saves: Tensor, step: int, target: Tensor) -> Tensor:
@@ -56,17 +66,19 @@ def trim(actions: Tensor, step_saves: Tensor, step: int, target: Tensor) -> Tens
     return actions.masked_fill(is_spare & is_open, 0)
 
 
-def nearest(trimmed: Tensor, actions: Tensor, step_saves: Tensor, target: Tensor, is_open: Tensor) -> Tensor:
+def nearest(
+    trimmed: Tensor, actions: Tensor, step_saves: Tensor, target: Tensor, is_open: Tensor, tolerance: float | Tensor
+) -> Tensor:
     """Which schedules come nearest to the target, and of them those from which least was trimmed: bool `(images, schedules)`.
 
     Args:
         trimmed: what `trim` made of `actions`.
         actions, step_saves, target: as there.
         is_open: which of them an image can still take, bool `(images, schedules)`.
+        tolerance: share by which one may be farther off, so that what was searched for as a whole is not cut.
     """
     reached = step_saves[trimmed].sum(-1)
     distance = (reached - target[:, None]).abs().masked_fill(~is_open, torch.inf)
-    # a tenth of a step is no reason to cut what was searched for as a whole
-    is_near = is_open & (distance <= distance.min(1, keepdim=True).values + step_saves[1:].min() / 10)
+    is_near = is_open & (distance <= distance.min(1, keepdim=True).values + tolerance)
     cut = (step_saves[actions].sum(1) - reached).masked_fill(~is_near, torch.inf)
     return is_near & (cut <= cut.min(1, keepdim=True).values + ROUNDING)

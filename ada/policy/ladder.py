@@ -23,6 +23,9 @@ LEAST_DEVIATION = 1e-6
 LEAST_SPREAD = 1e-3
 """Deviation of a main component, as a share of the largest, below which the cases do not tell what it is."""
 
+SLACK = 0.1
+"""Share of a step by which a budget may be missed, by the images of a batch all together, rather than cut a rung."""
+
 DAMAGE_FLOOR = 1e-3
 """Bounded damage below which, and above one minus which, the log-odds are no longer told apart."""
 
@@ -201,9 +204,10 @@ class LadderPolicy(AdaPolicy):
             planned = actions[chosen]
         else:
             chosen, planned = self._within_budget(actions, state, is_open, damage, logits)
-        planned = torch.where(is_on_rung[:, None], planned, 0)
-        expected = damage.gather(1, chosen[:, None])[:, 0]
-        return ReuseSchedule(planned, self.kinds, torch.where(is_on_rung, expected, torch.nan))
+        # what becomes of a rung that is cut is not known
+        is_whole = (planned == actions[chosen]).all(1) & is_on_rung
+        expected = torch.where(is_whole, damage.gather(1, chosen[:, None])[:, 0], torch.nan)
+        return ReuseSchedule(torch.where(is_on_rung[:, None], planned, 0), self.kinds, expected)
 
     def _within_budget(
         self, actions: Tensor, state: PolicyState, is_open: Tensor, damage: Tensor, logits: Tensor
@@ -212,15 +216,16 @@ class LadderPolicy(AdaPolicy):
         done = state.actions[:, : state.step]
         num_run = state.num_steps - (done[0] < 0).sum()
         step_saves = torch.tensor([0.0, *(1 - cost for cost in self.reuse_costs)], device=actions.device) / num_run
-        # an image that is on no rung saves what it has saved
-        saved_so_far = step_saves[done.clamp(min=0)].sum(1, keepdim=True)
-        saved = torch.where(is_open.any(1, keepdim=True), step_saves[actions].sum(1), saved_so_far)
+        saved = step_saves[actions].sum(1).expand_as(damage)
+        tolerance = step_saves[1:].min() * SLACK
         if self.compute is not None:
             target = torch.full_like(saved[:, 0], 1 - self.compute)
         else:
-            target = share_budget(damage, saved, is_open, 1 - cast(float, self.batch_compute))
+            wanted = 1 - cast(float, self.batch_compute)
+            target = share_budget(damage, saved, is_open, step_saves[done.clamp(min=0)].sum(1), wanted)
+            tolerance = tolerance / len(target)
         trimmed = trim(actions, step_saves, state.step, target)
-        is_nearest = nearest(trimmed, actions, step_saves, target, is_open)
+        is_nearest = nearest(trimmed, actions, step_saves, target, is_open, tolerance)
         chosen = logits.masked_fill(~is_nearest, -torch.inf).argmax(1)
         return chosen, trimmed[torch.arange(len(chosen), device=chosen.device), chosen]
 

@@ -17,10 +17,9 @@ def convex_damage(num_images: int, seed: int) -> Tensor:
     return torch.cat([torch.zeros(num_images, 1), steps.cumsum(1)], 1)
 
 
-def spread(damage: Tensor, wanted: float, is_open: Tensor | None = None) -> Tensor:
-    return share_budget(
-        damage, SAVED.expand_as(damage), torch.ones_like(damage, dtype=torch.bool) if is_open is None else is_open, wanted
-    )
+def spread(damage: Tensor, wanted: float, is_open: Tensor | None = None, done: float = 0.0) -> Tensor:
+    is_open = torch.ones_like(damage, dtype=torch.bool) if is_open is None else is_open
+    return share_budget(damage, SAVED.expand_as(damage), is_open, torch.full((len(damage),), done), wanted)
 
 
 @pytest.mark.parametrize("wanted", [0.0, 0.1, 0.2, 0.3, 0.4])
@@ -48,12 +47,20 @@ def test_a_schedule_above_the_hull_is_passed_over() -> None:
 def test_what_is_closed_is_not_taken() -> None:
     damage = convex_damage(2, 0)
     is_open = torch.tensor([[True, True, False, False, False], [False, False, True, True, True]])
-    assert spread(damage, 0.0, is_open).tolist() == pytest.approx([0.0, 0.2], abs=1e-6)
+    assert spread(damage, 0.1, is_open).tolist() == pytest.approx([0.0, 0.2], abs=1e-6)
     assert spread(damage, 0.4, is_open).tolist() == pytest.approx([0.1, 0.4], abs=1e-6)
     # the second image can take none, and has saved 20 %: the first one makes up for it
-    saved = torch.stack([SAVED, torch.full_like(SAVED, 0.2)])
     is_open = torch.tensor([[True] * 5, [False] * 5])
-    assert share_budget(damage, saved, is_open, 0.25).tolist() == pytest.approx([0.3, 0.2], abs=1e-6)
+    shared = share_budget(damage, SAVED.expand(2, -1), is_open, torch.tensor([0.0, 0.2]), 0.25)
+    assert shared.tolist() == pytest.approx([0.3, 0.2], abs=1e-6)
+
+
+def test_where_the_open_schedules_save_too_much_the_most_damaged_compute() -> None:
+    damage = torch.tensor([[0.1] * 5, [0.3] * 5, [0.2] * 5])
+    is_open = SAVED.expand(3, -1) >= 0.2
+    assert spread(damage, 0.2, is_open).tolist() == pytest.approx([0.2, 0.2, 0.2], abs=1e-6)
+    assert spread(damage, 0.15, is_open, done=0.1).tolist() == pytest.approx([0.2, 0.1, 0.15], abs=1e-6)
+    assert spread(damage, 0.0, is_open, done=0.1).tolist() == pytest.approx([0.1, 0.1, 0.1], abs=1e-6)
 
 
 ACTIONS = torch.tensor([[0, 0, 0, 0, 0, 0], [0, 1, 0, 0, 1, 0], [0, 1, 0, 2, 0, 2], [0, 1, 1, 1, 1, 1]])
@@ -73,6 +80,6 @@ def test_the_nearest_from_which_least_is_trimmed() -> None:
     is_open = torch.tensor([[True] * 4] * 5 + [[True, True, False, False]])
     target = torch.tensor([0.2, 0.3, 0.1, 0.16, 0.9, 0.3])
     trimmed = trim(ACTIONS, SAVES, 1, target)
-    allowed = nearest(trimmed, ACTIONS, SAVES, target, is_open)
+    allowed = nearest(trimmed, ACTIONS, SAVES, target, is_open, tolerance=0.005)
     # 20 % as they are; 30 % cut from 50; 10 % cut from the 20s; 15 % from the one with half steps; else what is nearest
     assert [row.nonzero().flatten().tolist() for row in allowed] == [[1, 2], [3], [1, 2], [2], [3], [1]]

@@ -158,6 +158,20 @@ def test_a_batch_spends_its_budget_to_the_step(collector: Collector, policy: Lad
     )
 
 
+@pytest.mark.parametrize("images", [1, 2, 3])
+@pytest.mark.parametrize("rungs", [[0, 5], [0, 1, 5], [0, 1, 2, 3, 4, 5]])
+def test_a_small_batch_spends_its_budget_to_the_step(
+    collector: Collector, policy: LadderPolicy, images: int, rungs: list[int]
+) -> None:
+    """A rung that was cut at one decision must not come back at the next one."""
+    ladder = replace(collector.ladder, actions=collector.ladder.actions[rungs])
+    few = LadderPolicy(**policy.config | {"ladder": ladder.to_dict()})
+    for wanted in torch.linspace(0.75, 1.0, 11).tolist():
+        actions = run(collector.pipeline, few.with_options(batch_compute=wanted), MORE_CASES[:images])
+        saved = torch.tensor([0.0, 0.7, 0.4])[actions].sum() / STEPS
+        assert saved.item() == pytest.approx((1 - wanted) * images, abs=0.7 / STEPS / 2 + 1e-6), wanted
+
+
 CURVE = Curve([0.5, 1.0, 2.0, 4.0], [0.4, 0.3, 0.2, 0.1], [0.2, 0.1, 0.05, 0.01], [0.5, 0.3, 0.1, 0.02])
 
 
