@@ -31,7 +31,7 @@ def static_schedule(policy: AdaPolicy, compute: float, num_steps: int) -> ReuseS
             f"A {type(policy).__name__} decides every step by the image and has no static schedule. Export a ladder's policy, or "
             "search a ladder with `python -m ada search`."
         )
-    policy.with_options(compute=compute)  # names what can be met
+    policy.with_options(compute=compute).check_budget(num_steps)
     ladder = policy.ladder.for_steps(num_steps)
     distance = (1 - ladder.saved(policy.reuse_costs) - compute).abs()
     return ReuseSchedule(ladder.actions[distance.argmin()][None], ladder.kinds)

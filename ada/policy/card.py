@@ -63,6 +63,10 @@ Decides, image by image, which denoising steps of `{transformer}` reuse cached b
 }}
 ```
 """
+OUTPUTS = {
+    "text-to-image": "images", "unconditional-image-generation": "images", "text-to-video": "frames", "text-to-audio": "audios",
+}  # fmt: skip
+"""What a pipeline's output is called, by the task."""
 USAGE = """## Use
 
 ```python
@@ -71,7 +75,7 @@ from blockdance import apply_blockdance
 
 pipe = DiffusionPipeline.from_pretrained("{base}")
 handle = apply_blockdance(pipe, "{address}"{wish})
-images = pipe(prompts, {arguments}).images
+{output} = pipe(prompts, {arguments}).{output}
 print(handle.report())  # per image: which steps reused, and what was saved
 ```
 
@@ -157,7 +161,9 @@ def _address(
     pipeline_settings = data_settings.get("pipeline", {}).get("init_args", {})
     call = {"num_inference_steps": _num_steps(policy), **(pipeline_settings.get("arguments") or {})}
     arguments = ", ".join(f"{name}={value!r}" for name, value in call.items())
-    usage = USAGE.format(base=_shown(base or "path/to/the/base/model"), address=address, wish=wish, arguments=arguments)
+    usage = USAGE.format(
+        base=_shown(base or "path/to/the/base/model"), address=address, wish=wish, arguments=arguments, output=OUTPUTS[task]
+    )
     card.text = _with_section(card.text, "usage", usage)
 
 
@@ -180,7 +186,9 @@ def _task(policy: "AdaPolicy") -> str:
     name = policy.base_model.transformer
     if "3D" in name or "Video" in name:
         return "text-to-video"
-    return "text-to-image" if policy.base_model.prompt_width else "unconditional-image-generation"
+    if "Audio" in name:
+        return "text-to-audio"
+    return "unconditional-image-generation" if name == "DiTTransformer2DModel" else "text-to-image"
 
 
 def _num_steps(policy: "AdaPolicy") -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 
@@ -61,11 +62,10 @@ class Curve:
             raise ValueError(
                 f"`{name}` must lie between {low:.3f} and {high:.3f}, {what} that this policy can meet; got {wanted}."
             )
-        nearest = min(range(len(values)), key=lambda place: abs(values[place] - wanted))
-        for neighbour in (nearest - 1, nearest + 1):
-            gap = values[neighbour] - values[nearest] if 0 <= neighbour < len(values) else 0.0
-            part = (wanted - values[nearest]) / gap if gap else 0.0
-            if part > 0:  # what is wanted lies between the two
-                weight, other = self.quality_weight[nearest], self.quality_weight[neighbour]
-                return float(weight * (other / weight) ** part)
-        return self.quality_weight[nearest]
+        wanted = min(max(wanted, low), high)
+        place = next(
+            place for place, (one, other) in enumerate(pairwise(values)) if min(one, other) <= wanted <= max(one, other)
+        )
+        (one, other), (weight, next_weight) = values[place : place + 2], self.quality_weight[place : place + 2]
+        part = (wanted - one) / (other - one) if other != one else 0.0
+        return float(weight * (next_weight / weight) ** part)

@@ -9,11 +9,13 @@ version is read for ever (`tests/golden`); a later one than this package knows i
 4. `pooling` of the paper's policy; before, all of them pooled in raster order
 5. `error_variance` of a ladder's predictions; before, none was reckoned with
 6. `batch_compute`: a budget that the images of a batch share
+7. `prompt_width` of the paper's policy: what it sees, where the base model's configuration does not tell
 """
 
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from torch import Tensor
 
 from blockdance import BlockDanceError
 
-VERSION = 6
+VERSION = 7
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 OUTCOME, TRAINING = "outcome.json", "training.json"
 BESIDE = (CARD, OUTCOME, TRAINING, "*.png", "table.md")
@@ -52,15 +54,24 @@ def write_folder(folder: Path, form: str, config: Mapping[str, Any], weights: Ma
         form: the policy class's name in the config.
         config: its constructor's arguments.
         weights: its `state_dict`.
+
+    Raises:
+        OSError: the folder cannot be written to, or the disk is full.
     """
     folder.mkdir(parents=True, exist_ok=True)
     content = {"format": "blockdance-ada", "version": VERSION, "form": form} | dict(config)
-    partial = folder / f"{CONFIG}.partial"
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     kept = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    save_file(kept, folder / f"{WEIGHTS}.partial", {"format": "pt"})
-    partial.replace(folder / CONFIG)
-    (folder / f"{WEIGHTS}.partial").replace(folder / WEIGHTS)
+    partials = {name: folder / f"{name}.partial" for name in (CONFIG, WEIGHTS)}
+    try:
+        partials[CONFIG].write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        save_file(kept, partials[WEIGHTS], {"format": "pt"})
+        for name, partial in partials.items():
+            partial.replace(folder / name)
+    except (OSError, SafetensorError) as error:
+        for partial in partials.values():
+            with suppress(OSError):
+                partial.unlink()
+        raise OSError(f"The policy could not be written to {folder}: {error}. Make room, or choose another folder.") from error
 
 
 def read_folder(folder: Path, name: str) -> tuple[str, dict[str, Any], dict[str, Tensor]]:

@@ -189,7 +189,11 @@ class LadderPolicy(AdaPolicy):
 
         Steps that never ran, in a generation that starts late, damaged nothing: they count as computed. If it starts after the last
         decision step, the last stage decides.
+
+        Raises:
+            ValueError: a budget that its rungs cannot meet at this number of steps.
         """
+        self.check_budget(state.num_steps)
         ladder = self.ladder_for(state.num_steps)
         stage = max(0, bisect_right(ladder.decision_steps, state.step - 1) - 1)
         actions = ladder.actions.to(state.actions.device)
@@ -263,10 +267,9 @@ class LadderPolicy(AdaPolicy):
         options: dict[str, float | None] = {"compute": None, "batch_compute": None}
         ((name, value),) = given.items()
         if name in options:
-            least = 1 - float(self.ladder.saved(self.reuse_costs).max())
-            if not least - 0.5 / self.ladder.num_steps <= value <= 1:
-                raise ValueError(f"`{name}` must lie between {least:.2f}, the most saving rung, and 1; got {value}.")
-            return self._copy(**options | {name: value})
+            budgeted = self._copy(**options | {name: value})
+            budgeted.check_budget(self.ladder.num_steps)
+            return budgeted
         if mean_compute is not None:
             value = self._measured().weight_for_compute(mean_compute)
         elif quality is not None:
@@ -276,6 +279,21 @@ class LadderPolicy(AdaPolicy):
             if not low <= value <= high:
                 raise ValueError(f"`quality_weight` must lie in the trained range, {low:g} to {high:g}; got {value}.")
         return self._copy(quality_weight=value, **options)
+
+    def check_budget(self, num_steps: int) -> None:
+        """Checks that its budget, if it has one, can be met with so many steps: stretched, its rungs may save less.
+
+        Raises:
+            ValueError: the budget lies beyond the most saving rung.
+            LadderError: too few steps for the decisions.
+        """
+        for name, value in (("compute", self.compute), ("batch_compute", self.batch_compute)):
+            if value is not None:
+                least = 1 - float(self.ladder_for(num_steps).saved(self.reuse_costs).max())
+                if not least - 0.5 / num_steps <= value <= 1:
+                    raise ValueError(
+                        f"`{name}` must lie between {least:.2f}, the most saving rung at {num_steps} steps, and 1; got {value}."
+                    )
 
     def _measured(self) -> Curve:
         if self.curve is None:

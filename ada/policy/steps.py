@@ -47,6 +47,7 @@ class StepPolicy(AdaPolicy):
         compute: share of the denoising compute to spend per image; None where λ decides.
         pooling: how features and latents become tokens: averaged on their `grid` of two or three dimensions, or in `raster` order, as
             policies of older folders were trained.
+        prompt_width: width of the prompt embeddings that it sees, 0 for none; by default what `base_model` says.
     """
 
     form: ClassVar[str] = "steps"
@@ -67,6 +68,7 @@ class StepPolicy(AdaPolicy):
         num_heads: int = 4,
         compute: float | None = None,
         pooling: Literal["grid", "raster"] = "grid",
+        prompt_width: int | None = None,
     ) -> None:
         config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__(config, BaseModel(**base_model), [Reuse(**kind) for kind in kinds])
@@ -86,7 +88,8 @@ class StepPolicy(AdaPolicy):
         self.embed_features = nn.Linear(feature_width + 1, hidden_size)
         self.embed_change = nn.Linear(feature_width + 1, hidden_size)
         self.embed_latents = nn.Linear(self.base_model.latent_channels, hidden_size)
-        self.embed_prompt = nn.Linear(self.base_model.prompt_width, hidden_size)
+        self.prompt_width = self.base_model.prompt_width if prompt_width is None else prompt_width
+        self.embed_prompt = nn.Linear(self.prompt_width, hidden_size)
         self.embed_query = nn.Sequential(
             nn.Linear(NUM_QUERY_FEATURES, hidden_size), nn.GELU(), nn.Linear(hidden_size, hidden_size)
         )
@@ -126,7 +129,7 @@ class StepPolicy(AdaPolicy):
         dtype = self.positions.dtype
         prompt_embeds, prompt_mask = state.prompt_embeds, state.prompt_mask
         if prompt_embeds is None or prompt_mask is None:
-            prompt_embeds = state.latents.new_zeros(state.num_images, 0, self.base_model.prompt_width)
+            prompt_embeds = state.latents.new_zeros(state.num_images, 0, self.prompt_width)
             prompt_mask = state.latents.new_zeros(state.num_images, 0)
         # the change of one step, as it was when the first policies were trained
         last_step = state.sigmas[state.step - 1] - state.sigmas[state.step - 2]
@@ -213,12 +216,13 @@ class StepPolicy(AdaPolicy):
         num_run = state.num_steps - int((state.actions[0, : state.step] < 0).sum())
         spent = num_run - savings.gather(-1, order).cumsum(-1)
         wanted = self.compute * num_run
-        if bool((spent[:, -1] > wanted + 0.5).any()):
+        half = savings.gather(-1, order) / 2
+        if bool((spent[:, -1] > wanted + savings.amax(-1) / 2 + 1e-6).any()):
             raise ValueError(
                 f"With {num_run} steps this policy spends {float(spent[:, -1].max()) / num_run:.2f} of the compute at least; "
                 f"`compute` {self.compute} cannot be met."
             )
-        chosen = torch.zeros_like(order, dtype=torch.bool).scatter(-1, order, spent > wanted - 0.5)
+        chosen = torch.zeros_like(order, dtype=torch.bool).scatter(-1, order, spent + half > wanted + 1e-6)
         return torch.where(chosen & is_open, kind + 1, 0)
 
 

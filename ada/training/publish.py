@@ -12,7 +12,8 @@ from lightning.pytorch import Callback
 from ada.policy import AdaPolicy, HubError
 from ada.policy.card import write_card
 from ada.policy.folder import OUTCOME, TRAINING
-from ada.policy.hub import make_repository
+from ada.policy.hub import hub_id, make_repository
+from ada.training.errors import RunError
 from ada.training.outcome import Outcome
 
 
@@ -42,8 +43,13 @@ class PushPolicy(Callback):
         """Makes the repository. Lightning's own hooks come too late for that: the data module's rollouts come before them.
 
         Raises:
+            RunError: `base_model` is no Hub id.
             HubError: the Hub cannot be reached, or refuses.
         """
+        if self.base_model is not None and hub_id(self.base_model) is None:
+            raise RunError(
+                f"`base_model` of PushPolicy must be the Hub id of the base model, `user/name`; got {self.base_model!r}."
+            )
         make_repository(self.repo_id, private=self.private)
 
     def publish(self, folder: Path) -> None:

@@ -129,11 +129,13 @@ class StepTraining(LightningModule):
         """Makes a fresh policy; one generation of any prompt tells what it will see, and what reuse costs."""
         found = probe(self.pipeline, self.kinds, prompt)
         low, high = self.quality_weight_range
+        prompt = found.state.prompt_embeds
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.policy = StepPolicy(
                 base_model=asdict(BaseModel.of(self.pipeline.transformer, self.pipeline.model)),
                 feature_width=found.state.features.shape[-1],
+                prompt_width=0 if prompt is None else prompt.shape[-1],
                 kinds=[asdict(kind) for kind in self.kinds],
                 action_costs=[1.0, *found.reuse_costs],
                 quality_weight=math.sqrt(low * high),

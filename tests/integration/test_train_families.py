@@ -188,6 +188,19 @@ def test_a_loop_says_its_number_of_steps() -> None:
         loop.with_settings(num_inference_steps=8).generate(["sun"], [1], full_compute(1, 8))
 
 
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_papers_policy_reads_what_the_family_shows(name: str) -> None:
+    """Some configurations do not tell how wide the prompts are that the transformer takes."""
+    family = TRAINED[name]
+    module = StepTraining(
+        family.frozen(), WeightedReward({"distance": Distance()}, {"distance": 1.0}), LADDER.kinds, hidden_size=16, num_layers=1,
+        num_heads=2,
+    )  # fmt: skip
+    module.prepare(family.prompts[0])
+    schedule = module.pipeline.generate([family.prompts[0]], [0], module.policy.eval()).report
+    assert schedule.actions.shape == (1, module.pipeline.num_inference_steps)
+
+
 def test_the_papers_algorithm_trains_over_class_labels_with_any_logger(tmp_path: Path) -> None:
     for split, labels in {"train": [2, 0, 5], "validation": [1, 3]}.items():
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps({"prompt": label}) + "\n" for label in labels))

@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,24 @@ def test_the_snippet_calls_the_pipeline_as_in_training(policy: AdaPolicy, folder
     assert f"pipe(prompts, {arguments}).images" in ModelCard.load(folder / "README.md").text
     shipped = ModelCard.load(SHIPPED / "README.md").text
     assert all(argument in shipped for argument in arguments.split(", "))
+
+
+@pytest.mark.parametrize(
+    ("transformer", "task", "output"),
+    [
+        ("WanTransformer3DModel", "text-to-video", "frames"),
+        ("StableAudioDiTModel", "text-to-audio", "audios"),
+        ("Lumina2Transformer2DModel", "text-to-image", "images"),
+        ("DiTTransformer2DModel", "unconditional-image-generation", "images"),
+    ],
+)
+def test_the_card_says_what_the_model_makes(policy: AdaPolicy, folder: Path, transformer: str, task: str, output: str) -> None:
+    """No matter whether the model's configuration tells the width of its prompts."""
+    policy.base_model = replace(policy.base_model, transformer=transformer, prompt_width=0)
+    write_card(folder, policy, "someone/base")
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.pipeline_tag == task
+    assert re.search(rf"^{output} = pipe\(prompts, .*\)\.{output}$", card.text, re.MULTILINE)
 
 
 def test_metadata_survives_the_hubs_own_classes(policy: AdaPolicy, folder: Path, tmp_path: Path) -> None:

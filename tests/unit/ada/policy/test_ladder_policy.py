@@ -4,6 +4,8 @@ import copy
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from ladders import (
     build_policy,
     build_reward,
 )
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -195,6 +198,13 @@ def test_wishes_for_a_mean_choose_the_weight_of_the_curve(collector: Collector, 
             policy.with_options(quality=quality)
 
 
+def test_a_mean_beside_a_plateau_of_the_curve_lies_between_its_neighbours() -> None:
+    """λ of 1, 2 and 4 all spend 60 %, 16 and 32 both 80 %."""
+    flat = Curve([1.0, 2.0, 4.0, 8.0, 16.0, 32.0], [0.4, 0.4, 0.4, 0.3, 0.2, 0.2], [0.0] * 6, [0.0] * 6)
+    assert flat.weight_for_compute(0.65) == pytest.approx(4 * 2**0.5)
+    assert flat.weight_for_compute(0.75) == pytest.approx(8 * 2**0.5)
+
+
 def test_a_bent_curve_keeps_its_promise() -> None:
     """Measured shares may rise again: a weight is good only if all larger ones are, and none is given that breaks the promise."""
     bent = replace(CURVE, changed=[0.3, 0.1, 0.2, 0.15])
@@ -226,6 +236,20 @@ def test_wishes_outside_a_step_policys_training_are_named() -> None:
             policy.with_options(compute=compute)
 
 
+@pytest.mark.parametrize(("cost", "compute", "reuses"), [(0.0, 0.9, 2), (0.3, 0.95, 1), (0.7, 0.9, 7), (0.85, 0.95, 7)])
+def test_a_step_policy_comes_nearest_to_its_budget(cost: float, compute: float, reuses: int) -> None:
+    """A reuse of twenty steps saves less than one of them where blocks after the boundary run."""
+    policy = StepPolicy(
+        base_model={"transformer": "", "num_blocks": 4, "latent_channels": 4, "prompt_width": 0}, feature_width=8, prefix=0.2,
+        kinds=[{"boundary": 1}], action_costs=[1.0, cost], hidden_size=16, num_heads=2, num_layers=1, compute=compute,
+    )  # fmt: skip
+    wanted = torch.rand(1, len(policy.decided_steps(20)), 2, generator=torch.Generator().manual_seed(0))
+    state = SimpleNamespace(num_steps=20, step=5, actions=torch.zeros(1, 20, dtype=torch.int64))
+    saving = (1 - cost) / 20
+    assert reuses == min(range(15), key=lambda count: abs(1 - compute - count * saving))
+    assert int((policy._meet_budget(wanted, cast(PolicyState, state)) > 0).sum()) == reuses
+
+
 def test_wishes_leave_the_original_alone(policy: LadderPolicy, tmp_path: Path) -> None:
     before = dict(policy.config)
     other = policy.with_options(compute=0.8)
@@ -246,6 +270,16 @@ def test_other_numbers_of_steps_are_decided(collector: Collector, policy: Ladder
     assert (report.actions > 0).sum(1).tolist() == [6, 6]
 
 
+def test_a_budget_that_stretched_rungs_cannot_meet_is_named(collector: Collector, policy: LadderPolicy) -> None:
+    """Of eight steps the last rung saves 26 %, of five less."""
+    five = collector.pipeline.with_settings(num_inference_steps=5)
+    for name in ("compute", "batch_compute"):
+        with pytest.raises(
+            ValueError, match=rf"`{name}` must lie between 0\.\d+, the most saving rung at 5 steps, and 1; got 0\.74"
+        ):
+            five.generate(["dog"], [1], policy.with_options(**{name: 0.74}))
+
+
 def test_a_ladder_is_stretched_once_for_all_steps(
     collector: Collector, policy: LadderPolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,6 +293,21 @@ def test_a_ladder_is_stretched_once_for_all_steps(
 
 
 # --- its folder ---
+
+
+def test_a_full_disk_is_an_error_of_one_line_and_leaves_what_was_there(
+    policy: LadderPolicy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy.save_pretrained(tmp_path)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+
+    def fail(*_: object) -> None:
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr("ada.policy.folder.save_file", fail)
+    with pytest.raises(OSError, match=r"could not be written to .*No space left on device\. Make room"):
+        policy.with_options(compute=0.8).save_pretrained(tmp_path)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
 def test_folder_round_trip_decides_alike_to_the_bit(
@@ -283,7 +332,7 @@ def test_folders_that_hold_no_policy_are_named(policy: LadderPolicy, tmp_path: P
     policy.save_pretrained(tmp_path / "policy")
     config, weights = tmp_path / "policy" / "config.json", tmp_path / "policy" / "model.safetensors"
     content, tensors = json.loads(config.read_text()), load_file(weights)
-    assert (content["format"], content["version"], content["form"]) == ("blockdance-ada", 6, "ladder")
+    assert (content["format"], content["version"], content["form"]) == ("blockdance-ada", 7, "ladder")
 
     save_file({name: tensor for name, tensor in tensors.items() if name != "level"}, weights)
     fails(r"(?s)incomplete or was changed by hand.*level")
@@ -295,7 +344,7 @@ def test_folders_that_hold_no_policy_are_named(policy: LadderPolicy, tmp_path: P
     save_file(tensors, weights)
 
     for change, message in (
-        ({"version": 7}, r"format version 7; this package reads up to 6\. Update"),
+        ({"version": 8}, r"format version 8; this package reads up to 7\. Update"),
         ({"form": "dreams"}, "form 'dreams'"),
         ({"format": "else"}, "holds no BlockDance-Ada policy"),
         ({"num_components": 2}, r"(?s)incomplete or was changed by hand.*size mismatch"),

@@ -116,7 +116,7 @@ def test_folders_of_older_versions_pool_as_they_were_trained(tmp_path: Path) -> 
     assert loaded.pooling == "grid"
     config = tmp_path / "config.json"
     content = json.loads(config.read_text())
-    assert (content["version"], content.pop("pooling")) == (6, "grid")
+    assert (content["version"], content.pop("pooling")) == (7, "grid")
     config.write_text(json.dumps(content | {"version": 3}))
     old = AdaPolicy.from_pretrained(tmp_path)
     assert isinstance(old, StepPolicy)
