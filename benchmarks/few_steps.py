@@ -32,7 +32,7 @@ NUM_STEPS = 4
 KINDS = (Reuse(boundary=11), Reuse(boundary=15))
 """After the paper's share of the blocks, and after the last block."""
 SCHEDULES = torch.tensor([[0, *rest] for rest in product((0, 1), repeat=NUM_STEPS - 1)])
-ORACLE_LEVELS = (0.10, 0.20, 0.30, 0.40, 0.50, 0.60)
+ORACLE_LEVELS = (0.05, 0.10, 0.15, 0.20, 0.30, 0.40, 0.50, 0.60)
 POLICY_LEVELS = (0.05, 0.10, 0.15, 0.20)
 NOISE = 2**42
 BATCH_SIZE = 64
@@ -211,8 +211,8 @@ def main(
     damage = torch.stack([measured.distance(way, own) for way in student_ways], 1)
     words = [
         bound(student_ways, damage),
-        f"A policy that decides after the third step about the fourth ({ladder}, {train_limit} training captions): "
-        + policy_words(fast, scorer, ladder, train_limit, cases, table),
+        f"A policy that decides after the third step about the fourth ({ladder}, {train_limit} training captions), beside the mixture of "
+        "that ladder alone: " + policy_words(fast, scorer, ladder, train_limit, cases, table),
     ]
     title = f"{len(cases)} composed captions, one noise each. Passes: of the transformer for one image; intervals are 95 %"
     write_table(title, HEADS, rows, words, output / "few_steps.md")
