@@ -138,7 +138,8 @@ def _evaluate(
     timings = measure.time_methods(plan, timed, request.timing(), console)
     if reason := reasons[request.compare_with]:
         raise EvaluationError(f"The row {request.compare_with!r} that all are compared with does not apply: {reason}")
-    results = _results(plan, request, recorded, measure.collect_results(store, methods, reasons, timings, cases), quick_look)
+    found = measure.collect_results(store, methods, reasons, timings, cases, request.visible_damage)
+    results = _results(plan, request, recorded, found, quick_look)
     frames, named = store.read("frames"), {method.name: method for method in methods}
     write_reports(results, lambda name, place: store.image(named[name], place, frames), sorted(shown), request.output)
     console.print(terminal_table(results))
@@ -246,6 +247,7 @@ def open_store(frozen: FrozenPipeline, request: Request) -> tuple[Store, dict[st
         **shared,
         "num_prompts": len(request.prompts),
         "seeds": request.seeds,
+        "visible_damage": request.visible_damage,
         "ladder": None if request.ladder is None else request.ladder.to_dict(),
     }
     return Store(request.output, shared | kept), recorded

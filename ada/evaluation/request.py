@@ -12,6 +12,7 @@ from ada.evaluation.methods import Cases, Method
 from ada.evaluation.methods.base import FULL_COMPUTE
 from ada.policy import AdaPolicy
 from ada.rewards import Reward
+from ada.rewards.damage import VISIBLE_DISTANCE
 from ada.rollouts.pipeline import Dtype
 from ada.schedules import Ladder
 
@@ -58,6 +59,8 @@ class Settings:
     """Shares that it spends on average in every batch, each image as it needs beside the others."""
     compare_with: str = FULL_COMPUTE
     """The row that paired differences are taken to."""
+    visible_damage: float = VISIBLE_DISTANCE
+    """τ: the perceptual distance at which a person just sees a change; the default is the embedded scorer's."""
     keep_images: bool = False
     """Keep every generated image as PNG."""
 
@@ -66,6 +69,8 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"`{name}` must be {least} or more; got {value}.")
+        if not self.visible_damage > 0:
+            raise ValueError(f"`visible_damage` must be positive; got {self.visible_damage}.")
 
 
 @dataclass(frozen=True, kw_only=True)

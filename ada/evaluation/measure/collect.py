@@ -18,6 +18,7 @@ from ada.evaluation.measure.run import Timing
 from ada.evaluation.measure.statistics import LEAST_DISTANCE, Estimate
 from ada.evaluation.measure.store import Store
 from ada.evaluation.methods.base import FEWER_STEPS, FULL_COMPUTE, STATIC, Cases, Method
+from ada.rewards.damage import VISIBLE_DISTANCE, bounded_damage, visibly_changed
 from ada.schedules import Mixture
 
 Parts = Sequence[tuple[MethodResult, float]]
@@ -25,9 +26,13 @@ Parts = Sequence[tuple[MethodResult, float]]
 
 
 def collect_results(
-    store: Store, methods: Sequence[Method], reasons: Mapping[str, str | None], timings: Mapping[str, Timing], cases: Cases
-) -> list[MethodResult]:
-    """Results of all methods, the first of which is the reference; those that do not apply carry the reason alone."""
+    store: Store, methods: Sequence[Method], reasons: Mapping[str, str | None], timings: Mapping[str, Timing], cases: Cases,
+    visible_damage: float = VISIBLE_DISTANCE,
+) -> list[MethodResult]:  # fmt: skip
+    """Results of all methods, the first of which is the reference; those that do not apply carry the reason alone.
+
+    What is bounded and what is visible is decided here, by the stored distances: another τ (`visible_damage`) needs no new images.
+    """
     batches, results, reference_timing = cases.batches(), list[MethodResult](), timings.get(methods[0].name, Timing())
     for method in methods:
         told = {name: getattr(method, name) for name in ("name", "family", "group", "note", "num_inference_steps")}
@@ -37,7 +42,7 @@ def collect_results(
             continue
         parts = [store.batch(method, batch) for batch in batches]
         features = np.concatenate([store.features(method, batch) for batch in batches])
-        per_case, timing = _per_case(parts, batches), timings.get(method.name, Timing())
+        per_case, timing = _per_case(parts, batches, visible_damage), timings.get(method.name, Timing())
         per_prompt = {name: statistics.per_prompt(values, cases.num_seeds) for name, values in per_case.items()}
         if method is methods[0]:
             full, reference_features = per_prompt, features
@@ -58,7 +63,7 @@ def collect_results(
     return with_matches(results)
 
 
-def _per_case(parts: Sequence[Mapping[str, Any]], batches: Sequence[slice]) -> dict[str, list[float]]:
+def _per_case(parts: Sequence[Mapping[str, Any]], batches: Sequence[slice], visible_damage: float) -> dict[str, list[float]]:
     """By metric and for the MACs, the decider's included, a value per case: what was measured of all batches, put together."""
     counted, own_macs = float(np.mean(parts[0]["macs"])), parts[0]["own_macs"]
     per_case: dict[str, list[float]] = {}
@@ -66,6 +71,10 @@ def _per_case(parts: Sequence[Mapping[str, Any]], batches: Sequence[slice]) -> d
         macs = part["macs"] or [counted] * (batch.stop - batch.start)
         for name, values in {**part["values"], MACS: [each + own_macs for each in macs]}.items():
             per_case.setdefault(name, []).extend(values)
+    if DISTANCE in per_case:
+        distances = torch.tensor(per_case[DISTANCE], dtype=torch.float64).clamp(min=0)  # rounding may leave less
+        per_case[BOUNDED] = bounded_damage(distances, visible_damage).tolist()
+        per_case[VISIBLE] = visibly_changed(distances, visible_damage).tolist()
     return per_case
 
 

@@ -9,7 +9,6 @@ from torch.nn import functional as F
 
 from ada.evaluation.methods.base import Generated
 from ada.rewards import PSNR, SSIM, ClipScore, PerceptualDistance, Reward, load_features
-from ada.rewards.damage import bounded_damage, visibly_changed
 
 QUALITY = "quality"
 DISTANCE = "perceptual_distance"
@@ -164,8 +163,8 @@ def measure_batch(
         reference: the same prompts and noise with every step computed.
 
     Returns:
-        By metric, a value per image or video; a video's is the mean over its frames. Beside the metrics, bounded damage, whether
-        it is visibly changed, the distance of the latents, and for videos the worst frame and the flicker.
+        By metric, a value per image or video; a video's is the mean over its frames. Beside the metrics, the distance of the latents,
+        and for videos the worst frame and the flicker.
     """
     images, others = generated.images, reference.images
     frames = images.shape[1] if images.ndim == 5 else 1
@@ -173,10 +172,6 @@ def measure_batch(
     repeated = [prompt for prompt in prompts for _ in range(frames)]
     per_frame = {name: metric.reward(flat, repeated, other_flat).reshape(-1, frames) for name, metric in metrics.items()}
     values = {name: part.mean(1).tolist() for name, part in per_frame.items()}
-    if DISTANCE in per_frame:
-        distance = per_frame[DISTANCE].double().mean(1).clamp(min=0)  # rounding may leave less
-        values[BOUNDED] = bounded_damage(distance).tolist()
-        values[VISIBLE] = visibly_changed(distance).tolist()
     values[LATENT] = latent_distance(generated.latents, reference.latents).tolist()
     if images.ndim == 5:
         if DISTANCE in per_frame:

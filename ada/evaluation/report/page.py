@@ -15,7 +15,6 @@ from ada.evaluation.measure import Results, metrics
 from ada.evaluation.report.figures import BANDED, GROUPS, colours_of, with_schedules
 from ada.evaluation.report.findings import COMPARABLE_SAVING, MIXTURE, headline_of, spending, static_curve
 from ada.grid import FRAME_MILLISECONDS, to_picture
-from ada.rewards.damage import VISIBLE_DISTANCE
 
 ImageOf = Callable[[str, int], Tensor]
 """By a method's name and the prompt's place, an image `(3, height, width)` or video `(frames, 3, height, width)` in [0, 1]; read when it
@@ -29,9 +28,9 @@ COMPLEXITY_TITLES = {
 DIGITS = 6
 NOTES = (
     "Every method ran through the stock diffusers pipeline on the same prompts, noise, sampler, precision, batch size and machine.",
-    f"Damage is the perceptual distance d to the image of full compute. A few images that turn into another picture own its raw mean, "
-    f"so the headlines are bounded damage, d / (d + {VISIBLE_DISTANCE:g}), and the share of images visibly changed, d > "
-    f"{VISIBLE_DISTANCE:g}; median, 0.9 quantile and raw mean stand beside them.",
+    "Damage is the perceptual distance d to the image of full compute. A few images that turn into another picture own its raw mean, so "
+    "the headlines are bounded damage, d / (d + {tau:g}), and the share of images visibly changed, d > {tau:g}; median, 0.9 quantile and "
+    "raw mean stand beside them.",
     "Intervals hold 95 % on log-normal damage, by simulation: studentised bootstrap over prompts for means, Wilson's score interval for "
     "shares, Woodruff's for quantiles. Noise seeds of a prompt are averaged first. The raw mean has none, because none holds.",
     "The best static mixture takes two ways that do not look at the image (plain steps, BlockDance, searched schedules), each for a part "
@@ -91,7 +90,7 @@ def page_data(results: Results, image_of: ImageOf, shown: Sequence[int]) -> dict
         "spending": _rounded([asdict(each) for each in spent]),
         "complexity_titles": COMPLEXITY_TITLES,
         "thumbnails": {place: data_uri(image_of(results.methods[0].name, place)) for place in extremes},
-        "notes": [*NOTES, *results.warnings],
+        "notes": [*(note.format(tau=results.settings["visible_damage"]) for note in NOTES), *results.warnings],
     }
 
 

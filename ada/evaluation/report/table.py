@@ -9,7 +9,6 @@ from rich.table import Table
 from ada.evaluation.measure import Column, Estimate, Match, MethodResult, Results
 from ada.evaluation.measure.metrics import BOUNDED, SAME_COMPUTE, SAME_LATENCY, STATIC_MIXTURE, VISIBLE
 from ada.evaluation.report.findings import comparable, headline_of
-from ada.rewards.damage import VISIBLE_DISTANCE
 
 CAPTION = (
     "{prompts} prompts, {seeds} noise seed(s) each; ± is half the width of the 95 % interval over prompts. Bounded damage is "
@@ -126,7 +125,5 @@ def _cells(columns: Mapping[str, Column], method: MethodResult) -> Iterator[str]
 def _caption(results: Results) -> str:
     timed = results.methods[0].seconds_per_image
     rounds = ", ".join(f"{len(values)} at batch {size}" for size, values in timed.items()) or "none ran"
-    seeds, compared_with = results.settings["seeds"], results.settings["compared_with"]
-    return CAPTION.format(
-        prompts=len(results.prompts), seeds=seeds, tau=VISIBLE_DISTANCE, rounds=rounds, compared_with=compared_with
-    )
+    seeds, tau, compared_with = (results.settings[name] for name in ("seeds", "visible_damage", "compared_with"))
+    return CAPTION.format(prompts=len(results.prompts), seeds=seeds, tau=tau, rounds=rounds, compared_with=compared_with)

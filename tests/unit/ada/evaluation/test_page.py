@@ -38,8 +38,9 @@ def page(tmp_path: Path) -> str:
     methods = [method("Full compute", "plain", [0.0] * 3), method("Ada", "ada", [0.1, 0.3, 0.2])]
     gone = MethodResult(name="Gone", family="Peers", group="peers", note="", num_inference_steps=3, reason="It has no blocks.")
     results = Results(
-        settings={"compared_with": "Full compute", "batch_size": 2}, environment={"torch": "2"}, columns=columns, prompts=PROMPTS,
-        methods=[*methods, gone], complexity={"edge_density": [0.1, 0.2, 0.3], "prompt_length": [1.0, 2.0, 2.0]},
+        settings={"compared_with": "Full compute", "batch_size": 2, "visible_damage": 0.02}, environment={"torch": "2"},
+        columns=columns, prompts=PROMPTS, methods=[*methods, gone],
+        complexity={"edge_density": [0.1, 0.2, 0.3], "prompt_length": [1.0, 2.0, 2.0]},
         warnings=["Few images."],
     )  # fmt: skip
     save_page(results, lambda name, place: torch.rand(3, 8, 8), [1], tmp_path / "index.html")
@@ -80,6 +81,7 @@ def test_the_data_survive_a_browsers_parsing(page: str) -> None:
     assert data["spending"][0]["easiest"] == [1, 2, 0]
     assert set(data["thumbnails"]) == {"0", "1", "2"}
     assert "Few images." in data["notes"]
+    assert "visibly changed, d > 0.02;" in data["notes"][1]
     assert data["quick_look"] is True
     assert data["action_colours"].keys() == {"compute", "reuse after block 3, order 0"}
 

@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 
+import pytest
+
 from ada.evaluation.measure.run import TimingPlan
 from ada.evaluation.methods.base import Method
 from ada.evaluation.methods.peers import one_by_one
-from ada.evaluation.request import Request
+from ada.evaluation.request import EvaluationOptions, Request
 
 
 def test_a_quick_look_times_plain_pipelines_and_the_policy_alone_and_says_so() -> None:
@@ -28,3 +30,9 @@ def test_a_quick_look_times_plain_pipelines_and_the_policy_alone_and_says_so() -
     assert whole.wants(alone)
     assert whole.timing() == TimingPlan([1, 8], 10, 480.0)
     assert whole.quick_look([alone]) is None
+
+
+@pytest.mark.parametrize("visible", [0.0, -0.003, float("nan")])
+def test_a_visible_damage_that_is_not_positive_is_refused(visible: float) -> None:
+    with pytest.raises(ValueError, match=r"`visible_damage` must be positive; got "):
+        EvaluationOptions(policy="policy", visible_damage=visible)

@@ -276,6 +276,16 @@ def test_bounded_damage_and_visible_changes_come_from_the_distances(backbone: Fr
     assert planted.estimates["perceptual_distance"].low is None
 
 
+def test_another_visible_damage_needs_no_new_images(backbone: FrozenPipeline, tmp_path: Path) -> None:
+    """Of five distances the third is τ: its bounded damage is one half, and the two above it are visible."""
+    plan = plan_of(backbone, tmp_path, [method("worse", WORSE)])
+    reasons = measure_methods(plan)
+    distances = collect_results(plan.store, plan.methods, reasons, {}, CASES)[1].distances
+    _, again = collect_results(plan.store, plan.methods, reasons, {}, CASES, sorted(distances)[2])
+    assert sorted(again.per_prompt["bounded_damage"])[2] == 0.5
+    assert sum(again.per_prompt["visibly_changed"]) == 2
+
+
 def test_rounds_that_are_stored_do_not_run_again(backbone: FrozenPipeline, tmp_path: Path) -> None:
     """A warm-up, then three rounds at two batch sizes, killed at the sixth call: the second try makes up what is missing."""
     calls: list[tuple[str, int]] = []
