@@ -13,7 +13,7 @@ import torch
 
 from ada.evaluation.measure import metrics, statistics
 from ada.evaluation.measure.metrics import BOUNDED, COMPUTE_SAVED, DISTANCE, MACS, VISIBLE
-from ada.evaluation.measure.results import Match, MethodResult
+from ada.evaluation.measure.results import Match, MethodResult, paired_difference
 from ada.evaluation.measure.run import Timing
 from ada.evaluation.measure.statistics import LEAST_DISTANCE, Estimate
 from ada.evaluation.measure.store import Store
@@ -197,7 +197,7 @@ def compare(own: MethodResult, parts: Parts) -> Match:
             others = mixed(parts, metric)
             expected[metric] = fmean(others)
             if metric not in metrics.RAW:
-                differences[metric] = statistics.difference(values, others)
+                differences[metric] = paired_difference(metric, values, others)
     match = Match([(row.name, part) for row, part in parts], expected, differences)
     if not own.distances:
         return match

@@ -1,14 +1,14 @@
 """What an evaluation found: per prompt and per round, with estimates and intervals; to JSON and back."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ada.evaluation.measure.metrics import COMPUTE_SAVED, COSTS, RAW, Column, difference_of
-from ada.evaluation.measure.statistics import Estimate, difference
+from ada.evaluation.measure.metrics import COMPUTE_SAVED, COSTS, RAW, VISIBLE, Column, difference_of
+from ada.evaluation.measure.statistics import Estimate, difference, share_difference
 from ada.evaluation.methods.base import CONTROLS, STATIC_GROUPS
 
 PUBLISHED = 128
@@ -163,8 +163,12 @@ class Results:
 
 def differences_of(per_prompt: Mapping[str, list[float]], baseline: Mapping[str, list[float]]) -> dict[str, Estimate]:
     """Paired differences of all metrics but the raw distances."""
-    return {
-        difference_of(name): difference(values, baseline[name])
-        for name, values in per_prompt.items()
-        if name not in (*COSTS, *RAW)
-    }
+    names = [name for name in per_prompt if name not in (*COSTS, *RAW)]
+    if per_prompt == baseline:  # the row itself, which no prompt can tell apart
+        return {difference_of(name): Estimate(0.0, 0.0, 0.0) for name in names}
+    return {difference_of(name): paired_difference(name, per_prompt[name], baseline[name]) for name in names}
+
+
+def paired_difference(metric: str, values: Sequence[float], others: Sequence[float]) -> Estimate:
+    """The mean of `values - others`, one per prompt, with the interval that holds for this metric."""
+    return (share_difference if metric == VISIBLE else difference)(values, others)

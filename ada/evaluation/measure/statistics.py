@@ -2,7 +2,8 @@
 
 Damage is close to log-normal with a standard deviation of about 1.9 in its logarithm. The percentile bootstrap of its raw mean
 holds the truth in 80 of 100 evaluations of 128 prompts instead of 95, the studentised one in 89 (`test_statistics.py` simulates
-both). So a raw mean is published without an interval; what has one is bounded (`mean`, `share`), a quantile, or on the log scale.
+both). So a raw mean is published without an interval; what has one is bounded (`mean`, `share`, `share_difference`), a quantile, or on
+the log scale.
 """
 
 from collections.abc import Sequence
@@ -72,7 +73,7 @@ def difference(values: Sequence[float], others: Sequence[float]) -> Estimate:
     return mean([ours - theirs for ours, theirs in zip(values, others, strict=True)])
 
 
-def share(values: Sequence[float]) -> Estimate:
+def share(values: Sequence[float] | Array) -> Estimate:
     """The mean of shares in [0, 1] with Wilson's score interval, which also holds where nearly all are 0 or 1.
 
     The number of prompts counts as many times as their variance is smaller than that of as many yes-or-no answers: several noise
@@ -85,6 +86,35 @@ def share(values: Sequence[float]) -> Estimate:
     value = float(sample.mean())
     low, high = _wilson(value, _effective(sample))
     return Estimate(value, min(low, value), max(high, value))
+
+
+def share_difference(values: Sequence[float], others: Sequence[float]) -> Estimate:
+    """The mean of `values - others`, shares in [0, 1] of the same prompts, whose interval adds the squares of their own intervals' arms.
+
+    Method 10 of Newcombe, "Improved confidence intervals for the difference between binomial proportions based on paired data"
+    (Statistics in Medicine 17, 1998), with the φ of the pairs, at least 0. Where nearly all are 0 or 1, so are nearly all differences,
+    of which a bootstrap knows too little: of shares of 0.5 and 2 % and 128 prompts, bootstrap-t holds the truth in 68 of 100.
+
+    Args:
+        values: one per prompt: the share of its noise seeds, or what a mixture gives it on average.
+        others: as many.
+
+    Raises:
+        ValueError: no values, or different numbers of them.
+    """
+    sides = np.stack([_sample(values), _sample(others)])
+    first, second = share(sides[0]), share(sides[1])
+    correlation = 0.0 if np.any(np.ptp(sides, axis=1) == 0) else max(0.0, float(np.corrcoef(sides[0], sides[1])[0, 1]))
+    value = first.value - second.value
+    return Estimate(value, value - _arm(first, second, correlation), value + _arm(second, first, correlation))
+
+
+def _arm(above: Estimate, below: Estimate, correlation: float) -> float:
+    """How far the difference reaches where the first share is as low, and the second as high, as their intervals allow."""
+    assert above.low is not None
+    assert below.high is not None
+    down, up = above.value - above.low, below.high - below.value
+    return float(np.sqrt(max(0.0, down**2 - 2 * correlation * down * up + up**2)))
 
 
 def quantile(values: Sequence[float], probability: float, num_seeds: int = 1) -> Estimate:

@@ -12,7 +12,7 @@ from ada.evaluation.measure.collect import compare, latencies, mixture_at, with_
 from ada.evaluation.measure.metrics import Column, all_columns
 from ada.evaluation.measure.results import MethodResult, Results, differences_of
 from ada.evaluation.measure.run import Timing
-from ada.evaluation.measure.statistics import Estimate, mean
+from ada.evaluation.measure.statistics import Estimate, mean, share_difference
 from ada.evaluation.methods.base import ADA_BATCH, SHUFFLED
 from ada.evaluation.report.findings import headline_of, static_curve
 from ada.evaluation.report.table import format_estimate, format_interval, markdown_table, terminal_table
@@ -126,6 +126,17 @@ def test_ratio_and_wins_by_hand() -> None:
     assert beside.better.value == 0.5
 
 
+def test_visible_changes_have_the_interval_of_differences_of_shares(results: Results) -> None:
+    """Ten steps change all 20 images visibly, the searched schedule none; Wilson's intervals reach 0.1611 inwards."""
+    ten, searched = results.method("Fewer steps (10)"), results.method("Searched")
+    changes = [method.per_prompt["visibly_changed"] for method in (ten, searched)]
+    expected = share_difference(*changes)
+    assert (expected.low, expected.high) == pytest.approx((1 - 2**0.5 * 0.1611, 1.0), abs=1e-4)
+    other = results.compared_with("Searched").method(ten.name)
+    assert other.estimates["visibly_changed_difference"] == expected
+    assert compare(ten, [(searched, 1.0)]).differences["visibly_changed"] == expected
+
+
 def test_what_ada_stands_beside(results: Results) -> None:
     """The searched schedule at 25 % and full compute mix to 0.08 at 20 %; plain steps to 0.16; 15 steps are just as fast."""
     matches = results.method("Ada λ=1").matches
@@ -211,6 +222,7 @@ def test_any_row_can_be_compared_with(results: Results) -> None:
     delta = other.methods[0].estimates["quality_difference"]
     assert delta.value == pytest.approx(0.1 * 0.995)
     assert other.method("Searched").estimates["quality_difference"] == Estimate(0.0, 0.0, 0.0)
+    assert other.method("Searched").estimates["visibly_changed_difference"] == Estimate(0.0, 0.0, 0.0)
     assert other.settings["compared_with"] == "Searched"
     with pytest.raises(KeyError, match="Full compute, Fewer steps"):
         results.compared_with("Nothing")

@@ -105,6 +105,60 @@ def test_intervals_of_paired_log_differences_hold() -> None:
     assert 0.92 <= held / ROUNDS <= 0.98
 
 
+def pairs(generator: np.random.Generator, medians: list[float], prompts: int, seeds: int) -> Array:
+    """Damages of several methods on the same images: `(methods, seeds, prompts)`."""
+    image = generator.normal(scale=BETWEEN, size=prompts)
+    own = generator.normal(scale=WITHIN, size=(len(medians), seeds, prompts))
+    return np.asarray(np.array(medians)[:, None, None] * np.exp(image + own))
+
+
+def shares_held(difference: Callable[[Array, Array], Estimate], medians: list[float], seeds: int) -> float:
+    """How often the interval of 128 prompts holds the difference between a method and a mixture, 70 % of it one row's and the rest
+    another's where there are three."""
+    parts = [0.7, 0.3][: len(medians) - 1] if len(medians) > 2 else [1.0]
+    truths = [float(visible(POPULATION * median / MEDIAN).mean()) for median in medians]
+    truth, generator, held = truths[0] - float(np.dot(parts, truths[1:])), np.random.default_rng(5), 0
+    for _ in range(ROUNDS):
+        own, *others = map(visible, pairs(generator, medians, 128, seeds))
+        found = difference(own, np.dot(parts, others))
+        assert found.low is not None
+        assert found.high is not None
+        held += found.low <= truth <= found.high
+    return held / ROUNDS
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+@pytest.mark.parametrize(
+    "medians", [[2e-5, 6e-5], [2e-5, 2e-5], [1e-4, 4e-4], [4e-4, 1e-3], [2e-5, 6e-5, 1.2e-4], [1e-4, 4e-4, 8e-4]]
+)
+def test_intervals_of_differences_of_shares_hold(medians: list[float], seeds: int) -> None:
+    """Of rows of which 0.5 to 30 % are visible, and of mixtures."""
+    assert shares_held(statistics.share_difference, medians, seeds) > 0.925
+
+
+def test_bootstrapped_differences_of_small_shares_do_not_hold() -> None:
+    """The reason why they have Newcombe's interval: of 0.5 and 2 %, most samples have no image to learn the spread from."""
+    assert shares_held(lambda own, other: statistics.difference(own.tolist(), other.tolist()), [2e-5, 6e-5], 1) < 0.75
+
+
+def test_a_difference_of_shares_by_hand() -> None:
+    """Newcombe's arms from Wilson's intervals: of 10 and none of 100, whose φ is 0; and of 10 that are among the other's 20, where φ is
+    ⅔: (0.1 − 0.1 · 0.2) / (0.3 · 0.4)."""
+    ten, none, twenty = ([1.0] * count + [0.0] * (100 - count) for count in (10, 0, 20))
+    apart = statistics.share_difference(ten, none)
+    assert (apart.value, apart.low, apart.high) == pytest.approx((0.1, 0.1 - 0.0581, 0.1 + 0.0744), abs=2e-3)
+    down, up = 0.1 - 0.0552, 0.2888 - 0.2
+    within = statistics.share_difference(ten, twenty)
+    assert within.low == pytest.approx(-0.1 - (down**2 - 4 / 3 * down * up + up**2) ** 0.5, abs=2e-3)
+    back = statistics.share_difference(twenty, ten)
+    assert (back.low, back.high) == pytest.approx((-within.high, -within.low))
+
+
+def test_rows_that_agree_on_every_image_may_still_differ_on_others() -> None:
+    same = statistics.share_difference([0.0] * 128, [0.0] * 128)
+    assert (same.low, same.high) == pytest.approx((-0.0291, 0.0291), abs=1e-4)
+
+
 def test_equal_values_leave_no_doubt() -> None:
     assert statistics.mean([2.5] * 9) == Estimate(2.5, 2.5, 2.5)
     assert statistics.quantile([2.5] * 9, 0.5) == Estimate(2.5, 2.5, 2.5)

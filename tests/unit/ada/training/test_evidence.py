@@ -15,6 +15,7 @@ from ladders import build_ladder
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from ada.evaluation.measure import share_difference
 from ada.policy import BaseModel, LadderPolicy
 from ada.policy.curve import Curve
 from ada.policy.sight import NUM_SIGNS
@@ -24,7 +25,7 @@ from ada.training.outcome import HeldOut, LevelOutcome, Outcome
 from benchmarks.evidence import save_gates
 from benchmarks.off_ladder import best_of_others, moves_of
 from benchmarks.reward_ablation import scale_for
-from benchmarks.rivals import best_single, compare_pair, equal_damage, spread
+from benchmarks.rivals import best_single, compare_pair, equal_damage, more_often, spread
 from benchmarks.variants import Imitation, Judged, Variant, at_looks, cross_fit, fit, keep_inputs
 
 
@@ -33,6 +34,15 @@ def test_spread_by_hand() -> None:
     damage = torch.tensor([[0.0, 4.0], [1.0, 2.0]])
     chances = torch.tensor([[0.5, 0.5], [0.0, 1.0]], dtype=torch.float64)
     assert spread(damage, chances) == "2.0000, 2.0000, 4.0000"
+
+
+def test_how_much_more_often_images_are_changed_counts_captions() -> None:
+    """Of 40 captions with two images each the first has one image changed and the second both, and by the other none: 1.5 of 40, with
+    the interval that Newcombe's method gives for these shares."""
+    changed = torch.tensor([True, False, True, True] + [False] * 76)
+    expected = share_difference([0.5, 1.0] + [0.0] * 38, [0.0] * 40)
+    found = [float(each) for each in re.findall(r"[+-][\d.]+", more_often(changed, torch.zeros(80), torch.arange(80) // 2))]
+    assert found == pytest.approx([0.0375, expected.low, expected.high], abs=1e-4)
 
 
 def test_the_best_single_schedule_saves_enough() -> None:
