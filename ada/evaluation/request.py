@@ -142,7 +142,7 @@ class Request(Settings):
         seconds = 60 * (minutes if self.timing_minutes is None else self.timing_minutes)
         if self.is_brief:
             return TimingPlan([1], QUICK_ROUNDS, seconds, weigh=False)
-        sizes = sorted({1, min(self.batch_size, len(self.prompts) * self.seeds)})
+        sizes = sorted({1, min(self.batch_size, len(self.prompts))})
         return TimingPlan(sizes, ROUNDS if self.rounds is None else self.rounds, seconds)
 
 

@@ -50,7 +50,7 @@ def collect_results(
         distances, actions = per_case.get(DISTANCE, []), [row for part in parts for row in part["actions"] or []]
         estimates = {
             **_estimates(per_prompt, distances, cases.num_seeds),
-            **latencies(timing, reference_timing, min(cases.batch_size, len(cases.prompts))),
+            **latencies(timing, reference_timing, min(cases.batch_size, len(cases.prompts) // cases.num_seeds)),
             **_single_figures(parts, actions, timing),
         }
         if len(features) > 1:

@@ -182,7 +182,8 @@ class TimingPlan:
     """How latency is measured: of the stock pipeline's call, text encoder and decoder included, and with Ada its policy.
 
     Args:
-        batch_sizes: images per call, ascending, each at most the number of cases; each size has rounds of its own.
+        batch_sizes: images per call, ascending, each at most the number of prompts, for rounds take the first noise seed; each size has
+            rounds of its own.
         rounds: most rounds at each size; 0 measures no latency.
         seconds: of all sizes together, shared equally; but for the first two of its size, no round begins later.
         weigh: whether the warm-up weighs the memory, which takes far longer on a CPU.

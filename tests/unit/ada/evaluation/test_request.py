@@ -32,6 +32,12 @@ def test_a_quick_look_times_plain_pipelines_and_the_policy_alone_and_says_so() -
     assert whole.quick_look([alone]) is None
 
 
+def test_a_timed_batch_has_a_prompt_once() -> None:
+    """Rounds take images of the first noise seed: four prompts with two seeds make no batch of eight."""
+    few = Request(prompts=["a"] * 4, indices=range(4), metrics={}, embed=lambda images: images, seeds=2, rounds=2)
+    assert few.timing().batch_sizes == [1, 4]
+
+
 @pytest.mark.parametrize("visible", [0.0, -0.003, float("nan")])
 def test_a_visible_damage_that_is_not_positive_is_refused(visible: float) -> None:
     with pytest.raises(ValueError, match=r"`visible_damage` must be positive; got "):

@@ -33,6 +33,7 @@ from ada.evaluation.methods.base import (
 )
 from ada.evaluation.methods.static import full_method
 from ada.evaluation.methods.threshold import ThresholdRule
+from ada.evaluation.request import Request
 from ada.policy import StepPolicy
 from ada.rollouts import FrozenPipeline
 from blockdance import Reuse, ReuseSchedule, apply_blockdance, full_compute
@@ -320,6 +321,18 @@ def test_a_method_is_timed_on_images_that_cost_what_all_cost_on_average(backbone
     measure_methods(plan)
     assert [batch.start for batch in typical_batches(plan, methods[0], 1)] == [2, 3, 0, 4, 1]
     assert [batch.start for batch in typical_batches(plan, methods[1], 1)] == [0, 1, 2, 3, 4]
+
+
+def test_few_prompts_with_several_seeds_are_timed_as_a_batch_and_shown(backbone: FrozenPipeline, tmp_path: Path) -> None:
+    """Two prompts with two seeds, in batches of eight: a timed batch holds both prompts, and the speed-up is that at this size."""
+    asked = Request(
+        prompts=["a", "b c"], indices=[11, 12], metrics={}, embed=lambda images: images, seeds=2, rounds=2, timing_minutes=0
+    )
+    plan = plan_of(backbone, tmp_path, [method("fewer", steps=3)], asked.cases)
+    timings = time_methods(plan, plan.methods, asked.timing())
+    fewer = collect_results(plan.store, plan.methods, measure_methods(plan), timings, asked.cases)[1]
+    assert set(fewer.seconds_per_image) == {"1", "2"}
+    assert fewer.estimates.keys() >= {"speed_up", "seconds_per_image"}
 
 
 def test_images_that_are_asked_for_later_are_made(backbone: FrozenPipeline, tmp_path: Path) -> None:
