@@ -22,6 +22,7 @@ from ada.rollouts.fingerprints import digest
 LEAST_SAVED = 0.001
 MOST_IMAGES = 384
 LEAST_ROUNDS = 2
+NOT_FINITE = "On some images it is not finite (NaN or infinite): {}."
 SKIPPED_NOTHING = "It attached without an error and skipped nothing: as many MACs as full compute."
 
 
@@ -148,18 +149,28 @@ class Measurer:
     def _keep(
         self, generated: Generated, places: Sequence[int], kept: Iterable[tuple[Method, Sequence[int], BatchReport]]
     ) -> None:
-        """Measures distinct images, and stores what methods did.
+        """Measures distinct images, and stores what methods did; refuses those of whose images anything is not finite.
 
         Args:
             generated: the images.
             places: of each, its place in the batch.
             kept: methods, each with its images' numbers among the distinct ones, an image per case of the batch, and what it did.
+
+        Raises:
+            ValueError: the reference's images are not finite, beside which nothing can be measured.
         """
         plan, batch = self._plan, self._batch
         prompts, beside = [plan.cases.prompts[batch.start + place] for place in places], self._reference.generated.take(places)
         values, features = measure_images(plan.metrics, plan.embed, generated, prompts, beside, plan.cases.batch_size)
+        known = {"image": generated.images, "features": features} | {name: torch.tensor(each) for name, each in values.items()}
         for method, numbers, report in kept:
             chosen, is_reference = list(numbers), method is plan.methods[0]
+            if broken := [name for name, each in known.items() if not each[chosen].isfinite().all()]:
+                reason = NOT_FINITE.format(", ".join(broken))
+                if is_reference:
+                    raise ValueError(f"{method.name} cannot be measured. {reason} A wider `dtype` may help.")
+                plan.store.refuse(method, reason)
+                continue
             images = generated.images[chosen]
             measurements = {
                 "values": {name: [each[number] for number in chosen] for name, each in values.items()},

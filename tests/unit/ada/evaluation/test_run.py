@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -190,6 +191,42 @@ def test_a_method_that_does_not_apply_or_skips_nothing_says_so(backbone: FrozenP
     assert refused.estimates == {}
     assert "skipped nothing" in str(skipped_nothing.reason)
     assert worked.reason is None
+
+
+def breaking(name: str, place: int) -> Method:
+    """A method whose batch from this case on has an image of NaN."""
+
+    @contextmanager
+    def accelerate(pipeline: Any, images: slice) -> Iterator[Run]:
+        decode = pipeline.vae.decode
+
+        def broken(latents: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            output = decode(latents, *args, **kwargs)
+            output[0][-1] = float("nan")
+            return output
+
+        with patch.object(pipeline.vae, "decode", broken if images.start == place else decode):
+            yield Run()
+
+    return method(name, attach=accelerate)
+
+
+def test_a_row_with_an_image_that_is_not_finite_says_so_and_stops_no_other(backbone: FrozenPipeline, tmp_path: Path) -> None:
+    """Its second batch of three; when the evaluation runs again it is not tried again."""
+    for _ in range(2):
+        _, broken, worse = run(backbone, tmp_path, breaking("broken", 2), method("worse", WORSE))
+        assert str(broken.reason).startswith("On some images it is not finite (NaN or infinite): image, features, quality, ")
+        assert broken.estimates == {}
+        assert worse.reason is None
+        assert worse.estimates.keys() >= {"bounded_damage", "frechet_distance"}
+
+
+def test_a_reference_that_is_not_finite_stops_the_evaluation(backbone: FrozenPipeline, tmp_path: Path) -> None:
+    plan = plan_of(backbone, tmp_path, [])
+    with pytest.raises(
+        ValueError, match=r"^broken cannot be measured\. On some images it is not finite .* A wider `dtype` may help\.$"
+    ):
+        measure_methods(replace(plan, methods=[breaking("broken", 0)]))
 
 
 def test_seeds_of_a_prompt_are_averaged(backbone: FrozenPipeline, tmp_path: Path) -> None:
