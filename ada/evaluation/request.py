@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ada.evaluation.measure import MOST_IMAGES, PUBLISHED, Metric, TimingPlan
+from ada.evaluation.measure.metrics import DISTANCE
 from ada.evaluation.methods import Cases, Method
 from ada.evaluation.methods.base import FULL_COMPUTE
 from ada.policy import AdaPolicy
@@ -107,6 +108,11 @@ class Request(Settings):
         super().__post_init__()
         if not self.prompts:
             raise ValueError("There are no prompts to evaluate on.")
+        if DISTANCE not in self.metrics:
+            known = ", ".join(self.metrics) or "none"
+            raise ValueError(
+                f"`metrics` must hold `{DISTANCE}`, from which damage is computed (see `default_metrics`); got {known}."
+            )
 
     @property
     def cases(self) -> Cases:

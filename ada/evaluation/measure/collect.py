@@ -47,7 +47,7 @@ def collect_results(
         if method is methods[0]:
             full, reference_features = per_prompt, features
         per_prompt[COMPUTE_SAVED] = [1 - own / theirs for own, theirs in zip(per_prompt[MACS], full[MACS], strict=True)]
-        distances, actions = per_case.get(DISTANCE, []), [row for part in parts for row in part["actions"] or []]
+        distances, actions = per_case[DISTANCE], [row for part in parts for row in part["actions"] or []]
         estimates = {
             **_estimates(per_prompt, distances, cases.num_seeds),
             **latencies(timing, reference_timing, min(cases.batch_size, len(cases.prompts) // cases.num_seeds)),
@@ -71,25 +71,19 @@ def _per_case(parts: Sequence[Mapping[str, Any]], batches: Sequence[slice], visi
         macs = part["macs"] or [counted] * (batch.stop - batch.start)
         for name, values in {**part["values"], MACS: [each + own_macs for each in macs]}.items():
             per_case.setdefault(name, []).extend(values)
-    if DISTANCE in per_case:
-        distances = torch.tensor(per_case[DISTANCE], dtype=torch.float64).clamp(min=0)  # rounding may leave less
-        per_case[BOUNDED] = bounded_damage(distances, visible_damage).tolist()
-        per_case[VISIBLE] = visibly_changed(distances, visible_damage).tolist()
-    return per_case
+    distances = torch.tensor(per_case[DISTANCE], dtype=torch.float64).clamp(min=0)  # rounding may leave less
+    damage, changed = bounded_damage(distances, visible_damage), visibly_changed(distances, visible_damage)
+    return per_case | {BOUNDED: damage.tolist(), VISIBLE: changed.tolist()}
 
 
 def _estimates(per_prompt: Mapping[str, list[float]], distances: Sequence[float], num_seeds: int) -> dict[str, Estimate]:
     """Each quantity with the interval that holds for its kind."""
     kinds = {VISIBLE: statistics.share, **dict.fromkeys(metrics.RAW, statistics.raw_mean)}
     found = {name: kinds.get(name, statistics.mean)(values) for name, values in per_prompt.items()}
-    if distances:
-        if max(distances) <= LEAST_DISTANCE:  # the reference, by definition
-            found |= dict.fromkeys((BOUNDED, VISIBLE), Estimate(0.0, 0.0, 0.0))
-        found |= {
-            metrics.MEDIAN: statistics.quantile(distances, 0.5, num_seeds),
-            metrics.TAIL: statistics.quantile(distances, 0.9, num_seeds),
-        }
-    return found
+    if max(distances) <= LEAST_DISTANCE:  # the reference, by definition
+        found |= dict.fromkeys((BOUNDED, VISIBLE), Estimate(0.0, 0.0, 0.0))
+    quantiles = {metrics.MEDIAN: 0.5, metrics.TAIL: 0.9}
+    return found | {name: statistics.quantile(distances, probability, num_seeds) for name, probability in quantiles.items()}
 
 
 def _single_figures(
@@ -127,7 +121,7 @@ def read_complexity(
     edges = [value for batch in cases.batches() for value in store.batch(reference, batch)["edge_density"]]
     densities = statistics.per_prompt(edges, cases.num_seeds)
     words = [float(len(prompt.split())) for prompt in cases.prompts[: len(densities)]]
-    static = [method.per_prompt[BOUNDED] for method in results if method.family == STATIC and BOUNDED in method.per_prompt]
+    static = [method.per_prompt[BOUNDED] for method in results if method.family == STATIC and method.reason is None]
     sensitivity = {metrics.SENSITIVITY: np.mean(static, axis=0).tolist()} if static else {}
     return {metrics.EDGE_DENSITY: densities, metrics.PROMPT_LENGTH: words, **sensitivity}
 
@@ -143,7 +137,7 @@ def with_matches(results: Sequence[MethodResult]) -> list[MethodResult]:
     static = [method for method in measured if method.is_static]
 
     def matched(method: MethodResult) -> MethodResult:
-        if method.reason is not None or method.family == FULL_COMPUTE or BOUNDED not in method.per_prompt:
+        if method.reason is not None or method.family == FULL_COMPUTE:
             return method
         column = metrics.SECONDS if metrics.SECONDS in method.estimates else metrics.SECONDS_ALONE
         timed = [row for row in plain if column in row.estimates]
@@ -198,15 +192,13 @@ def compare(own: MethodResult, parts: Parts) -> Match:
             expected[metric] = fmean(others)
             if metric not in metrics.RAW:
                 differences[metric] = paired_difference(metric, values, others)
-    match = Match([(row.name, part) for row, part in parts], expected, differences)
-    if not own.distances:
-        return match
     num_seeds = len(own.distances) // len(own.per_prompt[BOUNDED])
     logs, better = statistics.log_distances(own.distances), np.zeros(len(own.distances))
     for row, part in parts:
         logs = logs - part * statistics.log_distances(row.distances)
         better += part * statistics.wins(own.distances, row.distances)
-    match = replace(match, better=statistics.share(statistics.per_prompt(better, num_seeds)))
+    won = statistics.share(statistics.per_prompt(better, num_seeds))
+    match = Match([(row.name, part) for row, part in parts], expected, differences, won)
     if any(max(row.distances) <= LEAST_DISTANCE for row, _ in parts):
         return match
     log_ratio = statistics.mean(statistics.per_prompt(logs, num_seeds))

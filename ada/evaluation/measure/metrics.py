@@ -102,14 +102,11 @@ def default_metrics(scorer: str, device: torch.device | str = "cpu") -> dict[str
 def all_columns(metrics: Mapping[str, Column]) -> dict[str, Column]:
     """The headline metrics, the others, their differences to the chosen row, and what every method is measured by besides."""
     first, column = next(iter(metrics.items()))
-    headlines = {
+    return {
         BOUNDED: Column("Bounded damage", higher_is_better=False, decimals=3),
         VISIBLE: Column("Visibly changed", higher_is_better=False, decimals=1, scale=100.0, unit="%"),
         MEDIAN: Column("Median distance", higher_is_better=False, decimals=4),
         TAIL: Column("Distance, 0.9 quantile", higher_is_better=False, decimals=4, in_terminal=False),
-    }
-    return {
-        **(headlines if DISTANCE in metrics else {}),
         first: column,
         difference_of(first): replace(column, heading=f"Δ {column.heading.lower()}", in_table=True, in_terminal=True),
         **{name: column for name, column in metrics.items() if name != first},
@@ -174,8 +171,7 @@ def measure_batch(
     values = {name: part.mean(1).tolist() for name, part in per_frame.items()}
     values[LATENT] = latent_distance(generated.latents, reference.latents).tolist()
     if images.ndim == 5:
-        if DISTANCE in per_frame:
-            values[WORST_FRAME] = per_frame[DISTANCE].amax(1).tolist()
+        values[WORST_FRAME] = per_frame[DISTANCE].amax(1).tolist()
         values[FLICKER] = flicker(images, others).tolist()
     return values
 

@@ -23,16 +23,16 @@ class Match:
         rows: names, and the share of the images that each takes.
         expected: by metric, what this side has on average.
         differences: by metric, the method minus this side.
-        ratio: the method's distance over this side's: the geometric mean over the cases; None without distances, and where the
-            reference takes part, whose distance is 0.
         better: the share of cases on which the method is nearer to the reference; ties count half.
+        ratio: the method's distance over this side's: the geometric mean over the cases; None where the reference takes part, whose
+            distance is 0.
     """
 
     rows: list[tuple[str, float]]
     expected: dict[str, float]
     differences: dict[str, Estimate]
+    better: Estimate
     ratio: Estimate | None = None
-    better: Estimate | None = None
 
     @property
     def name(self) -> str:
@@ -42,9 +42,9 @@ class Match:
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "Match":
         """Of what `dataclasses.asdict` made."""
-        known = {name: fields[name] and Estimate(**fields[name]) for name in ("ratio", "better")}
         differences = {name: Estimate(**estimate) for name, estimate in fields["differences"].items()}
-        return cls([(name, part) for name, part in fields["rows"]], fields["expected"], differences, **known)
+        better, ratio = Estimate(**fields["better"]), fields["ratio"] and Estimate(**fields["ratio"])
+        return cls([(name, part) for name, part in fields["rows"]], fields["expected"], differences, better, ratio)
 
 
 @dataclass(frozen=True, kw_only=True)

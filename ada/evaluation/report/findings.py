@@ -83,7 +83,7 @@ class CurvePoint:
 
 def static_curve(results: Results) -> list[CurvePoint]:
     """Bounded damage and visibly changed share of the best static mixture at evenly spaced savings, with intervals."""
-    static = [method for method in results.measured if method.is_static and BOUNDED in method.per_prompt]
+    static = [method for method in results.measured if method.is_static]
     most = min(0.6, max((method.saved for method in static), default=0.0))
     points = []
     for saved in np.linspace(0, most, NUM_LEVELS).tolist() if most > 0 else []:

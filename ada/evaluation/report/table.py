@@ -83,7 +83,7 @@ def _match_rows(results: Results, rows: Sequence[tuple[MethodResult, Match]]) ->
     for method, match in rows:
         cells = [format_estimate(match.differences[name], column) for name, column in columns.items()]
         cells += ["–" if match.ratio is None else format_interval(match.ratio, Column("", decimals=2))]
-        cells += ["–" if match.better is None else format_interval(match.better, Column("", decimals=0, scale=100.0))]
+        cells += [format_interval(match.better, Column("", decimals=0, scale=100.0))]
         yield f"| {method.name} | {match.name} | " + " | ".join(cells) + " |"
 
 

@@ -1,6 +1,5 @@
 /* --- the table --- */
 const sorting = { key: null, descending: false };
-const quality = Object.keys(data.columns)[0];
 const MATCHES = {
   static_mixture: "the best static mixture of equal compute",
   same_compute: "fewer steps of equal compute",
@@ -166,13 +165,12 @@ function spending() {
 header();
 const chosen = Object.entries(data.columns).filter(([name]) => isKnown(name));
 const titled = (entries) => entries.map(([name, column]) => [name, unit(column)]);
-const upwardsFirst = ["bounded_damage", "perceptual_distance", quality].find(isKnown);
 const every = measured.map(({ name }) => [name, name]);
 const kinds = data.kinds_of_match.filter((kind) => measured.some((method) => method.matches[kind]));
 const ours = measured.find(({ name }) => data.headline && name === data.headline.method) || measured[1] || reference;
 const spenders = data.spending.map(({ name }) => name);
 options(byId("across"), titled(data.costs.filter(isKnown).map((name) => [name, data.columns[name]])), "compute_saved");
-options(byId("upwards"), titled(chosen.filter(([name]) => !data.costs.includes(name))), upwardsFirst);
+options(byId("upwards"), titled(chosen.filter(([name]) => !data.costs.includes(name))), "bounded_damage");
 options(byId("match"), kinds.map((kind) => [kind, MATCHES[kind]]), "static_mixture");
 options(byId("baseline"), every, data.settings.compared_with);
 options(byId("group"), [["", "everything"], ...Object.entries(data.groups).map(([group, [title]]) => [group, title])], "");

@@ -4,16 +4,20 @@ from dataclasses import replace
 
 import pytest
 
+from ada.evaluation.measure.metrics import Column, Metric
 from ada.evaluation.measure.run import TimingPlan
 from ada.evaluation.methods.base import Method
 from ada.evaluation.methods.peers import one_by_one
 from ada.evaluation.request import EvaluationOptions, Request
+from ada.rewards import SSIM
+
+METRICS = {"perceptual_distance": Metric(SSIM(), Column("Distance"))}
 
 
 def test_a_quick_look_times_plain_pipelines_and_the_policy_alone_and_says_so() -> None:
     groups = ("plain", "blockdance", "static", "ada", "peers")
     methods = [Method(name=group, family=group, group=group, num_inference_steps=4) for group in groups]  # type: ignore[arg-type]
-    quick = Request(prompts=["a"] * 8, indices=range(8), metrics={}, embed=lambda images: images)
+    quick = Request(prompts=["a"] * 8, indices=range(8), metrics=METRICS, embed=lambda images: images)
     assert [method.name for method in methods if quick.times(method)] == ["plain", "ada"]
     assert quick.timing() == TimingPlan([1], 2, 24.0, weigh=False)
     alone = one_by_one(methods[-1])
@@ -34,7 +38,7 @@ def test_a_quick_look_times_plain_pipelines_and_the_policy_alone_and_says_so() -
 
 def test_a_timed_batch_has_a_prompt_once() -> None:
     """Rounds take images of the first noise seed: four prompts with two seeds make no batch of eight."""
-    few = Request(prompts=["a"] * 4, indices=range(4), metrics={}, embed=lambda images: images, seeds=2, rounds=2)
+    few = Request(prompts=["a"] * 4, indices=range(4), metrics=METRICS, embed=lambda images: images, seeds=2, rounds=2)
     assert few.timing().batch_sizes == [1, 4]
 
 
@@ -42,3 +46,9 @@ def test_a_timed_batch_has_a_prompt_once() -> None:
 def test_a_visible_damage_that_is_not_positive_is_refused(visible: float) -> None:
     with pytest.raises(ValueError, match=r"`visible_damage` must be positive; got "):
         EvaluationOptions(policy="policy", visible_damage=visible)
+
+
+def test_metrics_without_the_distance_that_damage_is_computed_from_are_refused() -> None:
+    metrics = {"ssim": Metric(SSIM(), Column("SSIM"))}
+    with pytest.raises(ValueError, match=r"`metrics` must hold `perceptual_distance`.*; got ssim\."):
+        Request(prompts=["a"], indices=[0], metrics=metrics, embed=lambda images: images)

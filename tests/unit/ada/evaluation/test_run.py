@@ -362,10 +362,11 @@ def test_a_method_is_timed_on_images_that_cost_what_all_cost_on_average(backbone
 
 def test_few_prompts_with_several_seeds_are_timed_as_a_batch_and_shown(backbone: FrozenPipeline, tmp_path: Path) -> None:
     """Two prompts with two seeds, in batches of eight: a timed batch holds both prompts, and the speed-up is that at this size."""
+    plan = plan_of(backbone, tmp_path, [method("fewer", steps=3)])
     asked = Request(
-        prompts=["a", "b c"], indices=[11, 12], metrics={}, embed=lambda images: images, seeds=2, rounds=2, timing_minutes=0
+        prompts=["a", "b c"], indices=[11, 12], metrics=plan.metrics, embed=plan.embed, seeds=2, rounds=2, timing_minutes=0
     )
-    plan = plan_of(backbone, tmp_path, [method("fewer", steps=3)], asked.cases)
+    plan = replace(plan, cases=asked.cases)
     timings = time_methods(plan, plan.methods, asked.timing())
     fewer = collect_results(plan.store, plan.methods, measure_methods(plan), timings, asked.cases)[1]
     assert set(fewer.seconds_per_image) == {"1", "2"}
