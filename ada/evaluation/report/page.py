@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ada.evaluation.measure import Results, metrics
+from ada.evaluation.measure.statistics import STUDENT
 from ada.evaluation.report.figures import BANDED, GROUPS, colours_of, with_schedules
 from ada.evaluation.report.findings import COMPARABLE_SAVING, MIXTURE, headline_of, spending, static_curve
 from ada.grid import FRAME_MILLISECONDS, to_picture
@@ -80,6 +81,7 @@ def page_data(results: Results, image_of: ImageOf, shown: Sequence[int]) -> dict
         "groups": GROUPS,
         "banded": list(BANDED),
         "label_saving": COMPARABLE_SAVING,
+        "student": list(STUDENT),
         "mixture": {"name": MIXTURE, "points": _rounded([asdict(point) for point in static_curve(results)])},
         "kinds_of_match": [metrics.STATIC_MIXTURE, metrics.SAME_COMPUTE, metrics.SAME_LATENCY],
         "costs": list(metrics.COSTS),

@@ -20,7 +20,7 @@ const options = (select, entries, chosen) => {
   for (const [value, text] of entries) select.append(make("option", { value, textContent: text, selected: value === chosen }));
 };
 
-/* --- statistics: paired differences with a studentised bootstrap, as in the package --- */
+/* --- statistics: paired differences with a studentised bootstrap, of few prompts with Student's t, as in the package --- */
 const random = (seed) => () => ((seed = (Math.imul(seed, 1664525) + 1013904223) >>> 0), seed / 4294967296);
 function moments(values) {
   const mean = values.reduce((sum, value) => sum + value, 0) / values.length;
@@ -31,7 +31,10 @@ function difference(method, baseline, metric) {
   const other = baseline.per_prompt[metric];
   const values = method.per_prompt[metric].map((value, place) => value - other[place]);
   const [mean, error] = moments(values);
+  if (values.length === 1) return { value: mean, low: null, high: null };
   if (error <= 1e-12 * Math.max(1, Math.abs(mean))) return { value: mean, low: mean, high: mean };
+  const student = data.student[values.length - 2];
+  if (student) return { value: mean, low: mean - student * error, high: mean + student * error };
   const draw = random(1);
   const ratios = [];
   for (let sample = 0; sample < 1000; sample++) {

@@ -6,20 +6,19 @@ const MATCHES = {
   same_latency: "fewer steps that are just as fast",
 };
 const isKnown = (name) => measured.some((method) => method.estimates[name]);
+function halfWidth(estimate, column) {
+  if (estimate.low === null) return "";
+  return ` ±${(((estimate.high - estimate.low) / 2) * column.scale).toFixed(column.decimals)}`;
+}
 function cell(estimate, column) {
   if (!estimate) return make("td", { textContent: "–" });
-  const node = make("td", {}, show(estimate.value, column));
-  if (estimate.low !== null && estimate.low !== undefined) {
-    const half = ((estimate.high - estimate.low) / 2) * column.scale;
-    node.append(make("small", { textContent: ` ±${half.toFixed(column.decimals)}` }));
-  }
-  return node;
+  return make("td", {}, show(estimate.value, column), make("small", { textContent: halfWidth(estimate, column) }));
 }
 function verdictCell(match) {
   const node = make("td"), delta = match && match.differences.bounded_damage;
   if (delta) {
-    const [text, tone] = verdictOf(delta, data.columns.bounded_damage);
-    const figure = ` ${minus(delta.value.toFixed(3))} ±${((delta.high - delta.low) / 2).toFixed(3)}`;
+    const column = data.columns.bounded_damage, [text, tone] = verdictOf(delta, column);
+    const figure = ` ${show(delta.value, column)}${halfWidth(delta, column)}`;
     node.append(make("span", { className: tone, textContent: text }), make("small", { textContent: figure }));
     node.title = match.rows.map(([name, part]) => `${(100 * part).toFixed(0)} % ${name}`).join(" + ");
   }

@@ -4,18 +4,24 @@ import base64
 import io
 import json
 import re
+import shutil
+import subprocess
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from ada.evaluation.measure.metrics import Column, all_columns
 from ada.evaluation.measure.results import MethodResult, Results
-from ada.evaluation.measure.statistics import mean
+from ada.evaluation.measure.statistics import difference, mean
 from ada.evaluation.report.page import data_uri, save_page
 
+NODE = shutil.which("node")
 PROMPTS = ["</script><b>a prompt that would break a careless page</b>", "b", "c"]
 
 
@@ -97,6 +103,50 @@ def test_every_element_that_the_script_looks_for_is_there(page: str) -> None:
     wanted = set(re.findall(r'byId\("([^"]+)"\)', page))
     assert len(wanted) > 15
     assert wanted <= set(re.findall(r'id="([^"]+)"', page))
+
+
+def run_script(page: str, expression: str) -> Any:
+    """What the page's own script makes of an expression, without a document."""
+    parser = Scripts()
+    parser.feed(page)
+    data, script = parser.scripts
+    until_it_starts = script.partition("/* --- start --- */")[0]
+    document = f"const document = {{ getElementById: () => ({{ textContent: {json.dumps(data)} }}) }};"
+    node = """
+        class Node { textContent = ""; children = [];
+          append(...children) { this.children.push(...children); }
+          setAttribute() {}
+          get text() { return this.textContent + this.children.map((child) => child.text ?? child).join(""); } }
+        document.createElement = () => new Node();"""
+    code = f"{document}{node}{until_it_starts};console.log(JSON.stringify({expression}));".replace('"use strict";', "")
+    assert NODE is not None
+    return json.loads(subprocess.run([NODE, "-"], input=code, capture_output=True, text=True, check=True).stdout)
+
+
+@pytest.mark.skipif(NODE is None, reason="needs node")
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_differences_of_few_prompts_are_those_of_the_package(page: str, count: int) -> None:
+    values, others = [0.5, 0.1, 0.4, 0.2, 0.9, 0.3, 0.6][:count], [0.1, 0.2, 0.0, 0.4, 0.1, 0.2, 0.3][:count]
+    sides = ", ".join(json.dumps({"per_prompt": {"quality": side}}) for side in (values, others))
+    found, expected = run_script(page, f'difference({sides}, "quality")'), difference(values, others)
+    assert found == {name: each if each is None else pytest.approx(each) for name, each in asdict(expected).items()}
+
+
+@pytest.mark.skipif(NODE is None, reason="needs node")
+def test_differences_of_many_prompts_are_nearly_those_of_the_package(page: str) -> None:
+    """Other resamples are drawn: the ends differ by a tenth of the width at most."""
+    values, others = np.random.default_rng(0).gamma(2.0, size=(2, 60)).tolist()
+    sides = ", ".join(json.dumps({"per_prompt": {"quality": side}}) for side in (values, others))
+    found, expected = run_script(page, f'difference({sides}, "quality")'), difference(values, others)
+    assert expected.half_width is not None
+    assert [found["low"], found["high"]] == pytest.approx([expected.low, expected.high], abs=0.2 * expected.half_width)
+
+
+@pytest.mark.skipif(NODE is None, reason="needs node")
+@pytest.mark.parametrize(("ends", "text"), [((None, None), "0.250"), ((0.125, 0.375), "0.250 ±0.125")])
+def test_a_verdict_shows_an_interval_where_there_is_one(page: str, ends: tuple[float | None, float | None], text: str) -> None:
+    match = {"differences": {"bounded_damage": {"value": 0.25, "low": ends[0], "high": ends[1]}}, "rows": []}
+    assert run_script(page, f"verdictCell({json.dumps(match)}).text").endswith(f" {text}")
 
 
 def test_pictures_keep_their_pixels_and_videos_their_frames() -> None:
