@@ -4,7 +4,8 @@ import json
 import os
 import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -43,12 +44,9 @@ class Store:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
     def write(self, name: str, content: Any) -> None:
-        """Writes JSON whole or not at all."""
-        path = self.parts / f"{name}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.partial")
-        temporary.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-        os.replace(temporary, path)
+        """Writes JSON."""
+        with _whole(self.parts / f"{name}.json") as partial:
+            partial.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
 
     def reason(self, method: Method) -> str | None:
         """Why a method does not apply; None where it does, or has not run yet."""
@@ -65,9 +63,8 @@ class Store:
 
     def add_batch(self, method: Method, batch: slice, measurements: Mapping[str, Any], features: Tensor) -> None:
         """Keeps a batch: features `(images, width)` first, so that the measurements mark it as complete."""
-        path = self._features(method, batch)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(path, features.cpu().numpy())
+        with _whole(self._features(method, batch)) as partial, partial.open("wb") as file:
+            np.save(file, features.cpu().numpy())
         self.write(f"{key_of(method)}/batch-{batch.start}-{batch.stop}", measurements)
 
     def features(self, method: Method, batch: slice) -> "np.ndarray[Any, np.dtype[np.float32]]":
@@ -88,9 +85,8 @@ class Store:
         """
         for place, image in zip(places, images, strict=True):
             tall = torch.cat(list(image), dim=-2) if image.ndim == 4 else image
-            path = self._picture(method, place)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            to_picture(tall.cpu()).save(path)
+            with _whole(self._picture(method, place)) as partial:
+                to_picture(tall.cpu()).save(partial, "PNG")
 
     def has_images(self, method: Method, places: Sequence[int]) -> bool:
         """Whether the images of all these cases were kept."""
@@ -104,6 +100,18 @@ class Store:
 
     def _picture(self, method: Method, place: int) -> Path:
         return self.images / key_of(method) / f"{place:05d}.png"
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A place to write a file to, which is there whole or not at all: at the end it moves to its own, unless the writer was stopped."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def key_of(method: Method) -> str:

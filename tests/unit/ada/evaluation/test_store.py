@@ -1,7 +1,10 @@
 """Whose measurements are whose: what a store depends on, and what its rows do."""
 
+import io
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -44,6 +47,33 @@ def test_other_settings_take_nothing_from_an_earlier_run(tmp_path: Path) -> None
     assert again.read("decisions") == [1]
     assert again.image(method, 3).max() == 0
     assert light.read("decisions") is None
+
+
+@pytest.mark.parametrize(("kept", "writer"), [("batch", "numpy.save"), ("images", "PIL.Image.Image.save")])
+def test_what_is_killed_while_it_is_written_leaves_what_was_there(tmp_path: Path, kept: str, writer: str) -> None:
+    """Half of a file reaches the disk: the first time nothing is there afterwards, the second time what the whole write left."""
+
+    def killed(*given: Any) -> None:
+        file = next(each for each in given if isinstance(each, (Path, io.IOBase)))
+        file.write_bytes(b"half") if isinstance(file, Path) else file.write(b"half")
+        raise KeyboardInterrupt
+
+    def keep(value: float) -> None:
+        if kept == "batch":
+            store.add_batch(method, slice(0, 1), {}, torch.full((1, 2), value))
+        else:
+            store.add_images(method, [0], torch.full((1, 3, 2, 2), value))
+
+    def files() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    method, store = full_method(STEPS), Store(tmp_path, {})
+    for _ in range(2):
+        before = files()
+        with patch(writer, killed), pytest.raises(KeyboardInterrupt):
+            keep(1.0)
+        assert files() == before
+        keep(0.0)
 
 
 def test_another_policy_is_another_row(policy: StepPolicy) -> None:
