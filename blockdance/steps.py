@@ -12,8 +12,10 @@ from blockdance.schedulers import is_unset, steps_of
 
 FUSED_GUIDANCE = "cond_uncond"
 """The `cache_context` in which diffusers' pipelines call the model for both guidance branches at once."""
-MAX_CALLS = 8
-"""Most calls of one name at one step: with more, it is not guidance that repeats the timestep."""
+MAX_CALLS = 64
+"""Most calls of one name at one step where nothing but the timestep tells the step: with more, it is not guidance that repeats it."""
+MAX_RESTARTS = 8
+"""Generations given up after their first step, one after the other, of which nothing is said."""
 
 
 class Location(NamedTuple):
@@ -69,7 +71,7 @@ class StepTracker:
                 same latents from the first step of another generation.
 
         Raises:
-            StepUnknownError: neither context, scheduler nor `num_inference_steps` tells.
+            StepUnknownError: neither context, scheduler nor `num_inference_steps` tells, or the timestep stands still for `MAX_CALLS`.
         """
         name = "call" if context is None else context.name
         changed = self._read_scheduler(context)
@@ -109,16 +111,19 @@ class StepTracker:
 
     def _is_restart(self, name: str, context: Any, latents: Any) -> bool:
         """Whether a call whose timestep is that of the last call belongs to another generation."""
-        if self._repeats[name] + 1 >= MAX_CALLS:
-            is_restart = True
-        elif self._pipeline is not None or getattr(context, "step_index", None) is not None:
-            is_restart = False
-        else:
-            before = self._latents.get(name)
-            is_restart = isinstance(before, Tensor) and not (before.shape == latents.shape and torch.equal(before, latents))
+        if self._pipeline is not None or getattr(context, "step_index", None) is not None:
+            return False  # the step is told: whatever is called again in it, guidance or tiles, belongs to it
+        before = self._latents.get(name)
+        is_restart = isinstance(before, Tensor) and not (before.shape == latents.shape and torch.equal(before, latents))
+        if not is_restart and self._repeats[name] + 1 == MAX_CALLS:
+            raise StepUnknownError(
+                f"The model was called more than {MAX_CALLS} times at the same timestep with equal latents, which is no denoising loop. "
+                "To time single calls, turn BlockDance off; else apply it to the pipeline, or tell the step: "
+                "`with transformer.cache_context(name, step_index=…)`."
+            )
         if is_restart:
             self._restarts += 1
-            if self._restarts == MAX_CALLS:
+            if self._restarts == MAX_RESTARTS:
                 warnings.warn(
                     "The timestep does not move from call to call, so BlockDance takes each for the first step of a generation and "
                     "reuses nothing. Apply it to the pipeline, or tell the step: `with transformer.cache_context(name, step_index=…)`.",

@@ -152,6 +152,16 @@ def test_calls_that_the_pipeline_does_not_name_have_their_own_caches() -> None:
     assert outputs == [333, 5333, 233, 5233, 111, 5111]
 
 
+def test_each_of_many_tiles_has_a_cache_of_its_own() -> None:
+    """Nine calls a step; every tile reuses what it gave itself."""
+    model = ToyTransformer()
+    scheduler = SimpleNamespace(timesteps=torch.tensor([3.0, 2.0, 1.0]))
+    apply_blockdance(SimpleNamespace(transformer=model, scheduler=scheduler), schedule([[0, 1, 0]], Reuse(boundary=1)))
+    for timestep, plain in ((3.0, 333), (2.0, 233), (1.0, 111)):
+        tiles = [model(torch.full((1, 1), 1000.0 * tile), torch.tensor([timestep])) for tile in range(9)]
+        assert [int(output) for output in tiles] == [1000 * tile + plain for tile in range(9)]
+
+
 def test_a_branch_that_paused_reuses_nothing_from_before() -> None:
     """The second call of a step is left out at steps 1 and 2: at step 3 its cache is three steps old, so it computes."""
     model = ToyTransformer()

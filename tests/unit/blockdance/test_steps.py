@@ -20,7 +20,7 @@ from diffusers.hooks.hooks import CacheContext
 
 from blockdance import StepUnknownError
 from blockdance.schedulers import noise_levels, steps_of
-from blockdance.steps import StepTracker
+from blockdance.steps import MAX_CALLS, StepTracker
 
 
 def tracker_on(timesteps: list[float]) -> tuple[StepTracker, Any]:
@@ -200,12 +200,32 @@ def test_without_a_scheduler_other_latents_at_the_same_timestep_are_another_gene
     assert [place.step for place in places] == [0, 0, 0, 0, 1, 1]
 
 
-@pytest.mark.parametrize("moving", [True, False])
-def test_a_timestep_that_does_not_move_is_said(moving: bool) -> None:
+def test_where_the_scheduler_or_a_context_tells_the_step_every_call_has_a_name_of_its_own() -> None:
+    """A tiled epilogue calls the model for each tile: more calls than any guidance makes."""
+    tracker, _ = tracker_on([900.0, 600.0])
+    told = StepTracker(None, 2)
+    for step, timestep in enumerate((900.0, 600.0)):
+        names = [tracker.locate(timestep, None).branch for _ in range(100)]
+        assert names == ["call", *(f"call {tile}" for tile in range(1, 100))]
+        context = CacheContext("cond", step_index=step)
+        places = [told.locate(timestep, context, torch.full((1,), float(tile))) for tile in range(100)]
+        assert len({place.branch for place in places}) == 100
+        assert [place.is_new_generation for place in places] == [step == 0, *[False] * 99]
+
+
+def test_a_timestep_that_does_not_move_is_said() -> None:
     tracker = StepTracker(None, 30)
     with pytest.warns(UserWarning, match="timestep does not move"):
-        places = [tracker.locate(9, None, torch.full((1,), float(call * moving))) for call in range(100)]
-    assert len({place.branch for place in places}) <= 8
+        places = [tracker.locate(9, None, torch.full((1,), float(call))) for call in range(100)]
+    assert {place.branch for place in places} == {"call"}
+
+
+def test_calls_that_never_move_are_refused_before_their_names_run_out() -> None:
+    tracker, latents = StepTracker(None, 30), torch.zeros(1)
+    names = {tracker.locate(9, None, latents).branch for _ in range(MAX_CALLS)}
+    assert len(names) == MAX_CALLS
+    with pytest.raises(StepUnknownError, match=r"64 times at the same timestep(.|\n)*step_index"):
+        tracker.locate(9, None, latents)
 
 
 def test_the_levels_that_contexts_tell() -> None:
