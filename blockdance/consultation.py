@@ -10,7 +10,7 @@ from torch import Tensor
 from blockdance.errors import ScheduleError
 from blockdance.generation import Generation
 from blockdance.layouts import BlockLayout
-from blockdance.observation import MIN_HISTORY, NoiseScale, PolicyState, token_grid
+from blockdance.observation import NoiseScale, PolicyState, token_grid
 from blockdance.pieces import RowSet
 from blockdance.plan import Decider, Movable
 from blockdance.schedule import COMPUTE, ReuseSchedule
@@ -113,7 +113,7 @@ class Consultation:
     def _is_due(self, generation: Generation, step: int) -> bool:
         """Whether a decider is asked after this step: after each of its decision steps at which there is enough to see. A generation
         that starts so late (img2img) that none is left asks it once, as early as it can."""
-        earliest = generation.observer.first_step + MIN_HISTORY - 1
+        earliest = generation.observer.earliest_decision(self._steps.sigmas)
         steps = [due for due in self._decider.decision_steps(self._steps.num_steps) if due >= earliest]
         return step in (steps or [earliest])
 

@@ -157,18 +157,19 @@ def predict_clean(before: Tensor, after: Tensor, levels: tuple[float, float], sc
 
     Args:
         before, after: latents of equal shape.
-        levels: their noise levels.
+        levels: their noise levels, which differ.
         scale: what the levels mean.
     """
     (alpha, sigma), (alpha_after, sigma_after) = scale.split(levels[0]), scale.split(levels[1])
-    determinant = sigma * alpha_after - sigma_after * alpha
-    if abs(determinant) < 1e-9:
-        return after
-    return (sigma * after.float() - sigma_after * before.float()) / determinant
+    return (sigma * after.float() - sigma_after * before.float()) / (sigma * alpha_after - sigma_after * alpha)
 
 
 class Observer:
-    """Collects during a generation what a decider will see."""
+    """Collects during a generation what a decider will see.
+
+    A step that leads to its own noise level predicts nothing. Second-order schedulers (Heun, PNDM) take one after each first stage, which
+    is the deterministic first-order step of which `predict_clean` speaks; the second corrects where it led.
+    """
 
     def __init__(self) -> None:
         self.first_step = -1
@@ -179,11 +180,23 @@ class Observer:
 
     def see(self, latents: Tensor, step: int, levels: Sequence[float], scale: NoiseScale) -> None:
         """Takes the latents before a step; called once a step."""
-        if self._latents is not None and self._latents.shape == latents.shape and step > self._step:
+        if self._latents is not None and self._latents.shape == latents.shape and levels[step] != levels[self._step]:
             self._clean.append(predict_clean(self._latents, latents, (levels[self._step], levels[step]), scale))
             self._clean = self._clean[-HISTORY:]
-        self.first_step = step if self._latents is None else self.first_step
+        self.first_step = step if self.first_step < 0 else self.first_step
         self._latents, self._step = latents, step
+
+    def restart(self) -> None:
+        """Drops the latents, which something else than a step will change. Predictions that are too few for a decider go as well: it is
+        as if the generation began at the next step."""
+        self._latents = None
+        if len(self._clean) < MIN_HISTORY:
+            self._clean, self.first_step = [], -1
+
+    def earliest_decision(self, levels: Sequence[float]) -> int:
+        """The first step after which there are `MIN_HISTORY` predictions; the number of steps where there never will be."""
+        predicting = [step for step in range(self.first_step, len(levels) - 1) if levels[step + 1] != levels[step]]
+        return predicting[MIN_HISTORY - 1] if len(predicting) >= MIN_HISTORY else len(levels)
 
     def has_seen(self, step: int) -> bool:
         """Whether this step's latents were shown already: its other guidance branches have the same."""

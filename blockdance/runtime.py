@@ -115,9 +115,11 @@ class Controller:
         self._executor.clear()
 
     def invalidate(self) -> None:
-        """Drops the caches; the generation goes on at the same step, and the next call computes."""
+        """Drops the caches, and the latents with which a decider's next are compared; the generation goes on at the same step, and the
+        next call computes."""
         if self._generation is not None:
             self._generation.free()
+            self._generation.observer.restart()
 
     @property
     def plan(self) -> Plan:

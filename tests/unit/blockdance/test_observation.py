@@ -5,7 +5,13 @@ from typing import Any
 import pytest
 import torch
 from conftest import NUM_BLOCKS, build_flux, build_pixart_pipeline
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, PixArtSigmaPAGPipeline
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    PixArtSigmaPAGPipeline,
+)
 from torch import Tensor, nn
 
 from blockdance import PolicyState, Reuse, ReuseSchedule, ScheduleError, apply_blockdance
@@ -15,7 +21,7 @@ STEPS = 8
 KINDS = (Reuse(boundary=1), Reuse(boundary=2, order=1, weight=0.5))
 
 
-def run(pipeline: Any, prompts: list[str], seeds: list[int], **options: float) -> Tensor:
+def run(pipeline: Any, prompts: list[str], seeds: list[int], **options: Any) -> Tensor:
     given = {"num_inference_steps": STEPS, "guidance_scale": 3.0, "max_sequence_length": 12} | options
     latents: Tensor = pipeline(
         prompts, use_resolution_binning=False, clean_caption=False, output_type="latent",
@@ -66,11 +72,6 @@ def test_clean_latents_of_a_variance_preserving_diffusion_are_exact(before: floa
     torch.testing.assert_close(found, clean.float(), atol=2e-4, rtol=0)
 
 
-def test_a_step_that_moves_nothing_gives_the_latents() -> None:
-    latents = torch.randn(1, 4, 8, 8)
-    assert torch.equal(predict_clean(latents, latents, (0.5, 0.5), NoiseScale(is_flow=True)), latents)
-
-
 def test_scale_is_read_from_the_scheduler() -> None:
     flow = NoiseScale(is_flow=True)
     assert NoiseScale.of(FlowMatchEulerDiscreteScheduler(), [5.0]) == flow
@@ -104,19 +105,30 @@ def test_observer_keeps_the_last_predictions_of_one_size() -> None:
     assert observer.clean.shape == (2, HISTORY, 4, 4, 4), "latents of another size tell nothing of the step before"
 
 
-def test_clean_latents_are_the_schedulers_own_of_the_guided_prediction() -> None:
-    """DDIM with η = 0 says itself what x̂₀ is."""
-    pipeline = build_pixart_pipeline()
-    pipeline.scheduler = DDIMScheduler(clip_sample=False)
+def predictions_of(scheduler: Any) -> list[Tensor]:
+    """The scheduler's own x̂₀ of every call of `step` from now on."""
     own: list[Tensor] = []
-    step = pipeline.scheduler.step
+    step = scheduler.step
 
     def recording(*args: Any, **kwargs: Any) -> tuple[Tensor]:
         output = step(*args, **kwargs | {"return_dict": True})
         own.append(output.pred_original_sample.clone())
         return (output.prev_sample,)
 
-    pipeline.scheduler.step = recording
+    scheduler.step = recording
+    return own
+
+
+def assert_shows(state: PolicyState, predicted: list[Tensor]) -> None:
+    expected = torch.stack(predicted, 1)
+    torch.testing.assert_close(state.clean, expected, atol=1e-3 * float(expected.abs().max()), rtol=0)
+
+
+def test_clean_latents_are_the_schedulers_own_of_the_guided_prediction() -> None:
+    """DDIM with η = 0 says itself what x̂₀ is."""
+    pipeline = build_pixart_pipeline()
+    pipeline.scheduler = DDIMScheduler(clip_sample=False)
+    own = predictions_of(pipeline.scheduler)
     nothing = [[0] * STEPS]
     decider = Recorder((2, 5), nothing, nothing)
     with apply_blockdance(pipeline, decider):
@@ -124,12 +136,56 @@ def test_clean_latents_are_the_schedulers_own_of_the_guided_prediction() -> None
     first, second = decider.states
     assert first.clean.shape == (2, 3, 4, 8, 8)
     assert second.clean.shape == (2, HISTORY, 4, 8, 8)
-    for state, predicted in ((first, own[:3]), (second, own[2:6])):
-        expected = torch.stack(predicted, 1)
-        torch.testing.assert_close(state.clean, expected, atol=1e-3 * float(expected.abs().max()), rtol=0)
+    assert_shows(first, own[:3])
+    assert_shows(second, own[2:6])
     assert not torch.allclose(own[2], own[1], rtol=0.01), "the predictions must differ, or the test would see nothing"
     alphas = pipeline.scheduler.alphas_cumprod[pipeline.scheduler.timesteps]
     torch.testing.assert_close(first.sigmas, (1 - alphas).sqrt() / ((1 - alphas).sqrt() + alphas.sqrt()))
+
+
+def test_of_a_scheduler_in_two_stages_the_first_ones_are_shown() -> None:
+    """Heun's even calls lead to a new noise level, the odd ones to their own. A decider that would be asked after the second call, when
+    there is one prediction, is asked after the third."""
+    pipeline = build_pixart_pipeline()
+    pipeline.scheduler = HeunDiscreteScheduler()
+    own = predictions_of(pipeline.scheduler)
+    calls = 2 * STEPS - 1
+    early, late = Recorder((1,), [[0] * calls]), Recorder((8,), [[0] * calls])
+    for decider, step, shown in ((early, 3, (0, 2)), (late, 9, (2, 4, 6, 8))):
+        own.clear()
+        with apply_blockdance(pipeline, decider):
+            run(pipeline, ["dog"], [1])
+        (state,) = decider.states
+        assert state.step == step
+        assert_shows(state, [own[call] for call in shown])
+
+
+def test_latents_that_a_callback_rewrote_are_not_taken_for_a_step_of_the_model() -> None:
+    """New noise after step 3: where that step led is not known, and the predictions around it are what they are."""
+    pipeline = build_pixart_pipeline()
+    pipeline.scheduler = DDIMScheduler(clip_sample=False)
+    own = predictions_of(pipeline.scheduler)
+    decider = Recorder((5,), [[0] * STEPS])
+    with apply_blockdance(pipeline, decider) as handle:
+
+        def rewrite(step: int, timestep: Tensor, latents: Tensor) -> None:
+            if step == 3:
+                latents.normal_()
+                handle.invalidate()
+
+        run(pipeline, ["dog"], [1], callback=rewrite, callback_steps=1)
+    assert_shows(decider.states[0], [own[step] for step in (1, 2, 4, 5)])
+
+
+def test_latents_rewritten_before_there_is_enough_to_see_begin_anew() -> None:
+    """After step 1, where a decider would be asked, there is one prediction; from step 2 on there are two after step 3."""
+    pipeline = build_pixart_pipeline()
+    decider = Recorder((1,), [[0] * STEPS])
+    with apply_blockdance(pipeline, decider) as handle:
+        run(pipeline, ["dog"], [1], callback=lambda step, *rest: handle.invalidate() if step == 1 else None, callback_steps=1)
+    (state,) = decider.states
+    assert state.step == 4
+    assert state.clean.shape == (1, 2, 4, 8, 8)
 
 
 @pytest.mark.parametrize(("guidance_scale", "first"), [(3.0, 2), (1.0, 0)], ids=["uncond, cond, perturbed", "cond, perturbed"])
