@@ -176,6 +176,20 @@ def detach(session: Session) -> None:
                 attachment.let_go()
 
 
+def refuse_steered(transformer: nn.Module, pipeline: Any) -> None:
+    """Sees that a pipeline's calls of a transformer are plain, for measurements of what they would be without a plan.
+
+    Raises:
+        BlockDanceError: a plan steers them.
+    """
+    attachment = attachment_of(transformer)
+    if attachment is not None and attachment.steering(pipeline) is not None:
+        raise BlockDanceError(
+            f"BlockDance is on for this {type(transformer).__name__}, so its steps that reuse would be measured, and not what they reuse. "
+            "Turn it off first: `remove_blockdance(pipe)`, or the `remove()` of the handle that `apply_blockdance` returned."
+        )
+
+
 def _refuse_second(transformer: nn.Module, session: Session) -> None:
     attachment = attachment_of(transformer)
     for other in [] if attachment is None else attachment.sessions:

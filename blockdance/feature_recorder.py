@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
+from blockdance.attachment import refuse_steered
 from blockdance.call_shape import CallShape
 from blockdance.cost import cost_of
 from blockdance.errors import BlockDanceError, UnsupportedModelError
@@ -34,6 +35,7 @@ class FeatureRecorder:
 
     Raises:
         UnsupportedModelError: no block layout is known, or the pipeline has several transformers and none is named.
+        BlockDanceError: on entering, BlockDance is on for the transformer.
     """
 
     def __init__(self, pipeline: Any, num_images: int, component: str | None = None) -> None:
@@ -44,6 +46,7 @@ class FeatureRecorder:
                 f"{', '.join(transformers)}."
             )
         (self._transformer,) = transformers.values()
+        self._pipeline = pipeline
         self._layout: BlockLayout = find_layout(self._transformer)
         self._blocks = blocks_of(self._transformer, self._layout)
         self._tracker = StepTracker(pipeline, None, self._layout.timestep_rises)
@@ -59,6 +62,7 @@ class FeatureRecorder:
         self._hooks = ExitStack()
 
     def __enter__(self) -> "FeatureRecorder":
+        refuse_steered(self._transformer, self._pipeline)
         located = self._transformer.register_forward_pre_hook(self._locate, with_kwargs=True)
         self._hooks.callback(located.remove)
         for position, block in enumerate(self._blocks):
@@ -154,6 +158,9 @@ def measure_feature_change(
         prompts: a few prompts.
         component: name of the transformer, where the pipeline has several.
         options: passed to the pipeline, such as `num_inference_steps` or `generator`.
+
+    Raises:
+        BlockDanceError: BlockDance is on for the transformer, or fewer than two steps were seen.
     """
     with FeatureRecorder(pipeline, len(prompts) * options.get("num_images_per_prompt", 1), component) as recorder:
         pipeline(list(prompts), **options)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from blockdance.api import apply_blockdance
+from blockdance.attachment import refuse_steered
 from blockdance.errors import ScheduleError
 from blockdance.layouts import block_stack, find_layout
 from blockdance.schedule import PAPER_BOUNDARY, BlockDanceConfig, ReuseSchedule
@@ -91,6 +92,7 @@ class OutcomeSearch:
     Raises:
         ScheduleError: there is no prompt or no seed.
         UnsupportedModelError: no block layout is known, or there is no such transformer.
+        BlockDanceError: BlockDance is on for one of the transformers.
     """
 
     def __init__(
@@ -111,6 +113,8 @@ class OutcomeSearch:
         if not self._cases:
             raise ScheduleError("There is nothing to try schedules on: give one prompt and one seed at least.")
         transformers = list(transformers_of(pipeline, component).values())
+        for transformer in transformers:
+            refuse_steered(transformer, pipeline)
         layouts = [find_layout(transformer) for transformer in transformers]
         self._num_blocks = min(len(block_stack(one, layout)) for one, layout in zip(transformers, layouts, strict=True))
         self._cases_at_once = 1 if any(layout.one_image for layout in layouts) else len(self._cases)

@@ -10,6 +10,7 @@ from diffusers import PixArtTransformer2DModel
 
 from blockdance import (
     BlockDanceConfig,
+    BlockDanceError,
     BlockLayout,
     Outcome,
     OutcomeSearch,
@@ -69,6 +70,17 @@ def test_every_outcome_is_what_its_schedule_does_alone() -> None:
             damage = (latents() - plain).norm(dim=1) / plain.norm(dim=1)
             assert one.saved == pytest.approx(float(handle.report().compute_saved.mean()))
         torch.testing.assert_close(one.damage, damage, rtol=1e-3, atol=1e-5)
+
+
+def test_nothing_is_compared_with_a_reference_that_reuses() -> None:
+    """Not with that of a plan which is on for the pipeline, nor for a transformer whoever drives it."""
+    pipeline = build_pixart_pipeline()
+    for target in (pipeline, pipeline.transformer):
+        with (
+            apply_blockdance(target, BlockDanceConfig(), num_inference_steps=STEPS),
+            pytest.raises(BlockDanceError, match=r"on for this PixArtTransformer2DModel.*remove_blockdance\(pipe\)"),
+        ):
+            search(pipeline)
 
 
 class Entangled(PixArtTransformer2DModel):

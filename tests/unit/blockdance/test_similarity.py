@@ -106,6 +106,18 @@ def test_a_recorder_that_saw_nothing_says_so() -> None:
         pipeline(["a", "b", "c"], timesteps=[4.0])
 
 
+def test_nothing_is_measured_while_a_plan_is_on() -> None:
+    pipeline = ScalingPipeline()
+    plan = ReuseSchedule(torch.tensor([[0, 1]]), (Reuse(boundary=0),))
+    for target in (pipeline, pipeline.transformer):
+        with (
+            apply_blockdance(target, plan, num_inference_steps=2),
+            pytest.raises(BlockDanceError, match=r"on for this ScalingTransformer.*remove_blockdance\(pipe\)"),
+        ):
+            measure_feature_change(pipeline, ["a"], timesteps=[4.0, 2.0])
+    assert measure_feature_change(pipeline, ["a"], timesteps=[4.0, 2.0]).output_change[0, 1, 0] == pytest.approx(2 / 3)
+
+
 def tensor_bytes() -> int:
     """Memory of all tensors that are alive."""
     gc.collect()
