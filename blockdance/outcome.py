@@ -14,6 +14,7 @@ from blockdance.attachment import refuse_steered
 from blockdance.errors import ScheduleError
 from blockdance.layouts import block_stack, find_layout
 from blockdance.schedule import PAPER_BOUNDARY, BlockDanceConfig, ReuseSchedule
+from blockdance.schedulers import steps_of
 from blockdance.targets import transformers_of
 
 DEFAULT_DAMAGE = 0.1
@@ -123,7 +124,7 @@ class OutcomeSearch:
         # a second transformer, which takes over half-way, is given what the first one's differing actions made
         self._shares = len(transformers) == 1
         self._reference = torch.cat([self._generate(cases) for cases in self._parts()])
-        self.num_steps = len(pipeline.scheduler.timesteps)
+        self.num_steps = len(steps_of(pipeline.scheduler)[0])
         depths = (0.5, PAPER_BOUNDARY, 6 / 7, 1.0)
         self._boundaries = sorted({max(0, min(self._num_blocks, round(depth * self._num_blocks)) - 1) for depth in depths})
         self._known: dict[Any, Outcome] = {}

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import build_pixart_pipeline
-from diffusers import PixArtTransformer2DModel
+from conftest import build_pixart, build_pixart_pipeline
+from diffusers import PixArtTransformer2DModel, SCMScheduler
 
 from blockdance import (
     BlockDanceConfig,
@@ -81,6 +81,34 @@ def test_nothing_is_compared_with_a_reference_that_reuses() -> None:
             pytest.raises(BlockDanceError, match=r"on for this PixArtTransformer2DModel.*remove_blockdance\(pipe\)"),
         ):
             search(pipeline)
+
+
+class SprintPipeline:
+    """A loop that leaves out the scheduler's last timestep, at which no noise is left, as SanaSprint's does."""
+
+    def __init__(self) -> None:
+        self.transformer, self.scheduler = build_pixart(), SCMScheduler()
+
+    @torch.no_grad()
+    def __call__(
+        self, prompts: list[str], *, num_inference_steps: int, generator: list[torch.Generator], **options: Any
+    ) -> Any:
+        self.scheduler.set_timesteps(num_inference_steps, intermediate_timesteps=None)
+        latents = torch.stack([torch.randn(4, 8, 8, generator=one) for one in generator])
+        for timestep in self.scheduler.timesteps[:-1]:
+            output = self.transformer(
+                latents, torch.ones(len(prompts), 3, 12), timestep.expand(len(prompts)),
+                added_cond_kwargs={"resolution": None, "aspect_ratio": None}, return_dict=False,
+            )  # fmt: skip
+            latents = latents - 0.1 * output[0]
+        return (latents,)
+
+
+def test_schedules_have_as_many_steps_as_the_loop_where_the_scheduler_has_a_timestep_more() -> None:
+    found = OutcomeSearch(SprintPipeline(), ["a dog"], num_inference_steps=STEPS, seeds=2)
+    assert found.num_steps == STEPS
+    found.run(tolerance=10.0, most=4)
+    assert len(found.outcomes) == 4
 
 
 class Entangled(PixArtTransformer2DModel):
