@@ -40,7 +40,7 @@ class StepTracker:
     Args:
         pipeline: the pipeline, whose `scheduler` may be exchanged at any time, or None when there is no pipeline.
         num_inference_steps: number of steps, for a transformer used without a pipeline.
-        timestep_rises: whether the model counts time against the scheduler: 1 − t, or 1000 − t.
+        timestep_rises: whether the model counts time from noise to image, against the scheduler: 1 − t, or 1000 − t.
     """
 
     def __init__(self, pipeline: Any, num_inference_steps: int | None, timestep_rises: bool = False) -> None:
@@ -59,7 +59,8 @@ class StepTracker:
         self._latents: dict[str, Any] = {}
         self._guess: float | None = None
         self._restarts = 0
-        self._rises: bool | None = None
+        self._rises = timestep_rises
+        self._has_turned = False
 
     def locate(self, timestep: Tensor | float | None, context: Any, latents: Any = None) -> Location:
         """Finds the place of a call.
@@ -137,6 +138,7 @@ class StepTracker:
         self._last_timestep.clear()
         self._latents.clear()
         self._guess = None
+        self._rises, self._has_turned = self._timestep_rises, False
 
     def _read_scheduler(self, context: Any) -> bool:
         """Reads timesteps and noise levels where they changed; returns whether they did."""
@@ -216,7 +218,8 @@ class StepTracker:
         return later[0] if repeats or (later and last not in equal) else equal[0]
 
     def _count(self, name: str, value: float | None) -> int:
-        """Without a scheduler: one step further, unless the timestep turned back, which starts a new generation."""
+        """Without a scheduler: one step further, unless the timestep turned back, which starts a new generation. The model tells which
+        way is back; where the timestep turns at two steps in a row, this loop goes the other way, as inversion does."""
         last, previous = self._last_step.get(name), self._last_timestep.get(name)
         if last is None:
             step = 0
@@ -225,8 +228,13 @@ class StepTracker:
         elif value == previous:
             step = last
         else:
-            self._rises = value > previous if self._rises is None else self._rises
-            step = last + 1 if (value > previous) == self._rises else 0
+            turns = (value > previous) != self._rises
+            if turns and self._has_turned:
+                self._rises, turns = not self._rises, False
+            self._has_turned = turns
+            step = 0 if turns else last + 1
+            if turns:  # also from a first step, where only the timestep tells that this is not the same step again
+                self._last_step.clear()
         if value is not None:
             self._last_timestep[name] = value
             if step < self.num_steps:

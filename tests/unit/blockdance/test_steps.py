@@ -149,10 +149,36 @@ def test_a_call_after_the_last_step_is_told_what_to_do() -> None:
 
 @pytest.mark.parametrize("sign", [1, -1], ids=["falling", "rising"])
 def test_without_a_scheduler_a_timestep_that_turns_back_starts_anew(sign: int) -> None:
-    tracker = StepTracker(None, 3)
+    tracker = StepTracker(None, 3, timestep_rises=sign < 0)
     places = [tracker.locate(sign * timestep, None) for timestep in (9, 5, 9, 5, 1)]
     assert [place.step for place in places] == [0, 1, 0, 1, 2]
     assert [place.is_new_generation for place in places] == [True, False, True, False, False]
+
+
+@pytest.mark.parametrize("warm_up", [5, 4, 1, 9])
+def test_without_a_scheduler_a_single_call_later_in_the_loop_leaves_the_loop_as_it_is(warm_up: int) -> None:
+    """A warm-up with latents of its own or those of the loop; the first generation has all its steps, and reuses nothing from before."""
+    tracker = StepTracker(None, 4)
+    tracker.locate(warm_up, None, torch.full((1,), float(warm_up == 9)))
+    places = [tracker.locate(timestep, None, torch.zeros(1)) for timestep in (9, 7, 4, 2) * 2]
+    assert [place.step for place in places] == [0, 1, 2, 3] * 2
+    assert [place.is_new_generation for place in places] == [True, False, False, False] * 2
+
+
+def test_without_a_scheduler_a_loop_that_goes_the_other_way_is_followed_from_its_third_call_on() -> None:
+    """Inversion, whose calls of two names turn together; then generations again, whose first timestep turned already."""
+    tracker = StepTracker(None, 5)
+    for timesteps, expected in (
+        ((1, 3, 5, 7, 9), [0, 0, 1, 2, 3]),
+        ((1, 3, 5, 7, 9), [0, 1, 2, 3, 4]),
+        ((8, 6, 4, 2), [0, 1, 2, 3]),
+        ((9, 7, 5, 3, 1), [0, 1, 2, 3, 4]),
+    ):
+        places = [[tracker.locate(at, CacheContext(name)).step for name in ("cond", "uncond")] for at in timesteps]
+        assert places == [[step, step] for step in expected]
+    tracker.locate(1, CacheContext("cond"))
+    tracker.forget()
+    assert steps(tracker, 9, 7, 5) == [0, 1, 2]
 
 
 def test_noise_levels_of_flow_and_of_alphas() -> None:
