@@ -1,10 +1,12 @@
 """Carries out one forward call: groups the rows by action, skips, captures, injects, and puts the rows together again."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+from diffusers.hooks.group_offloading import ModuleGroup
 from torch import Tensor, nn
 
 from blockdance.errors import ScheduleError
@@ -12,7 +14,8 @@ from blockdance.gathered import GatheredInputs
 from blockdance.joining import endings_of, stages_of
 from blockdance.kinds import Keep, Kind
 from blockdance.kinds.views import Capture
-from blockdance.layouts import BlockLayout, BlockStack, parameter_names
+from blockdance.layouts import BlockLayout, BlockStack, blocks_of, parameter_names
+from blockdance.offloading import led_by_what_runs
 from blockdance.overrides import is_compiled
 from blockdance.pieces import RowSet
 from blockdance.rows import RowGroup, RowPlan
@@ -23,6 +26,7 @@ from blockdance.trees import map_tensors, tensors_of
 from blockdance.views import form_of, views_of
 
 Forward = Callable[..., Any]
+_AS_IT_IS: AbstractContextManager[None] = nullcontext()
 
 
 class ReuseExecutor:
@@ -65,13 +69,18 @@ class ReuseExecutor:
         forms = [form_of(kind, stack) for kind in kinds]
         views = self._views = views_of(transformer, layout, tuple(self._histories), forms)
         self._actions = [_Action(views.lists[views.computing], views.writes(views.computing))]
+        blocks = blocks_of(transformer, layout)
         for kind, form in zip(kinds, forms, strict=True):
-            gives_cache = len(kind.skipped_blocks) == self.num_blocks
-            self._actions.append(_Action(views.lists[form], views.writes(form), kind, kind.keeps(stack), gives_cache))
+            skipped = tuple(blocks[position] for position in kind.skipped_blocks)
+            self._actions.append(
+                _Action(views.lists[form], views.writes(form), kind, kind.keeps(stack), skipped, len(skipped) == len(blocks))
+            )
         self._gives_cache = any(action.gives_cache for action in self._actions)
         self._endings = endings_of(kinds, stack)
         self.joins_rows = True
         """Whether rows may join others between blocks, where the layout lets them: code compiled for blocks would be made anew for it."""
+        self.offloaded: Sequence[ModuleGroup] = ()
+        """The groups of blocks whose weights are loaded together, where they are."""
 
     def new_state(self, num_images: int, num_branches: int) -> ReuseState:
         """An empty state for a new generation."""
@@ -187,7 +196,8 @@ class ReuseExecutor:
             views.written[keep].receive = partial(state.caches[keep].store, sigma=sigma, placement=group.placement)
         views.install(action.lists)
         try:
-            output = forward(*args, **kwargs)
+            with led_by_what_runs(self.offloaded, action.skipped) if self.offloaded else _AS_IT_IS:
+                output = forward(*args, **kwargs)
         finally:
             views.restore()
         views.deliver()
@@ -223,6 +233,7 @@ class _Action:
         writes: what its blocks leave for later steps.
         kind: the kind of reuse; None computes.
         reads: what it needs of earlier steps.
+        skipped: the blocks that it does not call.
         gives_cache: whether no block runs: a model without a head would hand out the cache's own memory.
     """
 
@@ -230,6 +241,7 @@ class _Action:
     writes: tuple[Keep, ...]
     kind: Kind | None = None
     reads: tuple[Keep, ...] = ()
+    skipped: tuple[nn.Module, ...] = ()
     gives_cache: bool = False
 
     @property

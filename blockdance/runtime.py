@@ -20,6 +20,7 @@ from blockdance.generation import Branch, Call, Generation
 from blockdance.gradients import inference_only
 from blockdance.groups import Groups
 from blockdance.layouts import BlockLayout, block_stack, blocks_of, parameter_names
+from blockdance.offloading import offloaded_groups
 from blockdance.overrides import is_compiled
 from blockdance.plan import Decider, Plan, plan_kinds
 from blockdance.recording import Recorded, Recording
@@ -212,6 +213,7 @@ class Controller:
             isinstance(block, OptimizedModule) or block._compiled_call_impl is not None for block in blocks
         )
         self._executor.joins_rows = not self._has_compiled_blocks
+        self._executor.offloaded = offloaded_groups(blocks)
         num_steps = self._steps.num_steps
         num_images = num_rows // self._count_branches(latents, num_rows, driver.call)
         schedule = self._schedule(num_steps)

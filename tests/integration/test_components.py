@@ -10,12 +10,14 @@ import accelerate
 import pytest
 import torch
 from diffusers import DiffusionPipeline, FluxPipeline, StableDiffusion3Pipeline
+from diffusers.hooks.group_offloading import ModuleGroup
 from families import FAMILIES
 from families.base import BATCH, Family, call
 from integration.pipelines import CASES, CONTROLNETS, STEPS, Case, generate, reuse_by_hand
 from peft import LoraConfig, get_peft_model_state_dict
 
-from blockdance import BlockDanceConfig, Reuse, ReuseSchedule, apply_blockdance, find_layout, full_compute
+from blockdance import BlockDanceConfig, BlockReuse, Reuse, ReuseSchedule, apply_blockdance, find_layout, full_compute
+from blockdance.kinds import Kind
 from blockdance.layouts import blocks_of
 
 CONFIG = BlockDanceConfig(interval=2, reuse_range=(0.2, 1), boundary=2)
@@ -193,6 +195,49 @@ def test_offloaded_weights(offload: str, name: str, offload_first: bool) -> None
         assert (report.compute_saved > 0).all()
     handle.remove()
     assert torch.equal(generate(case, pipeline), plain)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [Reuse(boundary=0), Reuse(boundary=2), BlockReuse(blocks=(1, 2))],
+    ids=["the first of two", "the third", "the last of two and the first of the next"],
+)
+def test_a_group_whose_first_or_last_block_is_skipped(kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs finds its weights, and none stay loaded after the generation."""
+    case = CASES["pixart_alpha"]
+    pipeline = build(case)
+    schedule = ReuseSchedule(torch.tensor([ACTIONS]), (kind,))
+    with apply_blockdance(pipeline, schedule):
+        expected = generate(case, pipeline)
+    loaded = poison_offloaded_weights(monkeypatch)
+    pipeline.transformer.enable_group_offload(CPU, num_blocks_per_group=2, offload_to_disk_path=str(tmp_path))
+    with apply_blockdance(pipeline, schedule) as handle:
+        assert torch.equal(generate(case, pipeline), expected)
+        assert handle.report().actions.tolist() == [ACTIONS] * 2
+    assert not loaded
+    plain = generate(case, pipeline)
+    assert plain.isfinite().all()
+    assert not torch.equal(plain, expected)
+
+
+def poison_offloaded_weights(monkeypatch: pytest.MonkeyPatch) -> set[ModuleGroup]:
+    """Makes weights on disk NaN in memory, which diffusers leaves as it finds it; returns the groups that are loaded, as they change."""
+    loaded: set[ModuleGroup] = set()
+    onload, offload = ModuleGroup.onload_, ModuleGroup.offload_
+
+    def note_onload(group: ModuleGroup) -> None:
+        loaded.add(group)
+        onload(group)
+
+    def poison(group: ModuleGroup) -> None:
+        offload(group)
+        loaded.discard(group)
+        for tensor in group.tensor_to_key:
+            tensor.data.fill_(torch.nan)
+
+    monkeypatch.setattr(ModuleGroup, "onload_", note_onload)
+    monkeypatch.setattr(ModuleGroup, "offload_", poison)
+    return loaded
 
 
 # --- dtype, saving ---
