@@ -40,7 +40,8 @@ class BlockDanceHandle:
 
     @property
     def plan(self) -> Plan:
-        """What is carried out. It can be set while BlockDance is on, to whatever `apply_blockdance` takes.
+        """What is carried out. It can be set while BlockDance is on, to whatever `apply_blockdance` takes. What is set holds, also where
+        `using` is under way; generations under way begin anew with nothing to reuse.
 
         Raises:
             BlockDanceError: it is off.
@@ -49,7 +50,9 @@ class BlockDanceHandle:
 
     @plan.setter
     def plan(self, plan: Plan | str | Path) -> None:
-        self._follow(resolve_plan(plan, self._session.transformers))
+        resolved = resolve_plan(plan, self._session.transformers)
+        with self._while_on():
+            self._session.plan = resolved
 
     @contextmanager
     def using(
@@ -63,6 +66,9 @@ class BlockDanceHandle:
     ) -> Iterator[None]:
         """Another plan, or the policy that is on with another wish, for the calls made inside; then the plan is what it was.
 
+        It is for all calls of the pipeline and of those that follow its plan, whichever thread makes them, and begins their generations
+        anew. Where several of these contexts overlap, the one entered last holds; as each ends, the newest of those that are left.
+
         Args:
             plan: as `apply_blockdance` takes it; by default the one that is on.
             quality, compute, mean_compute, batch_compute: as there.
@@ -70,14 +76,16 @@ class BlockDanceHandle:
         Raises:
             BlockDanceError: BlockDance is off.
         """
-        before = self.plan
         wishes = {"quality": quality, "compute": compute, "mean_compute": mean_compute, "batch_compute": batch_compute}
-        self._follow(resolve_plan(before if plan is None else plan, self._session.transformers, wishes))
+        resolved = resolve_plan(self.plan if plan is None else plan, self._session.transformers, wishes)
+        with self._while_on():
+            override = self._session.override(resolved)
         try:
             yield
         finally:
             if is_on(self._session):
-                self._follow(before)
+                with self._between_calls():
+                    self._session.take_back(override)
 
     def invalidate(self) -> None:
         """Drops what is cached; the next step computes. For callbacks that rewrite latents or prompts in the middle of a generation."""
@@ -127,14 +135,15 @@ class BlockDanceHandle:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.remove()
 
-    def _follow(self, plan: Plan) -> None:
+    @contextmanager
+    def _while_on(self) -> Iterator[None]:
         if not is_on(self._session):
             raise BlockDanceError(
                 "BlockDance was turned off here, so another plan would change nothing. Turn it on with that plan: "
                 "`apply_blockdance(pipe, plan)`."
             )
         with self._between_calls():
-            self._session.plan = plan
+            yield
 
     def _between_calls(self) -> AbstractContextManager[None]:
         return between_calls(self._session.transformers.values())

@@ -102,11 +102,13 @@ class Session:
         self._owner = ref(owner) if isinstance(owner, DiffusionPipeline) else lambda: owner
         self._guard = threading.Lock()
         self._left: WeakSet[DiffusionPipeline] = WeakSet()
+        self._overrides: dict[object, Plan] = {}
+        self._base = plan
         self._follow(plan)
 
     @property
     def plan(self) -> Plan:
-        """What to do. Setting it ends the generations that run; their next call begins with nothing to reuse.
+        """What to do. Setting it ends the generations that run, whose next call begins with nothing to reuse, and every override.
 
         Raises:
             ScheduleError: it is no plan, or names a block that the model does not have.
@@ -115,6 +117,28 @@ class Session:
 
     @plan.setter
     def plan(self, plan: Plan) -> None:
+        self._switch(plan)
+        self._base, self._overrides = plan, {}
+
+    def override(self, plan: Plan) -> object:
+        """Another plan until it is taken back, or another one is set; returns what `take_back` wants.
+
+        Raises:
+            ScheduleError: as `plan`.
+        """
+        self._switch(plan)
+        override = object()
+        self._overrides[override] = plan
+        return override
+
+    def take_back(self, override: object) -> None:
+        """Ends an override: the newest that is left holds, else the plan that was set. One that does not hold goes unnoticed."""
+        self._overrides.pop(override, None)
+        plan = next(reversed(self._overrides.values()), self._base)
+        if plan is not self._plan:
+            self._switch(plan)
+
+    def _switch(self, plan: Plan) -> None:
         before: Loop = self.last
         self._follow(plan)
         if before.last is not None:

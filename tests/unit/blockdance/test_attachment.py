@@ -212,6 +212,49 @@ def test_a_plan_can_be_set_while_it_is_on(expected: list[Tensor]) -> None:
     assert_equal(generate(model), expected)
 
 
+def test_plans_for_some_calls_may_overlap(expected: list[Tensor]) -> None:
+    """As in two threads: each ends in its own time."""
+    model = build_pixart_again()
+    handle = apply_blockdance(model, CONFIG, num_inference_steps=4)
+    first, second, third = (BlockDanceConfig(boundary=boundary) for boundary in range(3))
+    one, two = handle.using(first), handle.using(second)
+    one.__enter__()
+    two.__enter__()
+    one.__exit__(None, None, None)
+    assert handle.plan == second
+    two.__exit__(None, None, None)
+    assert handle.plan == CONFIG
+    assert_equal(generate(model), expected)
+    with handle.using(first):
+        with handle.using(second):
+            assert handle.plan == second
+        assert handle.plan == first
+        with pytest.raises(BlockDanceError, match="the model has 4 blocks"), handle.using(BlockDanceConfig(boundary=9)):
+            pass
+        assert handle.plan == first
+    assert handle.plan == CONFIG
+    with handle.using(first):
+        handle.plan = third
+        assert handle.plan == third
+    assert handle.plan == third
+
+
+def test_a_plan_for_some_calls_that_ends_unnoticed_leaves_generations_alone() -> None:
+    """The newest one goes on with what it has cached."""
+    model = build_pixart_again()
+    handle = apply_blockdance(model, CONFIG, num_inference_steps=4)
+    schedule = ReuseSchedule(torch.tensor([[0, 1, 1, 1]]), (Reuse(boundary=1),))
+    given = inputs()
+    older = handle.using(BlockDanceConfig(boundary=2))
+    older.__enter__()
+    with handle.using(schedule), torch.no_grad():
+        for step, timestep in enumerate(TIMESTEPS):
+            if step == 2:
+                older.__exit__(None, None, None)
+            model(**given, timestep=torch.full((2,), timestep))
+        assert handle.report().actions.tolist() == [[0, 1, 1, 1]] * 2
+
+
 def test_a_plan_set_after_remove_is_refused() -> None:
     model = build_pixart_again()
     handle = apply_blockdance(model, CONFIG, num_inference_steps=4)
