@@ -186,7 +186,7 @@ def apply_blockdance(
     Args:
         target: a pipeline with one or more transformers, or a transformer.
         plan: a `BlockDanceConfig` (training-free, the default), a `ReuseSchedule`, a file that `save_plan` wrote, the folder or Hub id of
-            a policy, or anything with `decide(state) -> ReuseSchedule`, such as an `ada.AdaPolicy`.
+            a policy, or a `Decider` of any kind, such as an `ada.AdaPolicy`.
         quality: of a policy, share of the images that may change visibly, on average.
         compute: of a policy, share of the denoising compute that every image spends.
         mean_compute: of a policy, share that images spend on average, each as it needs.

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from blockdance.errors import ScheduleError
 from blockdance.generation import Generation
+from blockdance.kinds import Kind
 from blockdance.layouts import BlockLayout
 from blockdance.observation import NoiseScale, PolicyState, token_grid
 from blockdance.pieces import RowSet
@@ -70,7 +71,13 @@ class Consultation:
                 f"{type(self._decider).__name__}.decide returned actions for {decided.batch_size} images; this generation has "
                 f"{generation.num_images}. Return a row for each image that `state` shows, or one for all."
             )
-        actions = decided.actions.cpu().expand(generation.num_images, -1)
+        if tuple(decided.kinds) != tuple(self._decider.kinds):
+            raise ScheduleError(
+                f"{type(self._decider).__name__}.decide returned actions of the kinds {_listed(decided.kinds)}, but its `kinds` are "
+                f"{_listed(self._decider.kinds)}: their numbers would mean others. Return `ReuseSchedule(actions, self.kinds)`."
+            )
+        decided = decided.expand(generation.num_images)
+        actions = decided.actions.cpu()
         is_done = torch.arange(self._steps.num_steps) < step
         generation.schedule = ReuseSchedule(torch.where(is_done, done.clamp(min=COMPUTE), actions), decided.kinds)
         if decided.predicted_damage is not None:
@@ -125,6 +132,10 @@ class Consultation:
 
     def _noise_scale(self) -> NoiseScale:
         return NoiseScale.of(getattr(self._pipeline, "scheduler", None), self._steps.sigmas)
+
+
+def _listed(kinds: Sequence[Kind]) -> str:
+    return "; ".join(map(str, kinds)) or "none"
 
 
 def _is_conditional(name: str) -> bool:

@@ -13,7 +13,7 @@ from blockdance.schedule import BlockDanceConfig, ReuseSchedule
 
 @runtime_checkable
 class Decider(Protocol):
-    """Anything that decides a schedule while a generation runs, such as a trained `ada.AdaPolicy`."""
+    """Anything that decides a schedule while a generation runs, such as a trained `ada.AdaPolicy`: it has all four of these members."""
 
     @property
     def kinds(self) -> tuple[Reuse, ...]:
@@ -28,10 +28,12 @@ class Decider(Protocol):
     def decide(self, state: PolicyState) -> ReuseSchedule:
         """Decides the actions of the steps from `state.step` on, for every image; what it says of the steps before is not read.
 
+        A row for each image that `state` shows, or one for all, of its own `kinds`: `ReuseSchedule(actions, self.kinds)`.
+
         They hold until it is asked again."""
 
     def check(self, transformer: nn.Module) -> None:
-        """Raises an error that lists what differs where it was not made for this transformer."""
+        """Raises an error that lists what differs where it was not made for this transformer; does nothing where it serves any."""
 
 
 @runtime_checkable
@@ -55,7 +57,7 @@ def plan_kinds(plan: Plan, num_blocks: int) -> tuple[Kind, ...]:
         return (plan.kind(num_blocks),)
     if not isinstance(plan, ReuseSchedule | Decider):
         raise ScheduleError(
-            f"The plan must be a BlockDanceConfig, a ReuseSchedule, or have `kinds`, `decision_steps` and `decide` (such as an "
-            f"AdaPolicy); got {type(plan).__name__}."
+            f"The plan must be a BlockDanceConfig, a ReuseSchedule, or have `kinds`, `decision_steps`, `decide` and `check`, as "
+            f"`blockdance.Decider` has (such as an AdaPolicy); got {type(plan).__name__}."
         )
     return plan.kinds

@@ -24,8 +24,8 @@ class ReuseSchedule:
         predicted_damage: `(batch,)`, what a decider expects its actions to do to each image; None where it expects nothing.
 
     Raises:
-        ScheduleError: for a wrong shape, dtype or action; for a first step that reuses; and for an extrapolation (order 1)
-            with fewer than two computed steps before it.
+        ScheduleError: for a wrong shape, dtype or action; for a first step that reuses; for an extrapolation (order 1)
+            with fewer than two computed steps before it; and for a `predicted_damage` of another number of images.
     """
 
     actions: Tensor
@@ -42,6 +42,11 @@ class ReuseSchedule:
         if low < 0 or high > len(self.kinds):
             raise ScheduleError(
                 f"`actions` must lie between 0 (compute) and {len(self.kinds)}, the number of `kinds`; got {low} to {high}."
+            )
+        damage = self.predicted_damage
+        if damage is not None and damage.shape != actions.shape[:1]:
+            raise ScheduleError(
+                f"`predicted_damage` must have one value per row of `actions`, {len(actions)}; got the shape {tuple(damage.shape)}."
             )
         computed_before = (actions == COMPUTE).cumsum(1)
         needed = torch.tensor([0, *(kind.order + 1 for kind in self.kinds)], device=actions.device)[actions]
@@ -70,7 +75,8 @@ class ReuseSchedule:
                 f"The schedule is for {self.batch_size} images, but the batch has {batch_size}. Give one row of actions per "
                 "image, or a single row for all."
             )
-        return ReuseSchedule(self.actions.expand(batch_size, -1), self.kinds)
+        damage = None if self.predicted_damage is None else self.predicted_damage.expand(batch_size)
+        return ReuseSchedule(self.actions.expand(batch_size, -1), self.kinds, damage)
 
 
 def full_compute(batch_size: int, num_steps: int) -> ReuseSchedule:

@@ -1,5 +1,6 @@
 """The runtime on toy blocks whose arithmetic shows what ran, and on small real transformers."""
 
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -370,6 +371,40 @@ def test_a_decider_that_answers_for_other_images_is_told_both_numbers() -> None:
         call(model, pixart_inputs(2), timestep)
     with pytest.raises(ScheduleError, match=r"RecordingDecider.decide returned actions for 3 images; this generation has 2\."):
         call(model, pixart_inputs(2), 0.5)
+
+
+@pytest.mark.parametrize("kinds", [(Reuse(boundary=2),), (Reuse(boundary=1), Reuse(boundary=2)), ()])
+def test_a_decider_that_answers_with_other_kinds_is_told_both(kinds: tuple[Reuse, ...]) -> None:
+    """Its actions would be carried out as something else."""
+    model, decider = build_pixart(), RecordingDecider()
+    decider.decide = lambda state: schedule([[0, 0, len(kinds), 0]], *kinds)  # type: ignore[method-assign]
+    apply_blockdance(model, decider, num_inference_steps=4, guidance_branches=1)
+    for timestep in (0.9, 0.7):
+        call(model, pixart_inputs(2), timestep)
+    returned = "; ".join(map(str, kinds)) or "none"
+    message = f"RecordingDecider.decide returned actions of the kinds {returned}, but its `kinds` are after block 1, order 0: "
+    with pytest.raises(ScheduleError, match=re.escape(message)):
+        call(model, pixart_inputs(2), 0.5)
+
+
+def test_one_answer_for_all_images_expects_the_same_of_each() -> None:
+    model, decider = build_pixart(), RecordingDecider()
+    answer = ReuseSchedule(torch.tensor([[0, 0, 1, 1]]), decider.kinds, torch.tensor([0.25]))
+    decider.decide = lambda state: answer  # type: ignore[method-assign]
+    handle = apply_blockdance(model, decider, num_inference_steps=4, guidance_branches=1)
+    for timestep in (0.9, 0.7, 0.5, 0.3):
+        call(model, pixart_inputs(2), timestep)
+    assert handle.report().predicted_damage.tolist() == [0.25, 0.25]
+    assert str(handle.report()).count("damage 0.250 expected") == 2
+
+
+def test_what_is_no_plan_is_told_what_a_plan_has() -> None:
+    """Whoever has the members that the error names is taken."""
+    members = {"kinds": (Reuse(boundary=1),), "decision_steps": RecordingDecider.decision_steps}
+    with pytest.raises(ScheduleError, match=r"`kinds`, `decision_steps`, `decide` and `check`, .* got Half\."):
+        apply_blockdance(build_pixart(), type("Half", (), members)(), num_inference_steps=4)
+    members |= {"decide": RecordingDecider.decide, "check": RecordingDecider.check}
+    apply_blockdance(build_pixart(), type("Whole", (), members)(), num_inference_steps=4)
 
 
 @pytest.mark.parametrize("compile_first", [True, False])

@@ -53,6 +53,15 @@ def test_wrong_schedules_are_named(actions: torch.Tensor, kinds: tuple[Reuse, ..
         ReuseSchedule(actions, kinds)
 
 
+def test_what_is_expected_is_of_every_row() -> None:
+    actions = torch.tensor([[0, 1], [0, 1]])
+    with pytest.raises(ScheduleError, match=r"one value per row of `actions`, 2; got the shape \(1,\)"):
+        ReuseSchedule(actions, (KIND,), torch.tensor([0.1]))
+    expanded = ReuseSchedule(actions[:1], (KIND,), torch.tensor([0.1])).expand(3)
+    assert expanded.predicted_damage is not None
+    assert torch.equal(expanded.predicted_damage, torch.full((3,), 0.1))
+
+
 def test_expand_serves_one_or_the_same_batch() -> None:
     one = blockdance_n(6, 2, KIND)
     assert one.expand(3).actions.shape == (3, 6)
