@@ -2,9 +2,10 @@
 
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 from weakref import WeakKeyDictionary
@@ -51,29 +52,60 @@ class ForwardCost:
         return 1.0 - self.macs(actions, kinds) / (self.total * actions.shape[-1])
 
 
+_MOST = 256
+"""Costs that are kept of a model. Where they depend on captions' lengths there is no end of them."""
+_SWITCHES = ("_disable_adapters", "_active_adapter", "merged_adapters")
+"""Where peft's layers say which of their adapters take part in a call."""
+
+
 @dataclass
 class _Known:
-    """Costs of one model, by shape; where they depend on values too, None stands there and they are found by both."""
+    """Costs of a model as it is.
 
-    by_shape: dict[Any, ForwardCost | None] = field(default_factory=dict)
-    by_value: dict[Any, ForwardCost] = field(default_factory=dict)
+    Args:
+        made_of: its blocks, the shapes of its weights and which of its adapters are on.
+        costs: by shape, None where they depend on values too, and by shape and values; those read last come last.
+    """
+
+    made_of: Any
+    costs: dict[Any, ForwardCost | None] = field(default_factory=dict)
+
+    def get(self, key: Any, count: Callable[[], ForwardCost | None]) -> ForwardCost | None:
+        """The cost of a key, counted where it is not known; the one that was not read for longest goes where there are too many."""
+        cost = self.costs[key] = self.costs.pop(key) if key in self.costs else count()
+        if len(self.costs) > _MOST:
+            del self.costs[next(iter(self.costs))]
+        return cost
 
 
 # MACs depend on the model and its inputs alone, so they outlive the controllers of one model
 _KNOWN: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()
 
 
+def _known(transformer: nn.Module, layout: BlockLayout) -> _Known:
+    """What is known of a model: nothing yet where blocks were replaced or a LoRA was loaded since."""
+    blocks = tuple(map(id, blocks_of(transformer, layout)))
+    shapes = tuple(parameter.shape for parameter in transformer.parameters())
+    layers = [vars(module) for module in transformer.modules()]
+    adapters = tuple(str(layer[switch]) for layer in layers for switch in _SWITCHES if switch in layer)
+    made_of = blocks, shapes, adapters
+    known = _KNOWN.get(transformer)
+    if known is None or known.made_of != made_of:
+        known = _KNOWN[transformer] = _Known(made_of)
+    return known
+
+
 def cost_of(transformer: nn.Module, layout: BlockLayout, shape: CallShape) -> ForwardCost:
-    """MACs of a forward call of a shape; each is counted once for a model."""
-    known = _KNOWN.setdefault(transformer, _Known())
-    if shape.key not in known.by_shape:
-        known.by_shape[shape.key] = _count_on_fake_tensors(transformer, layout, (), shape.inputs(home(transformer)))
-    cost = known.by_shape[shape.key]
+    """MACs of a forward call of a shape; each is counted once for a model as it is."""
+    known = _known(transformer, layout)
+
+    def count(counting: Callable[..., ForwardCost | None]) -> ForwardCost | None:
+        return counting(transformer, layout, (), shape.inputs(home(transformer)))
+
+    cost = known.get(shape.key, partial(count, _count_on_fake_tensors))
     if cost is None:  # it reads values
-        key = (shape.key, shape.values)
-        if key not in known.by_value:
-            known.by_value[key] = _count_for_real(transformer, layout, (), shape.inputs(home(transformer)))
-        cost = known.by_value[key]
+        cost = known.get((shape.key, shape.values), partial(count, _count_for_real))
+    assert cost is not None, "a real call always counts"
     return cost
 
 
@@ -88,7 +120,7 @@ def costs_of(transformer: nn.Module, layout: BlockLayout, shape: CallShape, num_
         num_images: images of the call.
     """
     whole = cost_of(transformer, layout, shape)
-    reads_values = _KNOWN[transformer].by_shape[shape.key] is None
+    reads_values = _KNOWN[transformer].costs[shape.key] is None
     if num_images > 1 and (reads_values or shape.is_ragged(layout)):
         alone = [shape.of_image(image, num_images, layout) for image in range(num_images)]
         costs = [cost_of(transformer, layout, one) for one in alone if one is not None]

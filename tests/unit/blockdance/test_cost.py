@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import build_pixart, scramble
 from families import FAMILIES
+from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, library, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -17,6 +18,7 @@ from blockdance import (
     BlockDanceConfig,
     BlockDanceHandle,
     BlockLayout,
+    ForwardCost,
     Reuse,
     ReuseSchedule,
     apply_blockdance,
@@ -24,6 +26,8 @@ from blockdance import (
     find_layout,
     register_layout,
 )
+from blockdance import cost as costs
+from blockdance.call_shape import CallShape
 
 WIDTH = 4
 
@@ -67,6 +71,35 @@ def test_a_model_that_has_moved_is_counted(expected: Tensor) -> None:
     handle = generated(model)
     model.to("meta")
     assert torch.equal(handle.report().macs_computed, expected)
+
+
+def test_another_model_than_the_one_that_was_counted(expected: Tensor) -> None:
+    """Blocks that are replaced and adapters that come and go are counted as by one who has never counted before."""
+    model = build_pixart()
+    handle = generated(model)
+    blocks = model.transformer_blocks
+    plain = handle.cost()
+
+    def cost() -> ForwardCost:
+        pixart_call(model)
+        return handle.cost()
+
+    model.transformer_blocks = nn.ModuleList(blocks[:3])
+    assert cost() == ForwardCost(plain.total - plain.blocks[3], plain.blocks[:3])
+    model.transformer_blocks = blocks
+    assert cost() == plain
+    assert torch.equal(handle.report().macs_computed, expected)
+    inject_adapter_in_model(LoraConfig(r=2, target_modules=["attn1.to_q"]), model)
+    layers = [block.attn1.to_q for block in blocks]
+    # in each of 4 blocks 2 images of 16 tokens, from 16 channels to 2 and back
+    assert cost().total == plain.total + 4 * 2 * 16 * (16 * 2 + 2 * 16)
+    for layer in layers:
+        layer.enable_adapters(False)
+    assert cost() == plain
+    for layer in layers:
+        layer.enable_adapters(True)
+        layer.merge()
+    assert cost() == plain
 
 
 @library.custom_op("blockdance_test::packed_linear", mutates_args=())
@@ -279,3 +312,22 @@ def test_padding_to_anothers_caption_is_not_counted(name: str, make: Any, length
     expected = [macs_alone(model, make(model, given, slice(image, image + 1))) for image in range(3)]
     assert len(set(expected)) > 1
     assert found.tolist() == pytest.approx(expected, rel=1e-9)
+
+
+def test_costs_that_are_not_read_any_more_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Captions of ever new lengths do not fill the memory, and what is asked for again is not counted anew."""
+    monkeypatch.setattr(costs, "_MOST", 4)  # the shape itself, and three lengths
+    real = costs._count_for_real
+    counted: list[int] = []
+
+    def count(transformer: nn.Module, layout: BlockLayout, args: Any, kwargs: Any) -> ForwardCost:
+        counted.append(int(kwargs["mask"].sum(1).max()))
+        return real(transformer, layout, args, kwargs)
+
+    monkeypatch.setattr(costs, "_count_for_real", count)
+    model = Stack(nn.Linear(WIDTH, WIDTH))
+    for length in (1, 2, 3, 1, 4, 1, 2):
+        shape = CallShape.of(stack_inputs(length), "timestep")
+        assert costs.cost_of(model, find_layout(model), shape).total == 2 * length * WIDTH**2
+    assert counted == [1, 2, 3, 4, 2]
+    assert len(costs._KNOWN[model].costs) == 4
