@@ -21,7 +21,7 @@ from blockdance.report import BlockDanceReport, joined
 from blockdance.runtime import Controller
 from blockdance.schedule import BlockDanceConfig
 from blockdance.session import Loop, Options, Session
-from blockdance.targets import transformers_of
+from blockdance.targets import components_of, refuse_replaced, transformers_of
 
 
 class BlockDanceHandle:
@@ -35,6 +35,7 @@ class BlockDanceHandle:
     def __init__(self, session: Session, pipeline: Any) -> None:
         self._session = session
         self._pipeline = ref(pipeline) if isinstance(pipeline, DiffusionPipeline) else lambda: pipeline
+        self._components = components_of(pipeline, session.transformers)
         with self._between_calls():
             self._is_of = session.loop_of(pipeline) if pipeline is not None else None
 
@@ -44,7 +45,7 @@ class BlockDanceHandle:
         `using` is under way; generations under way begin anew with nothing to reuse.
 
         Raises:
-            BlockDanceError: it is off.
+            BlockDanceError: it is off, or the pipeline's transformer is no longer the one that it is on for.
         """
         return self._session.plan
 
@@ -74,7 +75,7 @@ class BlockDanceHandle:
             quality, compute, mean_compute, batch_compute: as there.
 
         Raises:
-            BlockDanceError: BlockDance is off.
+            BlockDanceError: BlockDance is off, or the pipeline's transformer is no longer the one that it is on for.
         """
         wishes = {"quality": quality, "compute": compute, "mean_compute": mean_compute, "batch_compute": batch_compute}
         resolved = resolve_plan(self.plan if plan is None else plan, self._session.transformers, wishes)
@@ -100,7 +101,12 @@ class BlockDanceHandle:
 
         Args:
             component: name of one of the pipeline's transformers; by default all that ran, together.
+
+        Raises:
+            BlockDanceError: the pipeline's transformer is no longer the one that BlockDance is on for.
+            ScheduleError: before the first generation.
         """
+        self._refuse_others()
         with self._between_calls():
             if component is not None:
                 return self._controller(component).report()
@@ -118,7 +124,11 @@ class BlockDanceHandle:
 
         Args:
             component: name of one of the pipeline's transformers; by default the one that ran last.
+
+        Raises:
+            BlockDanceError, ScheduleError: as `report`.
         """
+        self._refuse_others()
         with self._between_calls():
             loop = self._loop
             if component is None and loop.last is not None:
@@ -142,8 +152,13 @@ class BlockDanceHandle:
                 "BlockDance was turned off here, so another plan would change nothing. Turn it on with that plan: "
                 "`apply_blockdance(pipe, plan)`."
             )
+        self._refuse_others()
         with self._between_calls():
             yield
+
+    def _refuse_others(self) -> None:
+        if is_on(self._session):
+            refuse_replaced(self._pipeline(), self._components)
 
     def _between_calls(self) -> AbstractContextManager[None]:
         return between_calls(self._session.transformers.values())

@@ -1,11 +1,12 @@
 """The transformers that a pipeline or a model stands for."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from blockdance.drivers import unwrapped
-from blockdance.errors import UnsupportedModelError
+from blockdance.errors import BlockDanceError, UnsupportedModelError
 from blockdance.layouts import find_layout, has_layout
 
 
@@ -41,6 +42,31 @@ def transformers_of(target: Any, component: str | None = None) -> dict[str, nn.M
         )
     once = {id(part): name for name, part in reversed(found.items())}
     return {name: part for name, part in found.items() if once[id(part)] == name}
+
+
+def components_of(pipeline: Any, transformers: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Those of some transformers that are a pipeline's own, by component name; none where there is no pipeline."""
+    parts = {} if pipeline is None else vars(pipeline)
+    return {name: transformer for name, transformer in transformers.items() if unwrapped(parts.get(name)) is transformer}
+
+
+def refuse_replaced(pipeline: Any, components: Mapping[str, nn.Module]) -> None:
+    """Refuses to go on where a pipeline was given other transformers than it had, whose calls pass by. One that is gone is none.
+
+    Args:
+        pipeline: the pipeline, or None where there is none any more.
+        components: see `components_of`.
+
+    Raises:
+        BlockDanceError: one was replaced.
+    """
+    for name, transformer in ({} if pipeline is None else components).items():
+        now = unwrapped(vars(pipeline).get(name))
+        if isinstance(now, nn.Module) and now is not transformer:
+            raise BlockDanceError(
+                f"The `{name}` of this {type(pipeline).__name__} is another object than the one that BlockDance was turned on for, so it "
+                "runs plain. Turn it on again: `handle.remove()`, then `apply_blockdance(pipe, …)`."
+            )
 
 
 def _supported(transformer: nn.Module) -> nn.Module:

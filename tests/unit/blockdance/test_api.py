@@ -7,11 +7,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from conftest import build_pixart, build_sd3
+from diffusers import PixArtAlphaPipeline
 
 from ada.policy import AdaPolicy
 from blockdance import (
     BlockDanceConfig,
+    BlockDanceError,
     ScheduleError,
     UnsupportedModelError,
     apply_blockdance,
@@ -45,6 +48,44 @@ def test_a_typo_in_component_names_the_components() -> None:
     pipeline = SimpleNamespace(transformer=build_pixart(), transformer_2=build_sd3())
     with pytest.raises(UnsupportedModelError, match=r"no component `transformer2` .*`transformer_2` \(SD3Transformer2DModel\)"):
         apply_blockdance(pipeline, component="transformer2")
+
+
+def test_another_transformer_passes_the_plan_by(pixart_pipeline: PixArtAlphaPipeline) -> None:
+    """Its calls run plain, so the last report and another plan would be about nothing."""
+    first = pixart_pipeline.transformer
+    handle = apply_blockdance(pixart_pipeline, PLAN)
+
+    def generate() -> None:
+        pixart_pipeline(["a b"], num_inference_steps=6, use_resolution_binning=False, output_type="latent")
+
+    generate()
+    report = str(handle.report())
+    pixart_pipeline.transformer = build_pixart()
+    generate()
+    for ask in (handle.report, handle.cost, lambda: setattr(handle, "plan", PLAN), handle.using(PLAN).__enter__):
+        with pytest.raises(
+            BlockDanceError, match=r"The `transformer` of this PixArtAlphaPipeline is another object .*apply_blockdance"
+        ):
+            ask()
+    for same in (torch.compile(first), first, None):  # None frees its memory when it has run
+        pixart_pipeline.transformer = same
+        assert str(handle.report()) == report
+    pixart_pipeline.transformer = build_pixart()
+    handle.remove()
+    assert str(handle.report()) == report
+    newer = apply_blockdance(pixart_pipeline, PLAN)
+    generate()
+    assert float(newer.report().compute_saved) > 0
+
+
+def test_a_plan_lets_the_other_transformer_of_a_pipeline_be_replaced() -> None:
+    pipeline = SimpleNamespace(transformer=build_pixart(), transformer_2=build_sd3())
+    handle = apply_blockdance(pipeline, PLAN, component="transformer")
+    pipeline.transformer_2 = build_sd3()
+    handle.plan = BlockDanceConfig()
+    pipeline.transformer = build_pixart()
+    with pytest.raises(BlockDanceError, match="The `transformer` of this SimpleNamespace"):
+        handle.plan = PLAN
 
 
 def test_a_file_and_a_hub_id(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
