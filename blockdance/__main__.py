@@ -3,6 +3,7 @@
 import argparse
 import ast
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from blockdance import (
     ReuseSchedule,
     apply_blockdance,
     find_layout,
-    full_compute,
     measure_feature_change,
     save_plan,
 )
@@ -26,6 +26,8 @@ from blockdance.similarity import DEFAULT_TOLERANCE, FeatureChange
 from blockdance.targets import transformers_of
 
 _DTYPES = ("float32", "bfloat16", "float16")
+_COMPUTE_ALL = BlockDanceConfig(boundary=0, reuse_range=(0.0, 1e-9))
+"""No step lies in the range, however many timesteps a scheduler makes of the steps (Heun nearly twice as many)."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,7 +45,12 @@ def inspect(options: argparse.Namespace) -> None:
     """Prints which layout was found, what would be skipped, and MACs."""
     pipeline = _load(options)
     transformers = transformers_of(pipeline, options.component)
-    with apply_blockdance(pipeline, full_compute(1, options.steps), component=options.component) as handle:
+    # any plan that fits every number of timesteps, of which some schedulers have more than steps (Heun): a call's cost is the same
+    with (
+        apply_blockdance(pipeline, BlockDanceConfig(boundary=0), component=options.component) as handle,
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", "BlockDance saved nothing")
         pipeline(options.prompts, num_inference_steps=options.steps, **options.option)
         costs = {name: handle.cost(name) for name in transformers}
     for name, transformer in transformers.items():
@@ -141,6 +148,10 @@ def _load(options: argparse.Namespace) -> Any:
                 f"There is no prompt file {options.prompt_file}: give a text file with one prompt per line."
             )
         options.prompts = [line.strip() for line in options.prompt_file.read_text().splitlines() if line.strip()]
+        if not options.prompts:
+            raise BlockDanceError(
+                f"There is no prompt in {options.prompt_file}: it must have one on each line that is not blank."
+            )
     return pipeline
 
 

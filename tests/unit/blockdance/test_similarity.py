@@ -1,6 +1,7 @@
 """Measured feature changes: numbers worked out by hand on toy blocks, and what is proposed from them."""
 
 import gc
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import build_pixart_pipeline
+from diffusers import HeunDiscreteScheduler, PixArtAlphaPipeline
 from torch import Tensor, nn
 
 from blockdance import (
@@ -295,3 +297,29 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "error: No schedule keeps" in capsys.readouterr().err
     assert main(["inspect", str(tmp_path), "--prompts", "a dog"]) == 1
     assert "no model_index.json" in capsys.readouterr().err
+
+
+def test_inspect_of_a_scheduler_with_more_timesteps_than_steps(
+    pixart_pipeline: PixArtAlphaPipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Heun's two steps are three timesteps. What a call costs does not depend on them, and that nothing is saved is nobody's concern."""
+    printed = []
+    for name, scheduler in (("dpm", pixart_pipeline.scheduler), ("heun", HeunDiscreteScheduler())):
+        pixart_pipeline.scheduler = scheduler
+        pixart_pipeline.save_pretrained(tmp_path / name)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert main(["inspect", str(tmp_path / name), "--option", "use_resolution_binning=False", "--device", "cpu"]) == 0
+        assert not [warning for warning in caught if "BlockDance" in str(warning.message)]
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1]
+    assert "4 BasicTransformerBlock, blocks 0 to 3" in printed[1]
+
+
+def test_a_prompt_file_without_prompts_is_told(
+    pixart_pipeline: PixArtAlphaPipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixart_pipeline.save_pretrained(tmp_path)
+    (tmp_path / "prompts.txt").write_text("\n  \n")
+    assert main(["calibrate", str(tmp_path), "--prompt-file", str(tmp_path / "prompts.txt")]) == 1
+    assert f"error: There is no prompt in {tmp_path / 'prompts.txt'}" in capsys.readouterr().err
