@@ -26,8 +26,6 @@ from blockdance.similarity import DEFAULT_TOLERANCE, FeatureChange
 from blockdance.targets import transformers_of
 
 _DTYPES = ("float32", "bfloat16", "float16")
-_COMPUTE_ALL = BlockDanceConfig(boundary=0, reuse_range=(0.0, 1e-9))
-"""No step lies in the range, however many timesteps a scheduler makes of the steps (Heun nearly twice as many)."""
 
 
 def main(arguments: list[str] | None = None) -> int:
