@@ -132,7 +132,7 @@ def _evaluate(
     shown = frozenset(place * len(request.prompts) // GRID_PROMPTS for place in range(GRID_PROMPTS))
     kept = frozenset(range(len(cases.prompts))) if request.keep_images else shown
     processes = request.processes or default_processes(frozen.device)
-    plan = Plan(frozen, methods, cases, request.metrics, request.embed, store, kept, request.most_images, processes)
+    plan = Plan(frozen, methods, cases, request.measured, request.embed, store, kept, request.most_images, processes)
     reasons = measure.measure_methods(plan, console)
     timed = [method for method in methods if request.times(method) and reasons[method.name] is None]
     timings = measure.time_methods(plan, timed, request.timing(), console)
@@ -155,7 +155,7 @@ def _results(
     plan: Plan, request: Request, recorded: dict[str, Any], measured: list[measure.MethodResult], quick_look: str | None
 ) -> Results:
     """What `results.json` holds."""
-    shown = {name: metric.column for name, metric in request.metrics.items()}
+    shown = {name: metric.column for name, metric in request.measured.items()}
     shown |= VIDEO_COLUMNS if plan.store.read("frames") else {}
     few = measure.too_few_images(
         len(plan.cases.prompts), plan.store.features(plan.methods[0], plan.cases.batches()[0]).shape[1]
@@ -164,10 +164,10 @@ def _results(
         settings=recorded,
         environment=measure.describe_environment(plan.frozen.device),
         columns=measure.all_columns(shown),
-        prompts=list(request.prompts),
+        prompts=[str(prompt) for prompt in request.prompts],
         methods=measured,
         complexity=measure.read_complexity(plan.store, plan.methods[0], plan.cases, measured),
-        warnings=[warning for warning in (quick_look, few) if warning],
+        warnings=[warning for warning in (quick_look, request.without_text, few) if warning],
     ).compared_with(request.compare_with)
 
 
@@ -234,7 +234,7 @@ def open_store(frozen: FrozenPipeline, request: Request) -> tuple[Store, dict[st
     }
     kept = {
         "prompts": list(request.prompts), "indices": list(request.indices), "search_indices": list(request.search_indices),
-        "metrics": {name: metric.reward.describe() for name, metric in request.metrics.items()},
+        "metrics": {name: metric.reward.describe() for name, metric in request.measured.items()},
         "pipeline": drawn, "parts": parts_digest(frozen.pipeline), "environment": measure.describe_environment(frozen.device),
     }  # fmt: skip
     sources = request.sources or {"base_model": frozen.model}

@@ -79,9 +79,10 @@ class Request(Settings):
     """What to evaluate. With fewer than 128 prompts it is a quick look.
 
     Args:
-        prompts: held-out prompts.
+        prompts: held-out prompts, or class labels.
         indices: each prompt's index in its split, which its noise depends on.
-        metrics: by name, with `quality` first and `perceptual_distance` among them; see `default_metrics`.
+        metrics: by name, with `quality` first and `perceptual_distance` among them; see `default_metrics`. Of class labels, those that
+            need a text are left out.
         embed: features of images for the Fréchet distance; see `Embedding`.
         search_prompts, search_indices: prompts that are not evaluated, to calibrate BlockDance and peers on; without them neither
             is compared.
@@ -92,11 +93,11 @@ class Request(Settings):
         settings: what else to record there.
     """
 
-    prompts: Sequence[str]
+    prompts: Sequence[str | int]
     indices: Sequence[int]
     metrics: Mapping[str, Metric]
     embed: Callable[[Tensor], Tensor]
-    search_prompts: Sequence[str] = ()
+    search_prompts: Sequence[str | int] = ()
     search_indices: Sequence[int] = ()
     ladder: Ladder | None = None
     rivals: Mapping[str, AdaPolicy] = field(default_factory=dict)
@@ -108,8 +109,8 @@ class Request(Settings):
         super().__post_init__()
         if not self.prompts:
             raise ValueError("There are no prompts to evaluate on.")
-        if DISTANCE not in self.metrics:
-            known = ", ".join(self.metrics) or "none"
+        if DISTANCE not in self.measured:
+            known = ", ".join(self.measured) or "none"
             raise ValueError(
                 f"`metrics` must hold `{DISTANCE}`, from which damage is computed (see `default_metrics`); got {known}."
             )
@@ -118,6 +119,18 @@ class Request(Settings):
     def cases(self) -> Cases:
         """Every prompt with every noise seed."""
         return Cases.of(self.prompts, self.indices, self.batch_size, self.seed, self.seeds)
+
+    @property
+    def measured(self) -> dict[str, Metric]:
+        """The metrics that apply: of class labels, those that need no text."""
+        has_text = all(isinstance(prompt, str) for prompt in self.prompts)
+        return {name: metric for name, metric in self.metrics.items() if has_text or not metric.reward.needs_text}
+
+    @property
+    def without_text(self) -> str | None:
+        """Which metrics are left out, and why; None where all apply."""
+        left_out = [name for name in self.metrics if name not in self.measured]
+        return f"Prompts are class labels, so what needs a text is left out: {', '.join(left_out)}." if left_out else None
 
     def quick_look(self, methods: Sequence[Method]) -> str | None:
         """What a reader should know of figures from too few prompts to publish, and what is left out; None of 128 or more."""

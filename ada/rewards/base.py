@@ -39,6 +39,12 @@ class Reward(ABC):
     compares_with_reference: bool = False
     """True for a reward that is a comparison with the reference already, such as SSIM: nothing is then subtracted from it."""
 
+    @property
+    def needs_text(self) -> bool:
+        """Whether it reads prompts, which then have to be texts, not class labels: as a reward that it holds does, unless it says so
+        itself."""
+        return any(held.needs_text for held in vars(self).values() if isinstance(held, Reward))
+
     @abstractmethod
     def __call__(self, images: Tensor, prompts: Sequence[str], reference: Tensor) -> Tensor:
         """Scores a batch.

@@ -22,6 +22,8 @@ class ClipScore(Reward):
         FileNotFoundError: `model` looks like a folder that is not there.
     """
 
+    needs_text = True
+
     def __init__(self, model: str = "checkpoints/emoji-scorer", scale: float = 1.0) -> None:
         self.model = model
         self.features = load_features(model)

@@ -32,6 +32,8 @@ class HPS(Reward):
         WeightsError: a tensor is missing, left over or of another shape.
     """
 
+    needs_text = True
+
     def __init__(
         self, model: str = "xswu/HPSv2", tokenizer: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K", scale: float = 1.0
     ) -> None:

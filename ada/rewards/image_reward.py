@@ -60,6 +60,8 @@ class ImageReward(Reward):
         WeightsError: a tensor is missing, left over or of another shape.
     """
 
+    needs_text = True
+
     def __init__(self, model: str = "THUDM/ImageReward", tokenizer: str = "google-bert/bert-base-uncased") -> None:
         self.model, self.tokenizer = model, tokenizer
         self._network = load_image_reward(find_weights(model, FILES))

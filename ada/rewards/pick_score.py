@@ -23,6 +23,8 @@ class PickScore(Reward):
         FileNotFoundError: `model` looks like a folder that is not there.
     """
 
+    needs_text = True
+
     def __init__(
         self,
         model: str = "yuvalkirstain/PickScore_v1",

@@ -184,30 +184,40 @@ class FrozenPipeline:
         Raises:
             ScheduleError: the call passed the plan by.
         """
-        told = {self.prompt_argument: list(prompts)} if self.inputs is None else self.inputs(prompts)
-        steps = self.num_inference_steps
         with (
             shared_components(self.pipeline, self.max_images),
             apply_blockdance(
                 self.pipeline,
                 plan,
-                num_inference_steps=steps,
+                num_inference_steps=self.num_inference_steps,
                 groups=groups,
                 max_rows=self.max_rows,
                 recording=recording,
             ) as handle,
         ):
-            output = self.pipeline(
-                num_inference_steps=steps,
-                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-                output_type=self.output_type,
-                return_dict=False,
-                **self.arguments | dict(told),
-            )
+            output = self.pipeline(**self.call_arguments(prompts, seeds))
             images = output[0] if isinstance(output[0], Tensor) else torch.as_tensor(output[0])
         if not handle.has_run:
             handle.report()  # says why
         return Generated(images.float(), handle)
+
+    def call_arguments(self, prompts: Sequence[Any], seeds: Sequence[int]) -> dict[str, Any]:
+        """What the pipeline's call is given, by name.
+
+        Args:
+            prompts, seeds: as in `generate`.
+
+        Raises:
+            TypeError: `inputs` gives an argument that is not its own.
+        """
+        told = {self.prompt_argument: list(prompts)} if self.inputs is None else self.inputs(prompts)
+        return dict(
+            num_inference_steps=self.num_inference_steps,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            output_type=self.output_type,
+            return_dict=False,
+            **self.arguments | dict(told),
+        )
 
     def reuse_costs(self, kinds: Sequence[Reuse], prompt: Any) -> list[float]:
         """Cost of a step under each kind of reuse, relative to a computed one, at a generation of any prompt."""

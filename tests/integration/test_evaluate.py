@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import build_clip_folder, build_pixart_pipeline
 from huggingface_hub import ModelCard
+from integration.pipelines import CASES
 from ladders import COSTS, KINDS, build_ladder
 from PIL import Image
 from policies import build_step_policy
@@ -177,6 +178,21 @@ def test_a_row_that_does_not_apply_is_none_to_compare_with(folder: Path) -> None
     refused = Method(name="Peer", family="Peers", group="peers", num_inference_steps=10, reason="It has no blocks.")
     with pytest.raises(EvaluationError, match="'Peer' that all are compared with does not apply: It has no blocks"):
         evaluate_methods(pipeline_of(folder, 10), [full_method(10), refused], request(folder, compare_with="Peer", rounds=0))
+
+
+def test_classes_are_evaluated_without_what_needs_a_text(folder: Path) -> None:
+    """DiT's, by metrics the first of which reads prompts."""
+    console = Console(record=True, width=180)
+    frozen = FrozenPipeline(CASES["dit"].build(), 6)
+    fewer = Method(name="Fewer", family="Fewer", group="plain", num_inference_steps=3)
+    results = evaluate_methods(
+        frozen, [full_method(6), fewer], request(folder, prompts=[2, 5], indices=[0, 1], rounds=0), console
+    )
+    assert results.prompts == ["2", "5"]
+    assert "quality" not in results.columns
+    assert min(results.methods[1].per_prompt["perceptual_distance"]) > 0
+    assert "what needs a text is left out: quality." in console.export_text()
+    assert (folder / "out" / "index.html").is_file()
 
 
 def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -120,7 +120,7 @@ def read_complexity(
     """
     edges = [value for batch in cases.batches() for value in store.batch(reference, batch)["edge_density"]]
     densities = statistics.per_prompt(edges, cases.num_seeds)
-    words = [float(len(prompt.split())) for prompt in cases.prompts[: len(densities)]]
+    words = [float(len(str(prompt).split())) for prompt in cases.prompts[: len(densities)]]
     static = [method.per_prompt[BOUNDED] for method in results if method.family == STATIC and method.reason is None]
     sensitivity = {metrics.SENSITIVITY: np.mean(static, axis=0).tolist()} if static else {}
     return {metrics.EDGE_DENSITY: densities, metrics.PROMPT_LENGTH: words, **sensitivity}

@@ -161,7 +161,7 @@ def run_batch(
     images = batch.stop - batch.start
     decider = None if isinstance(method.plan, BlockDanceConfig | ReuseSchedule) else method.plan
     with method.accelerate(frozen.pipeline, batch) as run:
-        call = partial(generate, frozen, cases.prompts[batch], cases.seeds[batch], method.num_inference_steps, run.call)
+        call = partial(generate, frozen, cases.prompts[batch], cases.seeds[batch], method.num_inference_steps, run)
         _synchronize(frozen.device)
         start = time.perf_counter()
         with ExitStack() as counters:

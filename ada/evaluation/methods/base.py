@@ -35,19 +35,19 @@ class Cases:
     """What every method is run on, `batch_size` at a time: every prompt once per sampler seed, all prompts of a seed in a row.
 
     Args:
-        prompts: one per case.
+        prompts: one per case: whatever `FrozenPipeline.generate` takes.
         seeds: of each case's noise.
         batch_size: cases per call of the pipeline.
         num_seeds: how often each prompt occurs.
     """
 
-    prompts: Sequence[str]
+    prompts: Sequence[Any]
     seeds: Sequence[int]
     batch_size: int
     num_seeds: int = 1
 
     @classmethod
-    def of(cls, prompts: Sequence[str], indices: Sequence[int], batch_size: int, seed: int = 0, num_seeds: int = 1) -> "Cases":
+    def of(cls, prompts: Sequence[Any], indices: Sequence[int], batch_size: int, seed: int = 0, num_seeds: int = 1) -> "Cases":
         """Cases of prompts, whose noise depends on their index in the data set and on the sampler seeds `seed`, `seed + 1`, …"""
         seeds = [prompt_seed(seed + offset, index) for offset in range(num_seeds) for index in indices]
         return cls(list(prompts) * num_seeds, seeds, batch_size, num_seeds)
@@ -81,10 +81,17 @@ class Generated:
 
 
 def generate(
-    frozen: FrozenPipeline, prompts: Sequence[str], seeds: Sequence[int], num_inference_steps: int,
-    call: Callable[..., Any] | None = None,
-) -> Generated:  # fmt: skip
-    """Runs the pipeline as a user would, or calls `call` in its place (see `Run`); every image has a prompt and a seed of its noise."""
+    frozen: FrozenPipeline, prompts: Sequence[Any], seeds: Sequence[int], num_inference_steps: int, run: "Run | None" = None
+) -> Generated:
+    """Runs the pipeline as a user would, or as `run` asks for; every image has a prompt and a seed of its noise."""
+    run = run or Run()
+    if run.each is not None:
+        made = []
+        for place in range(len(prompts)):
+            with run.each(place) as alone:
+                own = slice(place, place + 1)
+                made.append(generate(frozen, prompts[own], seeds[own], num_inference_steps, alone))
+        return Generated(torch.cat([one.images for one in made]), torch.cat([one.latents for one in made]))
     decode, latents = frozen.pipeline.vae.decode, list[Tensor]()
 
     def recorded(given: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -93,10 +100,8 @@ def generate(
 
     # what the VAE decodes is the end of denoising in every family of pipelines; frames may be decoded in chunks
     with patch.object(frozen.pipeline.vae, "decode", recorded):
-        output = (call or frozen.pipeline)(
-            list(prompts), num_inference_steps=num_inference_steps, output_type="pt", return_dict=False,
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds], **frozen.arguments,
-        )  # fmt: skip
+        given = frozen.call_arguments(prompts, seeds) | {"num_inference_steps": num_inference_steps, "output_type": "pt"}
+        output = (run.call or frozen.pipeline)(**given)
     images: Tensor = output[0]
     return Generated(images.float(), torch.cat(latents).float().reshape(len(prompts), -1))
 
@@ -126,11 +131,14 @@ class Run:
 
     Args:
         report: tells, after the pipeline ran and still inside the context, what was done.
-        call: is called in place of the pipeline, with the pipeline's arguments; None calls the pipeline itself.
+        call: is called in place of the pipeline, with the pipeline's arguments by name; None calls the pipeline itself.
+        each: accelerates the pipeline for the image at one place of the batch, which then has a call of its own; None for one call of the
+            whole batch.
     """
 
     report: Callable[[], BatchReport] = field(default=BatchReport)
     call: Callable[..., Any] | None = None
+    each: "Callable[[int], AbstractContextManager[Run]] | None" = None
 
 
 Attach = Callable[[Any, slice], AbstractContextManager[Run]]

@@ -132,7 +132,7 @@ def watched(pipeline: Any) -> Iterator[Callable[[], float]]:
         yield lambda: timestep
 
 
-def magnitude_ratios(frozen: FrozenPipeline, prompts: Sequence[str], seeds: Sequence[int]) -> list[float]:
+def magnitude_ratios(frozen: FrozenPipeline, prompts: Sequence[Any], seeds: Sequence[int]) -> list[float]:
     """MagCache's ratios of this model, as its documentation says: run once in calibration mode, which prints them to be copied."""
     steps, printed = frozen.num_inference_steps, io.StringIO()
     with left_as_found(frozen.pipeline), redirect_stdout(printed):

@@ -18,7 +18,6 @@ from diffusers.hooks.mag_cache import MagCacheConfig
 from diffusers.hooks.pyramid_attention_broadcast import PyramidAttentionBroadcastConfig
 from diffusers.hooks.sea_cache import SeaCacheConfig
 from diffusers.hooks.taylorseer_cache import TaylorSeerCacheConfig
-from torch import Tensor
 
 from ada.evaluation.methods.base import Attach, BatchReport, Method, Run
 from ada.evaluation.methods.caches import attaching, diffusers_cache, latents_as_vision, magnitude_ratios
@@ -36,7 +35,7 @@ SGLANG = {
 NOT_IN_A_QUICK_LOOK = ("PyramidAttentionBroadcast", "FasterCache", "T-GATE", "ToMe")
 
 
-def peer_methods(frozen: FrozenPipeline, prompts: Sequence[str], seeds: Sequence[int]) -> list[Method]:
+def peer_methods(frozen: FrozenPipeline, prompts: Sequence[Any], seeds: Sequence[int]) -> list[Method]:
     """All peers. One that is not installed, does not attach or skips nothing becomes a row that says so.
 
     Args:
@@ -163,15 +162,14 @@ def one_by_one(method: Method) -> Method:
     def attach(pipeline: Any, images: slice) -> Iterator[Run]:
         kept: list[int | None] = []
 
-        def call(prompts: Sequence[str], *, generator: Sequence[torch.Generator], **arguments: Any) -> tuple[Tensor]:
-            made = []
-            for place, (prompt, noise) in enumerate(zip(prompts, generator, strict=True), images.start):
-                with method.accelerate(pipeline, slice(place, place + 1)) as run:
-                    made.append((run.call or pipeline)([prompt], generator=[noise], **arguments)[0])
-                    kept.append(run.report().cache_bytes)
-            return (torch.cat(made),)
+        @contextmanager
+        def each(place: int) -> Iterator[Run]:
+            start = images.start + place
+            with method.accelerate(pipeline, slice(start, start + 1)) as run:
+                yield run
+                kept.append(run.report().cache_bytes)
 
-        yield Run(lambda: BatchReport(cache_bytes=max((known for known in kept if known is not None), default=None)), call)
+        yield Run(lambda: BatchReport(cache_bytes=max((known for known in kept if known is not None), default=None)), each=each)
 
     return replace(
         method, name=f"{method.name}, batch 1", family=f"{method.family}, batch 1", plan=None, attach=attach, timed=False,

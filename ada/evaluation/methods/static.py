@@ -9,7 +9,7 @@ import torch
 from ada.evaluation.methods.base import FEWER_STEPS, FULL_COMPUTE, STATIC, Method
 from ada.rollouts import FrozenPipeline
 from ada.schedules import Ladder
-from blockdance import BlockDanceConfig, BlockReuse, Plan, ReuseSchedule, ScheduleError, measure_feature_change
+from blockdance import BlockDanceConfig, BlockReuse, FeatureRecorder, Plan, ReuseSchedule, ScheduleError
 
 MOST_STEP_COUNTS = 10
 PAPER_RANGES = ((0.25, 0.95), (0.6, 0.95))
@@ -125,7 +125,7 @@ def ladder_methods(ladder: Ladder, num_inference_steps: int) -> list[Method]:
     ]  # fmt: skip
 
 
-def calibrated_methods(frozen: FrozenPipeline, prompts: Sequence[str], seeds: Sequence[int]) -> list[Method]:
+def calibrated_methods(frozen: FrozenPipeline, prompts: Sequence[Any], seeds: Sequence[int]) -> list[Method]:
     """BlockDance-N calibrated at several tolerances, and Block Caching at several thresholds δ, by how much features change.
 
     Args:
@@ -133,10 +133,10 @@ def calibrated_methods(frozen: FrozenPipeline, prompts: Sequence[str], seeds: Se
         prompts: held out from the evaluation.
         seeds: of their noise.
     """
-    steps, generators = frozen.num_inference_steps, [torch.Generator().manual_seed(seed) for seed in seeds]
-    measured = measure_feature_change(
-        frozen.pipeline, prompts, num_inference_steps=steps, generator=generators, output_type="latent", **frozen.arguments
-    )
+    steps = frozen.num_inference_steps
+    with FeatureRecorder(frozen.pipeline, len(prompts)) as recorder:
+        frozen.pipeline(**frozen.call_arguments(prompts, seeds) | {"output_type": "latent"})
+    measured = recorder.result()
     proposed = "The BlockDance-N that saves most while the injected features stay within"
     cached = "arXiv 2312.03209, without scale-shift: every block is reused until its changes add up to"
     rows: list[tuple[str, str, str, Callable[[float], Plan], Sequence[float]]] = [

@@ -6,6 +6,7 @@ the whole batch. Here each image has its own sum, of the signal that foretells d
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +75,7 @@ def movement(clean: Tensor) -> Tensor:
     return moved
 
 
-def threshold_methods(frozen: FrozenPipeline, prompts: Sequence[str], seeds: Sequence[int], boundary: int) -> list[Method]:
+def threshold_methods(frozen: FrozenPipeline, prompts: Sequence[Any], seeds: Sequence[int], boundary: int) -> list[Method]:
     """The rule at thresholds that save about 15, 25 and 35 % of the steps on other prompts.
 
     Args:

@@ -48,6 +48,15 @@ def test_a_tolerance_that_nothing_meets_is_a_row_with_the_reason(
             run_batch(subject, method, CASES, slice(0, 2))
 
 
+def test_calibration_is_told_of_prompts_as_the_pipeline_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    frozen = FrozenPipeline(
+        build_pixart_pipeline(), 10, ARGUMENTS, inputs=lambda names: {"prompt": asked.append(names) or ["d"]}
+    )
+    static.calibrated_methods(frozen, ["a picture's name"], [5])
+    assert asked == [["a picture's name"]]
+
+
 def test_the_middle_values_run_by_default(subject: FrozenPipeline) -> None:
     methods = static.calibrated_methods(subject, ["d"], [5])
     assert len(methods) == 6

@@ -19,7 +19,7 @@ from ada.policy import AdaPolicy, Curve, LadderPolicy, StepPolicy
 from ada.policy.sight import NUM_SIGNS
 from ada.rollouts import FrozenPipeline
 from ada.schedules import Ladder
-from blockdance import BlockDanceConfig, BlockReuse, PolicyState, Reuse, ReuseSchedule
+from blockdance import BlockDanceConfig, BlockReuse, PolicyState, Reuse, ReuseSchedule, full_compute
 
 ARGUMENTS = {"guidance_scale": 2.0, "max_sequence_length": 8, "use_resolution_binning": False, "clean_caption": False}
 STEPS = 20
@@ -173,6 +173,21 @@ def test_one_by_one_gives_each_image_its_own_row_and_the_same_image(subject: Fro
     images = [run_batch(subject, method, cases, slice(0, 2)).generated.images for method in (whole, one_by_one(whole))]
     torch.testing.assert_close(images[0], images[1], atol=1e-4, rtol=0)
     assert not torch.allclose(images[0], run_batch(subject, full_method(6), cases, slice(0, 2)).generated.images, atol=1e-4)
+
+
+def test_calls_are_told_of_prompts_as_the_pipeline_asks_for() -> None:
+    """By arguments that `inputs` makes of them, also where every image has a call of its own."""
+    told = {"one": "a b", "two": "c"}
+    frozen = FrozenPipeline(
+        build_pixart_pipeline(), 6, ARGUMENTS,
+        inputs=lambda names: {"prompt": [told[name] for name in names], "negative_prompt": list(told)[: len(names)]},
+    )  # fmt: skip
+    own = frozen.generate(["two", "one"], [1, 2], full_compute(1, 6)).images
+    alone = frozen.generate(["two"], [1], full_compute(1, 6)).images
+    cases = Cases(["two", "one"], [1, 2], 2)
+    torch.testing.assert_close(run_batch(frozen, full_method(6), cases, slice(0, 2)).generated.images, own)
+    each = run_batch(frozen, one_by_one(full_method(6)), cases, slice(0, 2)).generated.images
+    torch.testing.assert_close(each[:1], alone)
 
 
 def test_the_rungs_of_a_ladder_are_static_rows() -> None:

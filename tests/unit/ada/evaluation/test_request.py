@@ -1,15 +1,17 @@
 """How much of a quick look runs and is timed."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from conftest import build_clip_folder
 
-from ada.evaluation.measure.metrics import Column, Metric
+from ada.evaluation.measure.metrics import Column, Metric, default_metrics
 from ada.evaluation.measure.run import TimingPlan
 from ada.evaluation.methods.base import Method
 from ada.evaluation.methods.peers import one_by_one
 from ada.evaluation.request import EvaluationOptions, Request
-from ada.rewards import SSIM
+from ada.rewards import SSIM, Relative
 
 METRICS = {"perceptual_distance": Metric(SSIM(), Column("Distance"))}
 
@@ -52,3 +54,15 @@ def test_metrics_without_the_distance_that_damage_is_computed_from_are_refused()
     metrics = {"ssim": Metric(SSIM(), Column("SSIM"))}
     with pytest.raises(ValueError, match=r"`metrics` must hold `perceptual_distance`.*; got ssim\."):
         Request(prompts=["a"], indices=[0], metrics=metrics, embed=lambda images: images)
+
+
+def test_of_class_labels_metrics_that_need_a_text_are_left_out(tmp_path: Path) -> None:
+    metrics = default_metrics(str(build_clip_folder(tmp_path)))
+    metrics["relative"] = Metric(Relative(metrics["quality"].reward), Column("Quality lost"))
+    texts = Request(prompts=["a", "b"], indices=range(2), metrics=metrics, embed=lambda images: images)
+    assert (list(texts.measured), texts.without_text) == (list(metrics), None)
+    labels = replace(texts, prompts=[3, 7])
+    assert list(labels.measured) == ["psnr", "ssim", "perceptual_distance"]
+    assert labels.without_text == "Prompts are class labels, so what needs a text is left out: quality, relative."
+    with pytest.raises(ValueError, match=r"`metrics` must hold `perceptual_distance`.*; got none\."):
+        replace(labels, metrics={"quality": metrics["quality"]})
