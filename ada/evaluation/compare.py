@@ -17,7 +17,7 @@ from ada.evaluation.measure.metrics import VIDEO_COLUMNS
 from ada.evaluation.methods import Cases, Method, NotApplicableError
 from ada.evaluation.report import write_reports
 from ada.evaluation.report.table import terminal_table
-from ada.evaluation.request import EMBEDDED, GATES, EvaluationOptions, Request, Settings
+from ada.evaluation.request import EMBEDDED, GATES, EvaluationOptions, Request, Settings, ladder_of
 from ada.policy import AdaPolicy
 from ada.processes import default_processes
 from ada.rollouts import FrozenPipeline
@@ -52,13 +52,13 @@ def run_options(options: EvaluationOptions) -> Results:
     for name, reward in (options.rewards or {}).items():
         metrics[name] = Metric(reward.to(device), Column(name.replace("_", " ").capitalize()))
     known = GATES if options.base_model == EMBEDDED else {}
-    rivals = known if options.rivals is None else options.rivals
+    rivals, ladder = known if options.rivals is None else options.rivals, ladder_of(options)
     request = Request(
         **{known.name: getattr(options, known.name) for known in fields(Settings)},
         prompts=list(prompts["prompt"]), indices=list(prompts["index"]),
         metrics=metrics, embed=Embedding(options.scorer),
         search_prompts=list(others["prompt"]), search_indices=list(others["index"]),
-        ladder=Ladder.load(options.ladder) if options.ladder else None,
+        ladder=Ladder.load(ladder) if ladder else None,
         rivals={name: AdaPolicy.from_pretrained(source) for name, source in rivals.items()},
         sources={name: getattr(options, name) for name in ("policy", "base_model", "scorer", "prompts")},
         settings={"split": options.split},

@@ -24,6 +24,8 @@ BRIEF = "Latency is that of plain pipelines and the policy, at batch 1 and in tw
 EMBEDDED = "checkpoints/emoji-dit"
 GATES = {"Gate after BAG": "checkpoints/gates/imitation", "Gate of six scalars": "checkpoints/gates/critic"}
 """Rivals of the embedded model's policies."""
+LADDER = "configs/ladders/emoji.json"
+"""The schedules that were searched for the embedded model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,8 +197,9 @@ class EvaluationOptions(Settings):
     """Their split."""
     search_limit: int | None = None
     """Number of them, which run in one call; by default as many as a batch has, in a quick look 2."""
-    ladder: str | None = "configs/ladders/emoji.json"
-    """File of searched static schedules, each of which is a row; none leaves them out."""
+    ladder: str | None = "auto"
+    """File of searched static schedules, each of which is a row; none leaves them out; auto takes those searched for the embedded
+    model beside it, none beside others."""
     num_inference_steps: int = 20
     """Denoising steps of full compute."""
     arguments: dict[str, Any] = field(
@@ -212,3 +215,9 @@ class EvaluationOptions(Settings):
     two gates of six scalars beside the embedded model, none beside others."""
     device: str = "auto"
     """Such as cpu or cuda; auto takes the accelerator where there is one."""
+
+
+def ladder_of(options: EvaluationOptions) -> str | None:
+    """The file of searched static schedules; None where there are none. (The command would take a method for a command of its own.)"""
+    known = LADDER if options.base_model == EMBEDDED else None
+    return known if options.ladder == "auto" else options.ladder

@@ -203,8 +203,6 @@ def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     words += [
         "--arguments",
         json.dumps(ARGUMENTS),
-        "--ladder",
-        "null",
         "--quality-weights",
         "[2.0]",
         "--device",

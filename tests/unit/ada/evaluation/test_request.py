@@ -10,7 +10,7 @@ from ada.evaluation.measure.metrics import Column, Metric, default_metrics
 from ada.evaluation.measure.run import TimingPlan
 from ada.evaluation.methods.base import Method
 from ada.evaluation.methods.peers import one_by_one
-from ada.evaluation.request import EvaluationOptions, Request
+from ada.evaluation.request import LADDER, EvaluationOptions, Request, ladder_of
 from ada.rewards import SSIM, Relative
 
 METRICS = {"perceptual_distance": Metric(SSIM(), Column("Distance"))}
@@ -66,3 +66,10 @@ def test_of_class_labels_metrics_that_need_a_text_are_left_out(tmp_path: Path) -
     assert labels.without_text == "Prompts are class labels, so what needs a text is left out: quality, relative."
     with pytest.raises(ValueError, match=r"`metrics` must hold `perceptual_distance`.*; got none\."):
         replace(labels, metrics={"quality": metrics["quality"]})
+
+
+def test_another_base_model_is_not_held_against_the_embedded_ones_searched_schedules() -> None:
+    own, other = EvaluationOptions(policy="p"), EvaluationOptions(policy="p", base_model="someone/model")
+    assert (ladder_of(own), ladder_of(other)) == (LADDER, None)
+    assert ladder_of(replace(own, ladder=None)) is None
+    assert ladder_of(replace(other, ladder="mine.json")) == "mine.json"
