@@ -194,7 +194,7 @@ def _with_policy(
         ways.full_method(steps),
         *ways.fewer_steps(steps),
         *ways.blockdance(num_blocks, steps, boundary),
-        *(ways.ladder_methods(request.ladder, steps) if request.ladder is not None else []),
+        *(ways.ladder_methods(request.ladder, steps, num_blocks) if request.ladder is not None else []),
         *ours,
         *(control for kind in zip(*controls, strict=True) for control in kind),
     ]

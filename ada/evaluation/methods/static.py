@@ -109,16 +109,28 @@ def deep_cache(num_blocks: int, num_inference_steps: int) -> list[Method]:
     ]  # fmt: skip
 
 
-def ladder_methods(ladder: Ladder, num_inference_steps: int) -> list[Method]:
-    """Every rung of a ladder but the first as a static schedule; those nearest to 15 and 35 % are timed."""
+def ladder_methods(ladder: Ladder, num_inference_steps: int, num_blocks: int) -> list[Method]:
+    """Every rung of a ladder but the first as a static schedule; those nearest to 15 and 35 % are timed. Of a ladder of a deeper model they
+    say that it is one.
+
+    Args:
+        ladder: the ladder.
+        num_inference_steps: denoising steps.
+        num_blocks: length of the model's block stack.
+    """
     fitted = ladder.for_steps(num_inference_steps)
+    last, reason = max(kind.boundary for kind in fitted.kinds), None
+    if last >= num_blocks:
+        reason = (
+            f"The ladder (`--ladder`) reuses after block {last}, and the model has {num_blocks} blocks, 0 to {num_blocks - 1}."
+        )
     reused = (fitted.actions > 0).double().mean(1)
     timed = {int((reused - level).abs().argmin()) for level in TIMED_LEVELS}
     rows = {tuple(rung): place for place, rung in enumerate(fitted.actions.tolist()) if any(rung)}
     return [
         Method(
             name=f"Static rung {place}, {float(reused[place]):.0%}", family=STATIC, group="static", timed=place in timed,
-            num_inference_steps=num_inference_steps, plan=fitted.schedule(torch.tensor([place])),
+            num_inference_steps=num_inference_steps, plan=fitted.schedule(torch.tensor([place])), reason=reason,
             note=f"Rung {place} of the ladder: {''.join(map(str, rung))}, searched on training prompts.",
         )
         for rung, place in rows.items()

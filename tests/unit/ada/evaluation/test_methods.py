@@ -11,7 +11,7 @@ from policies import build_step_policy
 
 from ada.evaluation.measure.counting import run_batch
 from ada.evaluation.methods.ada import RandomAsOften, Shuffled, ada_methods, rival_methods
-from ada.evaluation.methods.base import Cases, Method
+from ada.evaluation.methods.base import Cases, Method, NotApplicableError
 from ada.evaluation.methods.peers import one_by_one
 from ada.evaluation.methods.static import MOST_STEP_COUNTS, blockdance, deep_cache, fewer_steps, full_method, ladder_methods
 from ada.evaluation.request import GATES, Settings
@@ -195,12 +195,18 @@ def test_the_rungs_of_a_ladder_are_static_rows() -> None:
     ladder = Ladder(
         torch.tensor([[0] * 10, [0, 0, 0, 0, 0, 1, 0, 1, 0, 0], [0, 0, 0, 1, 0, 1, 0, 1, 0, 1]]), (Reuse(boundary=2),), (2,)
     )
-    methods = ladder_methods(ladder, 10)
+    methods = ladder_methods(ladder, 10, NUM_BLOCKS)
     assert [(method.name, method.timed) for method in methods] == [
         ("Static rung 1, 20%", True),
         ("Static rung 2, 40%", True),
     ]
     assert methods[0].described == {"actions": "0000010100", "kinds": ["after block 2, order 0"]}
+
+
+def test_the_rungs_of_a_deeper_models_ladder_say_so(subject: FrozenPipeline) -> None:
+    (row,) = ladder_methods(Ladder(decided([{}, {12: 1}]), (Reuse(boundary=15),), (2,)), STEPS, subject.num_blocks)
+    with pytest.raises(NotApplicableError, match=r"ladder .* after block 15, and the model has 4 blocks, 0 to 3"):
+        run_batch(subject, row, Cases(["a"], [1], 1), slice(0, 1))
 
 
 def test_shuffled_decisions_are_those_of_the_neighbours(subject: FrozenPipeline) -> None:
