@@ -21,7 +21,7 @@ from ada.evaluation.request import EMBEDDED, GATES, EvaluationOptions, Request, 
 from ada.policy import AdaPolicy
 from ada.processes import default_processes
 from ada.rollouts import FrozenPipeline
-from ada.rollouts.fingerprints import parts_digest
+from ada.rollouts.fingerprints import name_of, networks_digest, parts_digest
 from ada.schedules import Ladder
 
 GRID_PROMPTS = 8
@@ -232,9 +232,11 @@ def open_store(frozen: FrozenPipeline, request: Request) -> tuple[Store, dict[st
         "seed": request.seed,
         "search_prompts": list(request.search_prompts),
     }
+    rewards = {name: metric.reward for name, metric in request.measured.items()}
     kept = {
         "prompts": list(request.prompts), "indices": list(request.indices), "search_indices": list(request.search_indices),
-        "metrics": {name: metric.reward.describe() for name, metric in request.measured.items()},
+        "metrics": {name: reward.describe() for name, reward in rewards.items()}, "embed": name_of(request.embed),
+        "networks": networks_digest([rewards, request.embed]),
         "pipeline": drawn, "parts": parts_digest(frozen.pipeline), "environment": measure.describe_environment(frozen.device),
     }  # fmt: skip
     sources = request.sources or {"base_model": frozen.model}

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
+from inspect import ismethod
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ import torch
 from accelerate.hooks import AlignDevicesHook, SequentialHook
 from PIL import Image
 from torch import Tensor, nn
+
+from ada.rewards import Reward
 
 SAMPLED = 64
 """Values of a large tensor, spread evenly over it, that tell it from others."""
@@ -45,8 +48,31 @@ def parts_digest(pipeline: Any) -> dict[str, str]:
     Args:
         pipeline: holds the models as attributes.
     """
-    parts = {name: part for name, part in vars(pipeline).items() if isinstance(part, nn.Module)}
-    return {name: digest({key: _sample(tensor) for key, tensor in _weights(part).items()}) for name, part in parts.items()}
+    return {name: _sampled_digest(part) for name, part in vars(pipeline).items() if isinstance(part, nn.Module)}
+
+
+def networks_digest(held: Any) -> list[str]:
+    """Digests of the networks that rewards, or features of images, compute with, in their order; from a few values of each tensor.
+
+    Args:
+        held: a network, a reward, another object of this package, a method of one, or mappings and lists of them. Others' objects, such as
+            tokenizers, are not looked into.
+    """
+    held = held.__self__ if ismethod(held) else held
+    if isinstance(held, nn.Module):
+        return [_sampled_digest(held)]
+    if isinstance(held, Mapping):
+        parts = list(held.values())
+    elif isinstance(held, list | tuple):
+        parts = list(held)
+    else:
+        is_ours = isinstance(held, Reward) or type(held).__module__.startswith("ada.")
+        parts = list(vars(held).values()) if is_ours else []
+    return [found for part in parts for found in networks_digest(part)]
+
+
+def _sampled_digest(module: nn.Module) -> str:
+    return digest({key: _sample(tensor) for key, tensor in _weights(module).items()})
 
 
 def _weights(module: nn.Module) -> dict[str, Tensor]:
@@ -91,6 +117,11 @@ def described(value: Any) -> Any:
         return [list(array.shape), hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]]
     if isinstance(value, nn.Module):
         return weights_digest(value)
+    attributes = {} if hasattr(value, "__qualname__") else {name: described(part) for name, part in vars(value).items()}
+    return [name_of(value), attributes]
+
+
+def name_of(value: Any) -> str:
+    """The name of a function or class, with its module; of another object, that of its class."""
     kind = value if hasattr(value, "__qualname__") else type(value)
-    attributes = {} if kind is value else {name: described(part) for name, part in vars(value).items()}
-    return [f"{kind.__module__}.{kind.__qualname__}", attributes]
+    return f"{kind.__module__}.{kind.__qualname__}"

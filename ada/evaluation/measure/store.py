@@ -19,7 +19,7 @@ from ada.evaluation.methods.base import Method
 from ada.grid import to_picture
 from ada.rollouts.fingerprints import digest
 
-PACKAGES = ("torch", "diffusers", "transformers", "cache-dit", "tgate", "tomesd")
+PACKAGES = ("blockdance-ada", "torch", "diffusers", "transformers", "cache-dit", "tgate", "tomesd")
 
 
 class Store:

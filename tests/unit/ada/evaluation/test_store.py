@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -10,16 +11,18 @@ import pytest
 import torch
 from conftest import build_clip_folder, build_pixart_pipeline
 from policies import build_step_policy
+from torch import nn
 
 from ada.evaluation.compare import open_store
 from ada.evaluation.measure import Embedding, Metric, default_metrics
 from ada.evaluation.measure.metrics import Column
-from ada.evaluation.measure.store import Store, key_of
+from ada.evaluation.measure.store import Store, describe_environment, key_of
 from ada.evaluation.methods import Method, control_methods, full_method, policy_digest
 from ada.evaluation.request import Request
 from ada.policy import StepPolicy
-from ada.rewards import SSIM
+from ada.rewards import SSIM, ClipScore, Relative, load_features
 from ada.rollouts import FrozenPipeline
+from ada.rollouts.fingerprints import networks_digest
 
 STEPS = 6
 
@@ -95,6 +98,31 @@ def test_a_policy_of_the_same_weights_and_another_configuration_is_another_one(p
     other = policy.with_options(quality_weight=3.0)
     assert other.digest() == policy.digest()
     assert policy_digest(other) != policy_digest(policy)
+
+
+def retrain(network: nn.Module) -> None:
+    """Changes the weights a little, where they are."""
+    with torch.no_grad():
+        next(network.parameters()).add_(1e-3)
+
+
+def test_a_scorer_that_was_retrained_in_its_place_makes_another_store(backbone: FrozenPipeline, tmp_path: Path) -> None:
+    """Whether a reward holds it, one inside another, or the features of the Fréchet distance."""
+    metrics = {"relative": Metric(Relative(ClipScore(str(build_clip_folder(tmp_path / "scorer")))), Column("Quality lost"))}
+    embed = Embedding(str(build_clip_folder(tmp_path / "features")))
+    request = Request(prompts=["a"], indices=[0], metrics=metrics, embed=embed, output=tmp_path)
+    found = [open_store(backbone, request)[0].parts for _ in range(2)]
+    for scorer in ("scorer", "features"):
+        retrain(load_features(str(tmp_path / scorer))._model)
+        found.append(open_store(backbone, request)[0].parts)
+    found.append(open_store(backbone, replace(request, embed=lambda images: images.flatten(1)))[0].parts)
+    assert found[0] == found[1]
+    assert len(set(found)) == 4
+    assert networks_digest(embed.__call__) == networks_digest(embed)
+
+
+def test_versions_of_this_package_take_nothing_from_each_other() -> None:
+    assert describe_environment(torch.device("cpu"))["blockdance-ada"] == version("blockdance-ada")
 
 
 def test_what_all_rows_depend_on_makes_another_store_and_nothing_else(
