@@ -103,22 +103,30 @@ def digest(content: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def described(value: Any) -> Any:
+def described(value: Any, holders: tuple[Any, ...] = ()) -> Any:
     """A setting as JSON that tells it from others: tensors and images by their content, functions by name, objects by class and
-    attributes."""
+    attributes, what has none by its text, and one of its `holders`, which it refers back to, by class alone."""
     if value is None or isinstance(value, str | int | float):
         return value
+    if any(value is holder for holder in holders):
+        return [name_of(value), {}]
+    holders = (*holders, value)
     if isinstance(value, Mapping):
-        return {str(name): described(part) for name, part in value.items()}
+        return {str(name): described(part, holders) for name, part in value.items()}
     if isinstance(value, list | tuple):
-        return [described(part) for part in value]
+        return [described(part, holders) for part in value]
+    if isinstance(value, set | frozenset):
+        return sorted((described(part, holders) for part in value), key=str)
     if isinstance(value, Tensor | np.ndarray | Image.Image):
         array = value.detach().cpu().float().numpy() if isinstance(value, Tensor) else np.asarray(value)
         return [list(array.shape), hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]]
     if isinstance(value, nn.Module):
         return weights_digest(value)
-    attributes = {} if hasattr(value, "__qualname__") else {name: described(part) for name, part in vars(value).items()}
-    return [name_of(value), attributes]
+    if hasattr(value, "__qualname__"):
+        return [name_of(value), {}]
+    if not hasattr(value, "__dict__"):
+        return [name_of(value), str(value).partition(" at 0x")[0]]
+    return [name_of(value), {name: described(part, holders) for name, part in vars(value).items()}]
 
 
 def name_of(value: Any) -> str:

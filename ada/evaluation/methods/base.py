@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ada.policy import AdaPolicy
 from ada.rollouts import FrozenPipeline
-from ada.rollouts.fingerprints import digest
+from ada.rollouts.fingerprints import described, digest, name_of
 from blockdance import BlockDanceConfig, Plan, ReuseSchedule, apply_blockdance
 from blockdance.kinds import Kind
 
@@ -196,7 +196,7 @@ class Method:
 
     @cached_property
     def described(self) -> dict[str, Any]:
-        """The settings, and of a plan a configuration's fields, a schedule's actions and kinds, or which policy it is."""
+        """The settings, and of a plan a configuration's fields, a schedule's actions and kinds, or which policy or other decider it is."""
         plan, known = self.plan, dict[str, Any]()
         if isinstance(plan, BlockDanceConfig):
             known = {**asdict(plan), "reuse_range": list(plan.reuse_range)}
@@ -205,6 +205,8 @@ class Method:
             known = {"actions": rows[0] if len(rows) == 1 else rows, "kinds": [str(kind) for kind in plan.kinds]}
         elif isinstance(plan, AdaPolicy):
             known = {"policy": policy_digest(plan)}
+        elif plan is not None:
+            known = {"decider": [name_of(plan), digest(described(vars(plan)))]}
         return known | dict(self.settings)
 
     @contextmanager

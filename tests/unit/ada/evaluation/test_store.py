@@ -23,6 +23,7 @@ from ada.policy import StepPolicy
 from ada.rewards import SSIM, ClipScore, Relative, load_features
 from ada.rollouts import FrozenPipeline
 from ada.rollouts.fingerprints import networks_digest
+from blockdance import PolicyState, Reuse, ReuseSchedule
 
 STEPS = 6
 
@@ -90,6 +91,34 @@ def test_another_policy_is_another_row(policy: StepPolicy) -> None:
     for one, two in zip(*([row, *control] for row, control in zip(rows, controls, strict=True)), strict=True):
         assert one.name == two.name
         assert key_of(one) != key_of(two)
+
+
+def test_another_decider_of_ones_own_is_another_row() -> None:
+    """Told apart by what it holds: numbers, networks, and itself."""
+
+    class Decider(nn.Module):
+        kinds = (Reuse(boundary=1),)
+
+        def __init__(self, threshold: float, weight: float = 0.0) -> None:
+            super().__init__()
+            self.threshold, self.weight = threshold, nn.Parameter(torch.tensor([weight]))
+            self.notes, self.holders = {"a"}, [self]
+
+        def decision_steps(self, num_steps: int) -> tuple[int, ...]:
+            return (2,)
+
+        def decide(self, state: PolicyState) -> ReuseSchedule:
+            raise NotImplementedError
+
+        def check(self, transformer: nn.Module) -> None: ...
+
+    rows = [
+        Method(name="Mine", family="Mine", group="peers", num_inference_steps=STEPS, plan=plan)
+        for plan in (Decider(0.1), Decider(0.1), Decider(0.2), Decider(0.1, weight=1.0))
+    ]
+    keys = [key_of(row) for row in rows]
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 3
 
 
 def test_a_policy_of_the_same_weights_and_another_configuration_is_another_one(policy: StepPolicy, tmp_path: Path) -> None:

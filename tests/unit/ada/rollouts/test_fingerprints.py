@@ -42,6 +42,11 @@ def test_tensors_are_told_apart_by_content_and_callables_by_name_and_attributes(
     found = [digest(described(FromImages(images))) for images in (zeros, zeros.clone(), ones)]
     assert found[0] == found[1] != found[2]
     assert described(len) != described(sum)
+    assert described([{"b", "a"}, torch.float32, range(3)]) == [
+        ["a", "b"],
+        ["torch.dtype", "torch.float32"],
+        ["builtins.range", "range(0, 3)"],
+    ]
     plain = build_frozen()
     told = build_frozen(inputs=FromImages(zeros))
     assert "inputs" not in plain.fingerprint(), "tables that were made without stay valid"
