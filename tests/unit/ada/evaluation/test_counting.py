@@ -5,7 +5,7 @@ import gc
 import pytest
 import torch
 from conftest import build_pixart_pipeline
-from torch import nn
+from torch import library, nn
 from torch.profiler import profile
 
 from ada.evaluation.measure.counting import counted_macs, run_batch, weighed
@@ -13,7 +13,7 @@ from ada.evaluation.methods.base import Cases, Method
 from ada.evaluation.methods.caches import num_bytes
 from ada.evaluation.methods.static import full_method
 from ada.rollouts import FrozenPipeline
-from blockdance import Reuse, ReuseSchedule
+from blockdance import Reuse, ReuseSchedule, full_compute
 
 
 class Twice(nn.Module):
@@ -42,6 +42,7 @@ def test_what_runs_outside_the_model_is_not_counted() -> None:
     model = Twice()
     with torch.no_grad(), counted_macs(model) as count:
         torch.rand(50, 50) @ torch.rand(50, 50)
+        model.layer(torch.rand(1, 5, 6))
     model(torch.rand(1, 5, 6))
     assert count.macs == 0
 
@@ -66,6 +67,42 @@ def test_blockdance_reports_what_was_counted() -> None:
     assert (
         0 < float(ran.report.macs.sum()) == ran.macs < run_batch(subject, full_method(4), cases, slice(0, 2), count=True).macs
     )
+
+
+@library.custom_op("ada_test::packed_linear", mutates_args=())
+def packed_linear(features: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return nn.functional.linear(features, weight)
+
+
+@packed_linear.register_fake
+def _(features: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return features.new_empty(*features.shape[:-1], len(weight))
+
+
+class PackedLinear(nn.Module):
+    """As quantised layers are: an operator of its own does the work."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.weight = layer.in_features, layer.weight
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = packed_linear(features, self.weight)
+        return output
+
+
+def test_packed_layers_count_as_those_that_they_stand_for() -> None:
+    """In the plain pipeline as in BlockDance's report."""
+    pipeline = build_pixart_pipeline()
+    subject = FrozenPipeline(pipeline, 4, {"use_resolution_binning": False, "clean_caption": False})
+    cases, full = Cases(["a"], [1], 1), full_method(4)
+    plain = run_batch(subject, full, cases, slice(0, 1), count=True).macs
+    for block in pipeline.transformer.transformer_blocks:
+        block.ff.net[2] = PackedLinear(block.ff.net[2])
+    planned = Method(name="planned", family="", group="static", num_inference_steps=4, plan=full_compute(1, 4))
+    report = run_batch(subject, planned, cases, slice(0, 1), count=True).report
+    assert report.macs is not None
+    assert run_batch(subject, full, cases, slice(0, 1), count=True).macs == plain == float(report.macs)
 
 
 def test_peak_memory_is_what_lives_at_once() -> None:
