@@ -185,9 +185,7 @@ def _with_policy(
     boundary = max(kind.boundary for kind in policy.kinds)
     ours = ways.ada_methods(policy, weights, request.budgets, request.mean_budgets, request.batch_budgets, steps)
     controls = [
-        ways.control_methods(
-            row, policy, actions_of(store, row), request.seed, main=place == len(weights) // 2, batch_size=request.batch_size
-        )
+        ways.control_methods(row, policy, actions_of(store, row), request.seed, request.cases, main=place == len(weights) // 2)
         for place, row in enumerate(ours[: len(weights)])
     ]
     rows = [

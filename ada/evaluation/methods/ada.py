@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ada.evaluation.methods.base import ADA, ADA_BATCH, ADA_BUDGET, RANDOM, SHUFFLED, Group, Method, Run, planned
+from ada.evaluation.methods.base import ADA, ADA_BATCH, ADA_BUDGET, RANDOM, SHUFFLED, Cases, Group, Method, Run, planned
 from ada.policy import AdaPolicy, IncompatiblePolicyError, LadderPolicy
 from blockdance import Decider, PolicyState, Reuse, ReuseSchedule, full_compute, random_schedule
 
@@ -147,7 +147,7 @@ class RandomAsOften:
 
 
 def control_methods(
-    like: Method, policy: AdaPolicy, actions_of: Callable[[slice], Tensor], seed: int, *, main: bool, batch_size: int
+    like: Method, policy: AdaPolicy, actions_of: Callable[[slice], Tensor], seed: int, cases: Cases, *, main: bool
 ) -> list[Method]:
     """What a row of the policy is held against: random schedules at its rate, and its own decisions with shuffled states.
 
@@ -156,12 +156,13 @@ def control_methods(
         policy: the policy.
         actions_of: what the row did, as in `RandomAsOften`.
         seed: of the random schedules.
+        cases: that it runs on; in batches of one, an image has no other by whose state it could be decided.
         main: as in `Method`.
-        batch_size: images per call; alone, an image has no other by whose state it could be decided.
     """
     steps = like.num_inference_steps
     open_steps = range(policy.decision_steps(steps)[0] + 1, steps - 1)
-    alone = "In batches of one image there is no other one by whose state it could be decided." if batch_size == 1 else None
+    images = min(cases.batch_size, len(cases.prompts))
+    alone = "In batches of one image there is no other one by whose state it could be decided." if images == 1 else None
     common: dict[str, Any] = {
         "group": "static", "num_inference_steps": steps, "settings": {"like": like.name, **like.described}, "main": main, "timed": False,
     }  # fmt: skip

@@ -10,7 +10,7 @@ from ladders import build_ladder
 from policies import build_step_policy
 
 from ada.evaluation.measure.counting import run_batch
-from ada.evaluation.methods.ada import RandomAsOften, Shuffled, ada_methods, rival_methods
+from ada.evaluation.methods.ada import RandomAsOften, Shuffled, ada_methods, control_methods, rival_methods
 from ada.evaluation.methods.base import Cases, Method, NotApplicableError
 from ada.evaluation.methods.peers import one_by_one
 from ada.evaluation.methods.static import MOST_STEP_COUNTS, blockdance, deep_cache, fewer_steps, full_method, ladder_methods
@@ -201,6 +201,29 @@ def test_the_rungs_of_a_ladder_are_static_rows() -> None:
         ("Static rung 2, 40%", True),
     ]
     assert methods[0].described == {"actions": "0000010100", "kinds": ["after block 2, order 0"]}
+
+
+def test_rungs_that_coincide_at_few_steps_are_one_row_whose_latency_is_measured() -> None:
+    """Of the shipped ladder's fifteen, at ten steps: those nearest to 15 and 35 %, by the number of the first of them."""
+    ladder = Ladder.load(Path(__file__).parents[4] / "configs/ladders/emoji.json")
+    methods = ladder_methods(ladder, 10, 16)
+    actions = [method.described["actions"] for method in methods]
+    assert len(set(actions)) == len(actions) < len(ladder) - 1
+    assert [method.name for method in methods if method.timed] == ["Static rung 1, 10%", "Static rung 8, 30%"]
+    rungs = ["".join(map(str, rung)) for rung in ladder.for_steps(10).actions.tolist()]
+    assert [method.name.split()[2] for method in methods] == [f"{rungs.index(rung)}," for rung in actions]
+
+
+def test_a_single_image_has_no_other_by_whose_state_it_could_be_decided(subject: FrozenPipeline) -> None:
+    policy = build_step_policy(subject)
+    row = Method(name="Ada", family="Ada", group="ada", num_inference_steps=6, plan=policy)
+    for cases, applies in (
+        (Cases(["a"], [1], 8), False),
+        (Cases(["a", "b"], [1, 2], 1), False),
+        (Cases(["a", "b"], [1, 2], 8), True),
+    ):
+        _, shuffled = control_methods(row, policy, lambda images: torch.zeros(0), 0, cases, main=True)
+        assert (shuffled.reason is None) == applies
 
 
 def test_the_rungs_of_a_deeper_models_ladder_say_so(subject: FrozenPipeline) -> None:

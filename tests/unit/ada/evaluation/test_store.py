@@ -17,7 +17,7 @@ from ada.evaluation.compare import open_store
 from ada.evaluation.measure import Embedding, Metric, default_metrics
 from ada.evaluation.measure.metrics import Column
 from ada.evaluation.measure.store import Store, describe_environment, key_of
-from ada.evaluation.methods import Method, control_methods, full_method, policy_digest
+from ada.evaluation.methods import Cases, Method, control_methods, full_method, policy_digest
 from ada.evaluation.request import Request
 from ada.policy import StepPolicy
 from ada.rewards import SSIM, ClipScore, Relative, load_features
@@ -85,7 +85,7 @@ def test_another_policy_is_another_row(policy: StepPolicy) -> None:
     others = [policy, policy.with_options(quality_weight=3.0)]
     rows = [Method(name="ada", family="ada", group="ada", num_inference_steps=STEPS, plan=each) for each in others]
     controls = [
-        control_methods(row, each, lambda images: torch.zeros(0), 0, main=True, batch_size=2)
+        control_methods(row, each, lambda images: torch.zeros(0), 0, Cases(["a", "b"], [0, 1], 2), main=True)
         for row, each in zip(rows, others, strict=True)
     ]
     for one, two in zip(*([row, *control] for row, control in zip(rows, controls, strict=True)), strict=True):
