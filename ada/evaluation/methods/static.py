@@ -124,16 +124,17 @@ def ladder_methods(ladder: Ladder, num_inference_steps: int, num_blocks: int) ->
         reason = (
             f"The ladder (`--ladder`) reuses after block {last}, and the model has {num_blocks} blocks, 0 to {num_blocks - 1}."
         )
-    reused = (fitted.actions > 0).double().mean(1)
-    timed = {int((reused - level).abs().argmin()) for level in TIMED_LEVELS}
-    rows = {tuple(rung): place for place, rung in enumerate(fitted.actions.tolist()) if any(rung)}
+    reused = (fitted.actions > 0).double().mean(1).tolist()
+    rungs = fitted.actions.tolist()
+    rows = {place: rung for place, rung in enumerate(rungs) if any(rung) and rungs.index(rung) == place}
+    timed = {min((abs(reused[place] - level), place) for place in rows)[1] for level in TIMED_LEVELS if rows}
     return [
         Method(
-            name=f"Static rung {place}, {float(reused[place]):.0%}", family=STATIC, group="static", timed=place in timed,
+            name=f"Static rung {place}, {reused[place]:.0%}", family=STATIC, group="static", timed=place in timed,
             num_inference_steps=num_inference_steps, plan=fitted.schedule(torch.tensor([place])), reason=reason,
             note=f"Rung {place} of the ladder: {''.join(map(str, rung))}, searched on training prompts.",
         )
-        for rung, place in rows.items()
+        for place, rung in rows.items()
     ]  # fmt: skip
 
 
