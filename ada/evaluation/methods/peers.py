@@ -85,7 +85,7 @@ def _diffusers_rows(steps: int, ratios: Callable[[], Mapping[str, Any]], calibra
     for (name, family, mode, words), interval in product(modes, (2, 3, 5)):
         yield row(
             f"{name}, N={interval}", family, TaylorSeerCacheConfig, {**mode, "cache_interval": interval},
-            f"{words}; every {interval}th step computes (5 is the default), and the first 3 (the default); order 1 (the default).",
+            f"{words}; one of every {interval} steps computes (5 is the default), and the first 3 (the default); order 1 (the default).",
             main=interval == 5, taylor_factors_dtype=torch.float32,
         )  # fmt: skip
     for threshold in (0.03, 0.06, 0.12):

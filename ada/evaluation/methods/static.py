@@ -101,8 +101,8 @@ def deep_cache(num_blocks: int, num_inference_steps: int) -> list[Method]:
         Method(
             name=f"DeepCache, N={interval}", family="DeepCache", group="peers", num_inference_steps=num_inference_steps,
             plan=ReuseSchedule(torch.tensor(actions), (BlockReuse(blocks=inner),)), main=interval == 2,
-            note=f"Every {interval}th step computes; at the others blocks {inner[0]} to {inner[-1]} are skipped and the change that "
-            "each made when it last ran is added.",
+            note=f"Of every {interval} steps the first computes; at the others blocks {inner[0]} to {inner[-1]} are skipped and the "
+            "change that each made when it last ran is added.",
         )
         for interval, actions in rows.items()
         if inner

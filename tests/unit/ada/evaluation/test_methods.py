@@ -85,6 +85,7 @@ def test_deep_cache_skips_the_inner_blocks_of_all_steps_but_every_nth() -> None:
     plan = deep_cache(14, 7)[1].plan  # type: ignore[attr-defined]
     assert plan.kinds == (BlockReuse(blocks=tuple(range(2, 12))),)
     assert plan.actions.tolist() == [[0, 1, 1, 0, 1, 1, 0]]
+    assert deep_cache(14, 7)[0].note.startswith("Of every 2 steps the first computes; at the others blocks 2 to 11 are skipped")
     assert deep_cache(2, 7) == []
 
 
