@@ -121,7 +121,7 @@ def test_evaluate(folder: Path) -> None:
     timed = results.method("Ada λ=2")
     assert {size: len(seconds) == 2 for size, seconds in timed.seconds_per_image.items()} == {"1": True}
     assert timed.estimates["speed_up_alone"].low is None  # two rounds
-    assert "static_mixture" in ada.matches
+    assert "static_mixture" in peer.matches
     assert results.is_quick_look
     # what takes long and tells least is left out of so few prompts, and the page says so
     assert not {"Random, rate of λ=2", "FasterCache", "FirstBlockCache 0.2, batch 1"} & set(names)

@@ -8,7 +8,7 @@ from conftest import build_pixart_pipeline
 from torch import library, nn
 from torch.profiler import profile
 
-from ada.evaluation.measure.counting import counted_macs, run_batch, weighed
+from ada.evaluation.measure.counting import MacCounter, counted_macs, run_batch, weighed
 from ada.evaluation.methods.base import Cases, Method
 from ada.evaluation.methods.caches import num_bytes
 from ada.evaluation.methods.static import full_method
@@ -36,6 +36,15 @@ def test_macs_by_hand(context: type[torch.no_grad]) -> None:
         for _ in range(2):
             model(torch.rand(1, 5, 6))
     assert count.macs == 2 * (2 * 5 * 6 * 6 + 2 * 5 * 5 * 6)
+
+
+def test_fused_encoder_layers_by_hand() -> None:
+    """5 tokens of width 8: 4 projections, scores and values, and two layers to a width of 16 and back."""
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    with torch.inference_mode(), MacCounter() as count:
+        layer(torch.rand(1, 5, 8))
+    assert count.macs == 4 * 5 * 8 * 8 + 2 * 5 * 5 * 8 + 2 * 5 * 8 * 16
+    assert torch.backends.mha.get_fastpath_enabled()
 
 
 def test_what_runs_outside_the_model_is_not_counted() -> None:
