@@ -15,7 +15,7 @@ from torch import nn
 
 from ada.evaluation.compare import open_store
 from ada.evaluation.measure import Embedding, Metric, default_metrics
-from ada.evaluation.measure.metrics import Column
+from ada.evaluation.measure.metrics import DISTANCE, Column
 from ada.evaluation.measure.store import Store, describe_environment, key_of
 from ada.evaluation.methods import Cases, Method, control_methods, full_method, policy_digest
 from ada.evaluation.request import Request
@@ -137,12 +137,13 @@ def retrain(network: nn.Module) -> None:
 
 def test_a_scorer_that_was_retrained_in_its_place_makes_another_store(backbone: FrozenPipeline, tmp_path: Path) -> None:
     """Whether a reward holds it, one inside another, or the features of the Fréchet distance."""
-    metrics = {"relative": Metric(Relative(ClipScore(str(build_clip_folder(tmp_path / "scorer")))), Column("Quality lost"))}
+    scorer = Relative(ClipScore(str(build_clip_folder(tmp_path / "scorer"))))
+    metrics = {DISTANCE: Metric(SSIM(), Column("Distance")), "relative": Metric(scorer, Column("Quality lost"))}
     embed = Embedding(str(build_clip_folder(tmp_path / "features")))
     request = Request(prompts=["a"], indices=[0], metrics=metrics, embed=embed, output=tmp_path)
     found = [open_store(backbone, request)[0].parts for _ in range(2)]
-    for scorer in ("scorer", "features"):
-        retrain(load_features(str(tmp_path / scorer))._model)
+    for name in ("scorer", "features"):
+        retrain(load_features(str(tmp_path / name))._model)
         found.append(open_store(backbone, request)[0].parts)
     found.append(open_store(backbone, replace(request, embed=lambda images: images.flatten(1)))[0].parts)
     assert found[0] == found[1]
