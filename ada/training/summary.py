@@ -44,7 +44,9 @@ def print_outcome(outcome: Outcome, num_training_cases: int, minutes: float) -> 
         )  # fmt: skip
     console.print(table)
     console.print(verdict(outcome), highlight=False)
-    console.print(f"Learnt from {num_training_cases} images in {minutes:.1f} minutes, rollouts included.", highlight=False)
+    console.print(
+        f"Learnt from {num_training_cases} images in {minutes:.1f} minutes, rollouts of this run included.", highlight=False
+    )
 
 
 def verdict(outcome: Outcome) -> str:
