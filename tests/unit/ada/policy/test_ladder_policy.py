@@ -4,8 +4,6 @@ import copy
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 import pytest
 import torch
@@ -198,22 +196,6 @@ def test_wishes_for_a_mean_choose_the_weight_of_the_curve(collector: Collector, 
             policy.with_options(quality=quality)
 
 
-def test_a_mean_beside_a_plateau_of_the_curve_lies_between_its_neighbours() -> None:
-    """λ of 1, 2 and 4 all spend 60 %, 16 and 32 both 80 %."""
-    flat = Curve([1.0, 2.0, 4.0, 8.0, 16.0, 32.0], [0.4, 0.4, 0.4, 0.3, 0.2, 0.2], [0.0] * 6, [0.0] * 6)
-    assert flat.weight_for_compute(0.65) == pytest.approx(4 * 2**0.5)
-    assert flat.weight_for_compute(0.75) == pytest.approx(8 * 2**0.5)
-
-
-def test_a_bent_curve_keeps_its_promise() -> None:
-    """Measured shares may rise again: a weight is good only if all larger ones are, and none is given that breaks the promise."""
-    bent = replace(CURVE, changed=[0.3, 0.1, 0.2, 0.15])
-    assert bent.weight_for_changed(0.2) == 1.0
-    assert bent.weight_for_changed(0.15) == 4.0
-    with pytest.raises(ValueError, match=r"between 0\.150 and 1"):
-        bent.weight_for_changed(0.12)
-
-
 def test_wishes_that_cannot_be_met_are_named(policy: LadderPolicy) -> None:
     with pytest.raises(ValueError, match=r"Give one of .*; got quality_weight, compute"):
         policy.with_options(quality_weight=1.0, compute=0.9)
@@ -224,30 +206,6 @@ def test_wishes_that_cannot_be_met_are_named(policy: LadderPolicy) -> None:
     for name in ("mean_compute", "quality"):
         with pytest.raises(ValueError, match="no measured curve"):
             policy.with_options(**{name: 0.9})
-
-
-def test_wishes_outside_a_step_policys_training_are_named() -> None:
-    policy = AdaPolicy.from_pretrained(GOLDEN)
-    for weight in (0.4, 16.1, float("nan")):
-        with pytest.raises(ValueError, match=f"trained range, 0.5 to 16; got {weight}"):
-            policy.with_options(quality_weight=weight)
-    for compute in (0, 1.01, float("nan")):
-        with pytest.raises(ValueError, match=r"`compute` must lie in \(0, 1\]"):
-            policy.with_options(compute=compute)
-
-
-@pytest.mark.parametrize(("cost", "compute", "reuses"), [(0.0, 0.9, 2), (0.3, 0.95, 1), (0.7, 0.9, 7), (0.85, 0.95, 7)])
-def test_a_step_policy_comes_nearest_to_its_budget(cost: float, compute: float, reuses: int) -> None:
-    """A reuse of twenty steps saves less than one of them where blocks after the boundary run."""
-    policy = StepPolicy(
-        base_model={"transformer": "", "num_blocks": 4, "latent_channels": 4, "prompt_width": 0}, feature_width=8, prefix=0.2,
-        kinds=[{"boundary": 1}], action_costs=[1.0, cost], hidden_size=16, num_heads=2, num_layers=1, compute=compute,
-    )  # fmt: skip
-    wanted = torch.rand(1, len(policy.decided_steps(20)), 2, generator=torch.Generator().manual_seed(0))
-    state = SimpleNamespace(num_steps=20, step=5, actions=torch.zeros(1, 20, dtype=torch.int64))
-    saving = (1 - cost) / 20
-    assert reuses == min(range(15), key=lambda count: abs(1 - compute - count * saving))
-    assert int((policy._meet_budget(wanted, cast(PolicyState, state)) > 0).sum()) == reuses
 
 
 def test_wishes_leave_the_original_alone(policy: LadderPolicy, tmp_path: Path) -> None:
@@ -370,32 +328,6 @@ def test_another_architecture_is_named(collector: Collector, sights: Tensor) -> 
     other.base_model = replace(other.base_model, num_blocks=28)
     with pytest.raises(IncompatiblePolicyError, match="num_blocks: 28 here, 4 there"):
         apply_blockdance(collector.pipeline.pipeline, other)
-
-
-def test_version_one_is_read_and_decides() -> None:
-    """The first published policy: 20 steps, first decision after step 8, the last step computes."""
-    policy = AdaPolicy.from_pretrained(GOLDEN)
-    assert type(policy) is StepPolicy
-    assert policy.pooling == "raster", "as it was trained"
-    assert policy.decision_steps(20) == (8,)
-    generator = torch.Generator().manual_seed(0)
-
-    def randn(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator)
-
-    state = PolicyState(
-        latents=randn(4, 4, 16, 16), clean=randn(4, 4, 4, 16, 16), features=randn(4, 64, 192),
-        feature_change=randn(4, 64, 192), prompt_embeds=randn(4, 7, 192), prompt_mask=torch.ones(4, 7), class_labels=None,
-        sigmas=torch.linspace(1, 0.05, 20), actions=torch.zeros(4, 20, dtype=torch.int64), step=9,
-    )  # fmt: skip
-    actions = policy.decide(state).actions
-    assert actions.shape == (4, 20)
-    assert actions[:, :9].sum() == 0
-    assert actions[:, 19].sum() == 0
-    assert actions.sum() > 0
-    fast, slow = (policy.with_options(quality_weight=weight).decide(state).actions.sum() for weight in (0.5, 16.0))
-    assert fast > slow
-    assert (policy.with_options(compute=0.75).decide(state).actions.sum(1) == 5).all()
 
 
 def test_version_two_is_read_and_predicts() -> None:

@@ -1,0 +1,64 @@
+"""The paper's policy: its wishes, and its first folders."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+import torch
+
+from ada import AdaPolicy
+from ada.policy import StepPolicy
+from blockdance import PolicyState
+
+GOLDEN = Path(__file__).parents[3] / "golden" / "policy_v1"
+
+
+def test_wishes_outside_a_step_policys_training_are_named() -> None:
+    policy = AdaPolicy.from_pretrained(GOLDEN)
+    for weight in (0.4, 16.1, float("nan")):
+        with pytest.raises(ValueError, match=f"trained range, 0.5 to 16; got {weight}"):
+            policy.with_options(quality_weight=weight)
+    for compute in (0, 1.01, float("nan")):
+        with pytest.raises(ValueError, match=r"`compute` must lie in \(0, 1\]"):
+            policy.with_options(compute=compute)
+
+
+@pytest.mark.parametrize(("cost", "compute", "reuses"), [(0.0, 0.9, 2), (0.3, 0.95, 1), (0.7, 0.9, 7), (0.85, 0.95, 7)])
+def test_a_step_policy_comes_nearest_to_its_budget(cost: float, compute: float, reuses: int) -> None:
+    """A reuse of twenty steps saves less than one of them where blocks after the boundary run."""
+    policy = StepPolicy(
+        base_model={"transformer": "", "num_blocks": 4, "latent_channels": 4, "prompt_width": 0}, feature_width=8, prefix=0.2,
+        kinds=[{"boundary": 1}], action_costs=[1.0, cost], hidden_size=16, num_heads=2, num_layers=1, compute=compute,
+    )  # fmt: skip
+    wanted = torch.rand(1, len(policy.decided_steps(20)), 2, generator=torch.Generator().manual_seed(0))
+    state = SimpleNamespace(num_steps=20, step=5, actions=torch.zeros(1, 20, dtype=torch.int64))
+    saving = (1 - cost) / 20
+    assert reuses == min(range(15), key=lambda count: abs(1 - compute - count * saving))
+    assert int((policy._meet_budget(wanted, cast(PolicyState, state)) > 0).sum()) == reuses
+
+
+def test_version_one_is_read_and_decides() -> None:
+    """The first published policy: 20 steps, first decision after step 8, the last step computes."""
+    policy = AdaPolicy.from_pretrained(GOLDEN)
+    assert type(policy) is StepPolicy
+    assert policy.pooling == "raster", "as it was trained"
+    assert policy.decision_steps(20) == (8,)
+    generator = torch.Generator().manual_seed(0)
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    state = PolicyState(
+        latents=randn(4, 4, 16, 16), clean=randn(4, 4, 4, 16, 16), features=randn(4, 64, 192),
+        feature_change=randn(4, 64, 192), prompt_embeds=randn(4, 7, 192), prompt_mask=torch.ones(4, 7), class_labels=None,
+        sigmas=torch.linspace(1, 0.05, 20), actions=torch.zeros(4, 20, dtype=torch.int64), step=9,
+    )  # fmt: skip
+    actions = policy.decide(state).actions
+    assert actions.shape == (4, 20)
+    assert actions[:, :9].sum() == 0
+    assert actions[:, 19].sum() == 0
+    assert actions.sum() > 0
+    fast, slow = (policy.with_options(quality_weight=weight).decide(state).actions.sum() for weight in (0.5, 16.0))
+    assert fast > slow
+    assert (policy.with_options(compute=0.75).decide(state).actions.sum(1) == 5).all()
