@@ -6,6 +6,7 @@ from typing import cast
 
 import pytest
 import torch
+from torch import Tensor
 
 from ada import AdaPolicy
 from ada.policy import StepPolicy
