@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from variants import LEVELS, Judged
 
-from ada.evaluation.measure import share_difference
 from ada.policy import AdaPolicy
 from ada.processes import default_processes, work_off
 from ada.progress import progress
 from ada.rewards.damage import bounded_damage, visibly_changed
 from ada.rollouts import Case, FrozenPipeline, Table
 from ada.schedules import Mixture
+from ada.statistics import share_difference
 from ada.training import Outcome, RolloutDataModule
 from ada.training.outcome import paired_interval
 from blockdance import Plan, full_compute

@@ -1,7 +1,7 @@
 """Measures policies against every alternative, on the same prompts, noise, sampler and machine."""
 
 from ada.evaluation.compare import EvaluationError, evaluate, evaluate_methods, run_options
-from ada.evaluation.measure import Column, Embedding, Estimate, Metric, Results, default_metrics
+from ada.evaluation.measure import Column, Embedding, Metric, Results, default_metrics
 from ada.evaluation.methods import (
     BatchReport,
     Method,
@@ -13,6 +13,7 @@ from ada.evaluation.methods import (
     training_free,
 )
 from ada.evaluation.request import EvaluationOptions, Request
+from ada.statistics import Estimate
 
 __all__ = [
     "BatchReport", "Column", "Embedding", "Estimate", "EvaluationError", "EvaluationOptions", "Method", "Metric",

@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from ada.evaluation.measure import metrics, statistics
+from ada import statistics
+from ada.evaluation.measure import metrics
 from ada.evaluation.measure.metrics import BOUNDED, COMPUTE_SAVED, DISTANCE, MACS, VISIBLE
 from ada.evaluation.measure.results import Match, MethodResult, paired_difference
 from ada.evaluation.measure.run import Timing
-from ada.evaluation.measure.statistics import LEAST_DISTANCE, Estimate
 from ada.evaluation.measure.store import Store
 from ada.evaluation.methods.base import FEWER_STEPS, FULL_COMPUTE, STATIC, Cases, Method
 from ada.rewards.damage import VISIBLE_DISTANCE, bounded_damage, visibly_changed
 from ada.schedules import Mixture
+from ada.statistics import LEAST_DISTANCE, Estimate
 
 Parts = Sequence[tuple[MethodResult, float]]
 """Rows on the same prompts and noise, and the share of the images that each takes."""
@@ -54,7 +55,7 @@ def collect_results(
             **_single_figures(parts, actions, timing),
         }
         if len(features) > 1:
-            estimates[metrics.FRECHET] = Estimate(statistics.frechet_distance(features, reference_features), None, None)
+            estimates[metrics.FRECHET] = Estimate(metrics.frechet_distance(features, reference_features), None, None)
         results[-1] = replace(
             result, estimates=estimates, per_prompt=per_prompt, distances=distances, actions=actions or None,
             seconds_per_image={str(size): values for size, values in timing.seconds_per_image.items() if values},

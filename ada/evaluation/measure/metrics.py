@@ -3,12 +3,14 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ada.evaluation.methods.base import Generated
 from ada.rewards import PSNR, SSIM, ClipScore, PerceptualDistance, Reward, load_features
+from ada.statistics import Array
 
 QUALITY = "quality"
 DISTANCE = "perceptual_distance"
@@ -145,6 +147,38 @@ class Embedding:
         """`(images, width)` of images `(images, 3, height, width)` or videos `(videos, frames, 3, height, width)` in [0, 1]."""
         features = self._features.embed_images(images.flatten(0, -4))
         return features.reshape(len(images), -1, features.shape[-1]).mean(1)
+
+
+def frechet_distance(features: Array, others: Array) -> float:
+    """|μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2 (Σ₁Σ₂)^½) of Gaussians fitted to two sets.
+
+    Args:
+        features: `(images, width)`.
+        others: `(other images, width)`.
+
+    Raises:
+        ValueError: fewer than two images in a set, which have no covariance.
+    """
+    for values in (features, others):
+        if len(values) < 2:
+            raise ValueError(f"A Fréchet distance needs two images or more in each set; got {len(values)}.")
+    means = features.mean(0, dtype=np.float64) - others.mean(0, dtype=np.float64)
+    # with Σ = RᵀR, tr (Σ₁Σ₂)^½ is the sum of the singular values of R₁R₂ᵀ
+    centred = (values - values.mean(0, dtype=np.float64) for values in (features, others))
+    first, second = (np.linalg.qr(values, mode="r") / (len(values) - 1) ** 0.5 for values in centred)
+    distance = means @ means + (first**2).sum() + (second**2).sum() - 2 * np.linalg.norm(first @ second.T, "nuc")
+    return max(0.0, float(distance))
+
+
+def too_few_images(num_images: int, width: int) -> str | None:
+    """A warning where a covariance of `width` features has no full rank, so that the distance mostly measures the sample; else None."""
+    if num_images > width:
+        return None
+    return (
+        f"{num_images} images are too few for a Fréchet distance in {width} dimensions: the covariances are singular, and the "
+        f"distance is biased upwards. Compare methods of one run only, and take more than {width} images (thousands, to compare "
+        "with published figures)."
+    )
 
 
 @torch.inference_mode()

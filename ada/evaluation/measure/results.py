@@ -8,8 +8,8 @@ from statistics import fmean
 from typing import Any
 
 from ada.evaluation.measure.metrics import COMPUTE_SAVED, COSTS, RAW, VISIBLE, Column, difference_of
-from ada.evaluation.measure.statistics import Estimate, difference, share_difference
 from ada.evaluation.methods.base import CONTROLS, STATIC_GROUPS
+from ada.statistics import Estimate, difference, share_difference
 
 PUBLISHED = 128
 """Fewer prompts than these are a quick look."""

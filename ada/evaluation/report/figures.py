@@ -15,10 +15,11 @@ from matplotlib.text import Annotation
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
-from ada.evaluation.measure import Column, Estimate, MethodResult, Results
+from ada.evaluation.measure import Column, MethodResult, Results
 from ada.evaluation.measure.metrics import BOUNDED, COMPUTE_SAVED, SECONDS, SECONDS_ALONE, VISIBLE
 from ada.evaluation.methods.base import ADA, ADA_BATCH, ADA_BUDGET, FEWER_STEPS, RANDOM, STATIC
 from ada.evaluation.report.findings import COMPARABLE_SAVING, MIXTURE, nearest_to, static_curve
+from ada.statistics import Estimate
 
 GROUPS = {
     "plain": ("Plain pipeline", "#6B6B6B", "s"),

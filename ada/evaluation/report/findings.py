@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ada.evaluation.measure import Estimate, MethodResult, Results, mean, mixed, mixture_at, rank_correlation, share
+from ada.evaluation.measure import MethodResult, Results, mixed, mixture_at
 from ada.evaluation.measure.metrics import BOUNDED, COMPUTE_SAVED, DISTANCE, STATIC_MIXTURE, VISIBLE
 from ada.evaluation.methods.base import ADA, FULL_COMPUTE
+from ada.statistics import Estimate, mean, rank_correlation, share
 
 TYPICAL_SAVING = 0.2
 """The headline is about the row of Ada, of those that decide about each image alone, that saves nearest to this: decided before anything

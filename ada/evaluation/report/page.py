@@ -12,10 +12,10 @@ from typing import Any
 from torch import Tensor
 
 from ada.evaluation.measure import Results, metrics
-from ada.evaluation.measure.statistics import STUDENT
 from ada.evaluation.report.figures import BANDED, GROUPS, colours_of, with_schedules
 from ada.evaluation.report.findings import COMPARABLE_SAVING, MIXTURE, headline_of, spending, static_curve
 from ada.grid import FRAME_MILLISECONDS, to_picture
+from ada.statistics import STUDENT
 
 ImageOf = Callable[[str, int], Tensor]
 """By a method's name and the prompt's place, an image `(3, height, width)` or video `(frames, 3, height, width)` in [0, 1]; read when it

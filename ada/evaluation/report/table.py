@@ -6,9 +6,10 @@ from itertools import groupby
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from ada.evaluation.measure import Column, Estimate, Match, MethodResult, Results
+from ada.evaluation.measure import Column, Match, MethodResult, Results
 from ada.evaluation.measure.metrics import BOUNDED, SAME_COMPUTE, SAME_LATENCY, STATIC_MIXTURE, VISIBLE
 from ada.evaluation.report.findings import comparable, headline_of
+from ada.statistics import Estimate
 
 CAPTION = (
     "{prompts} prompts, {seeds} noise seed(s) each; ± is half the width of the 95 % interval over prompts. Bounded damage is "

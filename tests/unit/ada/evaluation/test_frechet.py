@@ -7,7 +7,7 @@ from scipy.linalg import sqrtm
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from ada.evaluation.measure.statistics import frechet_distance, too_few_images
+from ada.evaluation.measure.metrics import frechet_distance, too_few_images
 
 
 def sample(seed: int, count: int, width: int) -> np.ndarray:

@@ -18,8 +18,8 @@ from PIL import Image
 
 from ada.evaluation.measure.metrics import Column, all_columns
 from ada.evaluation.measure.results import MethodResult, Results
-from ada.evaluation.measure.statistics import difference, mean
 from ada.evaluation.report.page import data_uri, save_page
+from ada.statistics import difference, mean
 
 NODE = shutil.which("node")
 PROMPTS = ["</script><b>a prompt that would break a careless page</b>", "b", "c"]

@@ -13,10 +13,10 @@ from PIL import Image
 
 from ada.evaluation.measure.metrics import Column, all_columns
 from ada.evaluation.measure.results import MethodResult, Results
-from ada.evaluation.measure.statistics import Estimate
 from ada.evaluation.report.figures import GROUPS, draw_curves, draw_figures, draw_schedules
 from ada.evaluation.report.findings import comparable
 from ada.grid import Row, save_grid
+from ada.statistics import Estimate
 
 COLUMNS = {
     "compute_saved": Column("Compute saved", scale=100.0, unit="%"), "distance": Column("Distance", higher_is_better=False),

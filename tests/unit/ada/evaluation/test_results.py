@@ -12,10 +12,10 @@ from ada.evaluation.measure.collect import compare, latencies, mixture_at, with_
 from ada.evaluation.measure.metrics import Column, all_columns
 from ada.evaluation.measure.results import MethodResult, Results, differences_of
 from ada.evaluation.measure.run import Timing
-from ada.evaluation.measure.statistics import Estimate, mean, share_difference
 from ada.evaluation.methods.base import ADA_BATCH, SHUFFLED
 from ada.evaluation.report.findings import headline_of, static_curve
 from ada.evaluation.report.table import format_estimate, format_interval, markdown_table, terminal_table
+from ada.statistics import Estimate, mean, share_difference
 
 DISTANCE = Column("Distance", higher_is_better=False, decimals=4)
 COLUMNS = all_columns(

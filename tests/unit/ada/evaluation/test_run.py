@@ -18,7 +18,6 @@ from ada.evaluation.measure.counting import counted_macs
 from ada.evaluation.measure.metrics import Embedding, default_metrics, edge_density
 from ada.evaluation.measure.results import MethodResult
 from ada.evaluation.measure.run import Plan, TimingPlan, measure_methods, time_methods, typical_batches
-from ada.evaluation.measure.statistics import Estimate
 from ada.evaluation.measure.store import Store
 from ada.evaluation.measure.together import Call, run_together, shared_plan
 from ada.evaluation.methods.ada import Shuffled, control_methods
@@ -37,6 +36,7 @@ from ada.evaluation.methods.threshold import ThresholdRule
 from ada.evaluation.request import Request
 from ada.policy import StepPolicy
 from ada.rollouts import FrozenPipeline
+from ada.statistics import Estimate
 from blockdance import Reuse, ReuseSchedule, apply_blockdance, full_compute
 
 ARGUMENTS = {"guidance_scale": 2.0, "max_sequence_length": 8, "use_resolution_binning": False, "clean_caption": False}

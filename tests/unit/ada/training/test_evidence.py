@@ -15,12 +15,12 @@ from ladders import build_ladder
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from ada.evaluation.measure import share_difference
 from ada.policy import BaseModel, LadderPolicy
 from ada.policy.curve import Curve
 from ada.policy.sight import NUM_SIGNS
 from ada.rewards.damage import bounded_damage
 from ada.schedules import Tree
+from ada.statistics import share_difference
 from ada.training.outcome import HeldOut, LevelOutcome, Outcome
 from benchmarks.evidence import save_gates
 from benchmarks.off_ladder import best_of_others, moves_of
