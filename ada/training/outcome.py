@@ -182,7 +182,7 @@ def _judge(
     differences = theirs - ours
     # a policy that does what the mixture does differs from it by rounding alone, which must not count as a gain
     differences = torch.where(differences.abs() < ROUNDING, 0.0, differences)
-    agreement = rank_correlation((chances @ saved).numpy(), -cost.sum(1).numpy(), num_resamples=0)
+    agreement = rank_correlation((chances @ saved).cpu().numpy(), -cost.sum(1).cpu().numpy(), num_resamples=0)
     closed = gap_closed(float(ours.mean()), float(theirs.mean()), float(best.mean()))
     return LevelOutcome(
         saved=level,
