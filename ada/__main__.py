@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import torch
 from jsonargparse import auto_cli
 
 from ada.data import load_prompts
@@ -38,7 +39,8 @@ def search(
     processes: int | None = None,
     folder: Path = Path("runs/tables"),
 ) -> None:
-    """Searches the best schedule at every saving and writes a ladder; goes on where it was when it is given again.
+    """Searches the best schedule at every saving and writes a ladder, on the accelerator where there is one; goes on where it was when
+    it is given again.
 
     Args:
         pipeline: the frozen pipeline.
@@ -57,6 +59,9 @@ def search(
         processes: how many run calls of the pipeline at the same time; by default on a CPU as many as there are threads, 8 at most.
         folder: where results are kept, in one table with those of training.
     """
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    pipeline.to(device)
+    reward.to(device)
     prompts = load_prompts(source, split, column, limit)
     cases = [Case(prompt, 10**6 + index) for prompt, index in zip(prompts["prompt"], prompts["index"], strict=True)]
     ladder = None if start is None else Ladder.load(start)

@@ -35,7 +35,7 @@ PROMPT_SETS = {
     # 30 000 captions of COCO 2014's validation images
     "coco": PromptSet("sayakpaul/coco-30-val-2014", "train", "caption"),
 }
-COLUMNS = ("prompt", "Prompt", "Prompts", "prompts", "caption", "text")
+COLUMNS = ("prompt", "Prompt", "Prompts", "prompts", "caption", "text", "label")
 """Tried in this order where no column is named."""
 
 FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}

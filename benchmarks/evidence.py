@@ -18,7 +18,7 @@ from variants import GATE, IMITATION, LEVELS, THRESHOLD_RULE, Imitation, Variant
 from written_tables import cell, write_table
 
 from ada.data import load_prompts
-from ada.policy import BaseModel
+from ada.policy import AdaPolicy, BaseModel
 from ada.progress import progress
 from ada.rollouts import Case
 from ada.training import LadderTraining, Outcome, RolloutDataModule
@@ -78,6 +78,8 @@ def main(
         others: folders of policies of other kinds, such as the one that configs/paper_ada.yaml trains.
         gates: folder to save the gates of six scalars to, for `evaluate.py --rivals`; then nothing else is compared.
     """
+    for folder in others:
+        AdaPolicy.from_pretrained(folder)  # one that is not there is said now, and not after two hours
     data, options = load_data(training, train_limit)
     if gates is not None:
         train = data.cases("train")

@@ -79,9 +79,10 @@ handle = apply_blockdance(pipe, "{address}"{wish})
 print(handle.report())  # per image: which steps reused, and what was saved
 ```
 
-`compute=` gives every image the same share of the denoising compute, `batch_compute=` every batch, each image as it needs beside the
+`compute=` gives every image the same share of the denoising compute{wishes}."""
+LADDER_WISHES = """, `batch_compute=` every batch, each image as it needs beside the
 others. With a measured curve, `mean_compute=` gives each image what it needs, for a mean over images, and `quality=` bounds the share
-of images that change visibly."""
+of images that change visibly"""
 
 
 def write_card(folder: Path, policy: "AdaPolicy", base: str) -> None:
@@ -162,8 +163,9 @@ def _address(
     call = {"num_inference_steps": _num_steps(policy), **(pipeline_settings.get("arguments") or {})}
     arguments = ", ".join(f"{name}={value!r}" for name, value in call.items())
     usage = USAGE.format(
-        base=_shown(base or "path/to/the/base/model"), address=address, wish=wish, arguments=arguments, output=OUTPUTS[task]
-    )
+        base=_shown(base or "path/to/the/base/model"), address=address, wish=wish, arguments=arguments, output=OUTPUTS[task],
+        wishes=LADDER_WISHES if "ladder" in policy.config else "",
+    )  # fmt: skip
     card.text = _with_section(card.text, "usage", usage)
 
 

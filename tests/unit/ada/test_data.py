@@ -17,6 +17,11 @@ def test_files_and_limits(tmp_path: Path) -> None:
         load_prompts(str(tmp_path), "test")
 
 
+def test_class_labels_need_no_column_named() -> None:
+    labels = load_prompts("configs/prompts/imagenet_labels.jsonl", "train", limit=3)
+    assert labels["prompt"] == [0, 333, 666]
+
+
 def test_an_epoch_is_gone_on_with_by_as_many_processes_as_shared_its_beginning() -> None:
     data = PromptDataModule()
     batches = SimpleNamespace(is_last_batch=False, current=SimpleNamespace(ready=3))

@@ -209,6 +209,15 @@ def test_the_search_configuration_is_one_that_the_command_takes(tmp_path: Path, 
     assert torch.equal(ladder.actions[0], torch.zeros(8, dtype=torch.int64))
 
 
+def test_a_search_runs_on_the_accelerator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved = list[torch.device]()
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cpu", 0))
+    for each in (FrozenPipeline, WeightedReward):
+        monkeypatch.setattr(each, "to", lambda self, device: moved.append(device))
+    assert main(search_command(tmp_path)) == 0
+    assert moved == [torch.device("cpu", 0)] * 2
+
+
 def test_boundaries_and_weights_on_offer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     offered = ["--boundaries", "[2, 3]", "--weights", "[0.5, 1.0]"]
     assert main([*search_command(tmp_path), *offered]) == 0, capsys.readouterr().err

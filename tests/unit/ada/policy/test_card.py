@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import build_pixart_pipeline
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
+from policies import build_step_policy
 
 from ada.policy import AdaPolicy, IncompatiblePolicyError
 from ada.policy.card import address_card, write_card
+from ada.rollouts import FrozenPipeline
 
 SHIPPED = Path(__file__).parents[4] / "checkpoints" / "ada-emoji"
 
@@ -87,6 +90,17 @@ def test_the_card_says_what_the_model_makes(policy: AdaPolicy, folder: Path, tra
     card = ModelCard.load(folder / "README.md")
     assert card.data.pipeline_tag == task
     assert re.search(rf"^{output} = pipe\(prompts, .*\)\.{output}$", card.text, re.MULTILINE)
+
+
+def test_the_card_offers_the_wishes_that_the_policy_takes(policy: AdaPolicy, folder: Path, tmp_path: Path) -> None:
+    wishes = {"compute=", "batch_compute=", "mean_compute=", "quality="}
+    assert all(f"`{wish}`" in ModelCard.load(folder / "README.md").text for wish in wishes)
+    frozen = FrozenPipeline(build_pixart_pipeline(), 8, {"max_sequence_length": 12, "use_resolution_binning": False})
+    build_step_policy(frozen).save_pretrained(tmp_path)
+    stepwise = AdaPolicy.from_pretrained(tmp_path)
+    write_card(tmp_path, stepwise, "someone/base")
+    text = ModelCard.load(tmp_path / "README.md").text
+    assert {wish for wish in wishes if f"`{wish}`" in text} == {"compute="}
 
 
 def test_metadata_survives_the_hubs_own_classes(policy: AdaPolicy, folder: Path, tmp_path: Path) -> None:
