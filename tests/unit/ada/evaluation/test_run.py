@@ -1,6 +1,6 @@
 """Measuring through the stock pipeline: a reference in disguise, a method planted to be worse, resuming after a kill."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -9,18 +9,14 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from conftest import NUM_BLOCKS, build_clip_folder, build_pixart_pipeline
+from evaluation_runs import CASES, STEPS, WORSE, build_backbone, method, noting, plan_of, run
 from policies import build_step_policy
 
-from ada.evaluation.compare import actions_of
 from ada.evaluation.measure.collect import collect_results, read_complexity
 from ada.evaluation.measure.counting import counted_macs
-from ada.evaluation.measure.metrics import Embedding, default_metrics, edge_density
-from ada.evaluation.measure.results import MethodResult
-from ada.evaluation.measure.run import Plan, TimingPlan, measure_methods, time_methods, typical_batches
+from ada.evaluation.measure.metrics import edge_density
+from ada.evaluation.measure.run import measure_methods
 from ada.evaluation.measure.store import Store
-from ada.evaluation.measure.together import Call, run_together, shared_plan
-from ada.evaluation.methods.ada import Shuffled, control_methods
 from ada.evaluation.methods.base import (
     STATIC,
     Cases,
@@ -29,52 +25,21 @@ from ada.evaluation.methods.base import (
     Run,
     generate,
     prompt_seed,
-    unchanged,
 )
-from ada.evaluation.methods.static import full_method
-from ada.evaluation.methods.threshold import ThresholdRule
-from ada.evaluation.request import Request
 from ada.policy import StepPolicy
 from ada.rollouts import FrozenPipeline
 from ada.statistics import Estimate
 from blockdance import Reuse, ReuseSchedule, apply_blockdance, full_compute
 
-ARGUMENTS = {"guidance_scale": 2.0, "max_sequence_length": 8, "use_resolution_binning": False, "clean_caption": False}
-STEPS = 6
-CASES = Cases(["a", "b c", "d", "e f", "g"], [11, 12, 13, 14, 15], 2)
-WORSE = ReuseSchedule(torch.tensor([[0] + [1] * (STEPS - 1)]), (Reuse(boundary=NUM_BLOCKS - 1),))
-"""Everything from the second step on reuses the first step's last block."""
-
 
 @pytest.fixture
 def backbone(tmp_path: Path) -> FrozenPipeline:
-    build_pixart_pipeline().save_pretrained(tmp_path / "pipeline")
-    return FrozenPipeline(str(tmp_path / "pipeline"), STEPS, ARGUMENTS)
+    return build_backbone(tmp_path)
 
 
-def method(name: str, plan: Any = None, steps: int = STEPS, **options: Any) -> Method:
-    return Method(name=name, family=name, group="static", num_inference_steps=steps, plan=plan, **options)
-
-
-def plan_of(
-    backbone: FrozenPipeline, folder: Path, methods: Sequence[Method], cases: Cases = CASES, kept: Sequence[int] = ()
-) -> Plan:
-    scorer = str(build_clip_folder(folder / "scorer"))
-    store = Store(folder / "out", {"cases": len(cases.prompts)})
-    return Plan(
-        backbone,
-        [full_method(STEPS), *methods],
-        cases,
-        default_metrics(scorer),
-        Embedding(scorer),
-        store,
-        frozenset(kept),
-    )
-
-
-def run(backbone: FrozenPipeline, folder: Path, *methods: Method, cases: Cases = CASES) -> list[MethodResult]:
-    plan = plan_of(backbone, folder, methods, cases)
-    return collect_results(plan.store, plan.methods, measure_methods(plan), {}, cases)
+@pytest.fixture
+def policy(backbone: FrozenPipeline) -> StepPolicy:
+    return build_step_policy(backbone)
 
 
 def test_the_reference_in_disguise_is_equal(backbone: FrozenPipeline, tmp_path: Path) -> None:
@@ -116,20 +81,6 @@ def test_every_prompt_takes_its_own_row_of_a_schedule(backbone: FrozenPipeline, 
     assert scheduled.estimates["num_schedules"].value == len({tuple(row) for row in rows})
     assert scheduled.per_prompt["ssim"][:2] == pytest.approx([1.0, 1.0])
     assert max(scheduled.per_prompt["ssim"][2:]) < 1
-
-
-def noting(name: str, calls: list[tuple[str, int]], stop_at: int | None = None) -> Method:
-    """A method that notes its calls, and is killed at one of them."""
-
-    @contextmanager
-    def accelerate(pipeline: Any, images: slice) -> Iterator[Run]:
-        calls.append((name, images.start))
-        if len(calls) == stop_at:
-            raise KeyboardInterrupt
-        with unchanged(pipeline, images) as started:
-            yield started
-
-    return method(name, attach=accelerate)
 
 
 def test_every_image_is_made_once(backbone: FrozenPipeline, tmp_path: Path) -> None:
@@ -282,11 +233,6 @@ def test_sensitivity_is_the_mean_damage_of_searched_schedules(backbone: FrozenPi
     assert "sensitivity" not in read_complexity(plan.store, plan.methods[0], CASES, [results[0], results[3]])
 
 
-@pytest.fixture
-def policy(backbone: FrozenPipeline) -> StepPolicy:
-    return build_step_policy(backbone)
-
-
 def test_the_policys_own_macs_count_among_its_rows(backbone: FrozenPipeline, tmp_path: Path, policy: StepPolicy) -> None:
     """What its schedules spend by the package's own count, and what its network takes, counted here on its only call."""
     ada = run(backbone, tmp_path, method("ada", policy))[1]
@@ -324,146 +270,9 @@ def test_another_visible_damage_needs_no_new_images(backbone: FrozenPipeline, tm
     assert sum(again.per_prompt["visibly_changed"]) == 2
 
 
-def test_rounds_that_are_stored_do_not_run_again(backbone: FrozenPipeline, tmp_path: Path) -> None:
-    """A warm-up, then three rounds at two batch sizes, killed at the sixth call: the second try makes up what is missing."""
-    calls: list[tuple[str, int]] = []
-    plan = plan_of(backbone, tmp_path, [])
-    with pytest.raises(KeyboardInterrupt):
-        time_methods(plan, [noting("one", calls, stop_at=6)], TimingPlan([1, 2], 3))
-    calls.clear()
-    timing = time_methods(plan, [noting("one", calls)], TimingPlan([1, 2], 3))["one"]
-    assert {size: len(values) for size, values in timing.seconds_per_image.items()} == {1: 3, 2: 3}
-    assert timing.peak_bytes is not None
-    assert len(calls) == 2 + 3  # a new process warms up; of six runs three were stored
-    assert (
-        time_methods(plan, [noting("one", calls)], TimingPlan([1, 2], 3))["one"].seconds_per_image == timing.seconds_per_image
-    )
-    assert time_methods(plan, [noting("one", calls)], TimingPlan([1], 0))["one"].seconds_per_image == {}
-
-
-def test_a_later_method_is_timed_beside_the_reference_of_its_own_hour(backbone: FrozenPipeline, tmp_path: Path) -> None:
-    calls: list[tuple[str, int]] = []
-    plan = plan_of(backbone, tmp_path, [])
-    time_methods(plan, [noting("plain", calls)], TimingPlan([1], 2))
-    calls.clear()
-    time_methods(plan, [noting("plain", calls), noting("later", calls)], TimingPlan([1], 2))
-    assert [name for name, _ in calls].count("plain") == 1 + 2  # the warm-up and both rounds
-
-
-def test_a_method_is_timed_on_images_that_cost_what_all_cost_on_average(backbone: FrozenPipeline, tmp_path: Path) -> None:
-    """They reuse 3, 0, 2, 1 and 3 of six steps, 1.8 on average: 2, then 1, 3 and 3, and last the image that reuses nothing."""
-    actions = torch.tensor([[0, 0, 1, 1, 1, 0], [0] * 6, [0, 0, 1, 0, 1, 0], [0, 0, 0, 0, 1, 0], [0, 0, 1, 1, 1, 0]])
-    methods = [method("own", ReuseSchedule(actions, (Reuse(boundary=NUM_BLOCKS - 1),))), method("fewer", steps=3)]
-    plan = plan_of(backbone, tmp_path, methods)
-    measure_methods(plan)
-    assert [batch.start for batch in typical_batches(plan, methods[0], 1)] == [2, 3, 0, 4, 1]
-    assert [batch.start for batch in typical_batches(plan, methods[1], 1)] == [0, 1, 2, 3, 4]
-
-
-def test_few_prompts_with_several_seeds_are_timed_as_a_batch_and_shown(backbone: FrozenPipeline, tmp_path: Path) -> None:
-    """Two prompts with two seeds, in batches of eight: a timed batch holds both prompts, and the speed-up is that at this size."""
-    plan = plan_of(backbone, tmp_path, [method("fewer", steps=3)])
-    asked = Request(
-        prompts=["a", "b c"], indices=[11, 12], metrics=plan.metrics, embed=plan.embed, seeds=2, rounds=2, timing_minutes=0
-    )
-    plan = replace(plan, cases=asked.cases)
-    timings = time_methods(plan, plan.methods, asked.timing())
-    fewer = collect_results(plan.store, plan.methods, measure_methods(plan), timings, asked.cases)[1]
-    assert set(fewer.seconds_per_image) == {"1", "2"}
-    assert fewer.estimates.keys() >= {"speed_up", "seconds_per_image"}
-
-
 def test_images_that_are_asked_for_later_are_made(backbone: FrozenPipeline, tmp_path: Path) -> None:
     few, every = (plan_of(backbone, tmp_path, [method("worse", WORSE)], kept=places) for places in ([1], range(5)))
     measure_methods(few)
     assert [few.store.has_images(few.methods[1], [place]) for place in range(5)] == [False, True, False, False, False]
     measure_methods(every)
     assert every.store.has_images(every.methods[1], range(5))
-
-
-def test_when_the_time_is_up_two_rounds_of_each_batch_size_were_run(backbone: FrozenPipeline, tmp_path: Path) -> None:
-    calls: list[tuple[str, int]] = []
-    timing = time_methods(plan_of(backbone, tmp_path, []), [noting("one", calls)], TimingPlan([1, 2], 9, 0.0))["one"]
-    assert {size: len(values) for size, values in timing.seconds_per_image.items()} == {1: 2, 2: 2}
-
-
-def test_the_order_of_a_round_is_drawn_anew(backbone: FrozenPipeline, tmp_path: Path) -> None:
-    calls: list[tuple[str, int]] = []
-    methods = [noting(name, calls) for name in "abc"]
-    time_methods(plan_of(backbone, tmp_path, methods), methods, TimingPlan([1], 4))
-    rounds = ["".join(name for name, _ in calls[start : start + 3]) for start in range(3, 15, 3)]
-    assert all(sorted(each) == ["a", "b", "c"] for each in rounds)
-    assert len(set(rounds)) > 1
-    assert {start for _, start in calls[3:]} == {0, 1, 2, 3}  # other prompts each round
-
-
-def test_methods_that_share_a_call_make_the_images_that_they_make_alone(
-    backbone: FrozenPipeline, tmp_path: Path, policy: StepPolicy
-) -> None:
-    """A policy, its control, a rule and a schedule, in one call or each in its own: the same decisions, images and MACs."""
-    late = ReuseSchedule(torch.tensor([[0, 0, 0, 1, 0, 1]]), (Reuse(boundary=1, order=1),))
-    methods = [
-        method("ada", policy),
-        method("shuffled", Shuffled(policy)),
-        method("rule", ThresholdRule(Reuse(boundary=3), 0.5)),
-        method("late", late),
-        method("late again", late),
-    ]
-    found = []
-    for name, most in (("together", 256), ("alone", 1)):
-        plan = replace(plan_of(backbone, tmp_path / name, methods, Cases(["a", "b c"], [11, 12], 2)), most_images=most)
-        assert all(shared_plan(plan.frozen, each) is not None for each in methods)
-        found.append(collect_results(plan.store, plan.methods, measure_methods(plan), {}, plan.cases))
-    for together, alone in zip(*found, strict=True):
-        assert together.actions == alone.actions
-        assert together.action_names == alone.action_names
-        assert together.per_prompt["macs_per_image"] == pytest.approx(alone.per_prompt["macs_per_image"])
-        assert together.per_prompt["latent_distance"] == pytest.approx(alone.per_prompt["latent_distance"], abs=1e-4)
-    assert found[0][4].per_prompt == found[0][5].per_prompt
-
-
-def test_equal_schedules_are_made_once(backbone: FrozenPipeline, tmp_path: Path) -> None:
-    late = ReuseSchedule(torch.tensor([[0, 0, 0, 1, 0, 1]]), (Reuse(boundary=1),))
-    methods = [method(name, late) for name in "abc"]
-    plan = plan_of(backbone, tmp_path, methods)
-    plans = [shared_plan(plan.frozen, each) for each in methods]
-    generated, places, shared = run_together(plan.frozen, Call(slice(0, 2), methods, plans), CASES, counted=False)
-    assert len(generated.images) == 2
-    assert places == [0, 1]
-    assert [images for images, _ in shared] == [[0, 1]] * 3
-
-
-def test_a_wish_that_cannot_be_met_is_the_reason_of_its_row_alone(
-    backbone: FrozenPipeline, tmp_path: Path, policy: StepPolicy
-) -> None:
-    """One step of six can reuse, so a fifth of the compute is out of reach; the policy sees it when it decides."""
-    impossible = method("impossible", policy.with_options(compute=0.2))
-    _, refused, worked = run(backbone, tmp_path, impossible, method("ada", policy))
-    assert "cannot be met" in str(refused.reason)
-    assert worked.reason is None
-    alone = plan_of(backbone, tmp_path / "alone", [])
-    with pytest.raises(NotApplicableError, match="cannot be met"), impossible.accelerate(backbone.pipeline, slice(0, 1)):
-        generate(alone.frozen, ["a"], [11], STEPS)
-
-
-def test_two_processes_measure_what_one_does(backbone: FrozenPipeline, tmp_path: Path, policy: StepPolicy) -> None:
-    """A policy, its random control, which needs it measured first, fewer steps and a peer that fails, on three batches."""
-
-    @contextmanager
-    def fails(pipeline: Any, images: slice) -> Iterator[Run]:
-        raise NotApplicableError("It has no blocks.")
-        yield Run()
-
-    found = []
-    for processes in (1, 2):
-        folder = tmp_path / str(processes)
-        ours = method("ada", policy)
-        plan = plan_of(backbone, folder, [])
-        random, _ = control_methods(ours, policy, actions_of(plan.store, ours), 0, CASES, main=True)
-        methods = [*plan.methods, ours, random, method("fewer", steps=4), method("fails", attach=fails)]
-        plan = replace(plan, methods=methods, processes=processes)
-        found.append(collect_results(plan.store, methods, measure_methods(plan), {}, CASES))
-    for one, two in zip(*found, strict=True):
-        assert (one.reason, one.actions) == (two.reason, two.actions)
-        for name, values in one.per_prompt.items():
-            assert two.per_prompt[name] == pytest.approx(values, rel=1e-5, abs=1e-5), name
