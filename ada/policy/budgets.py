@@ -54,15 +54,15 @@ def trim(actions: Tensor, step_saves: Tensor, step: int, target: Tensor) -> Tens
     """Computes the last steps that reuse, as many as bring a schedule nearest to its target: int64 `(images, schedules, num_steps)`.
 
     Args:
-        actions: int64 `(schedules, num_steps)`.
+        actions: int64 `(images, schedules, num_steps)`.
         step_saves: share that a step of each action saves, `(actions,)`; nothing, of the first, which computes.
         step: the first step that is still open.
         target: share that each image should save, `(images,)`.
     """
     saves = step_saves[actions]
-    saved_before = saves.cumsum(1) - saves
+    saved_before = saves.cumsum(-1) - saves
     is_spare = saved_before + saves / 2 >= target[:, None, None] - ROUNDING
-    is_open = torch.arange(actions.shape[1], device=actions.device) >= step
+    is_open = torch.arange(actions.shape[-1], device=actions.device) >= step
     return actions.masked_fill(is_spare & is_open, 0)
 
 
@@ -80,5 +80,5 @@ def nearest(
     reached = step_saves[trimmed].sum(-1)
     distance = (reached - target[:, None]).abs().masked_fill(~is_open, torch.inf)
     is_near = is_open & (distance <= distance.min(1, keepdim=True).values + tolerance)
-    cut = (step_saves[actions].sum(1) - reached).masked_fill(~is_near, torch.inf)
+    cut = (step_saves[actions].sum(-1) - reached).masked_fill(~is_near, torch.inf)
     return is_near & (cut <= cut.min(1, keepdim=True).values + ROUNDING)

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from ada.policy.base import AdaPolicy, BaseModel
-from ada.policy.budgets import nearest, share_budget, trim
+from ada.policy.budgets import ROUNDING, nearest, share_budget, trim
 from ada.policy.curve import Curve
 from ada.policy.sight import NUM_SIGNS, describe
 from ada.schedules import Ladder
 from blockdance import PolicyState, ReuseSchedule
+from blockdance.observation import HISTORY
 
 SHARPNESS = 30.0
 """Slope of the logits, in training: at 30, half a step of compute doubles the odds of a rung."""
@@ -156,14 +157,15 @@ class LadderPolicy(AdaPolicy):
     def _standardise(self, sights: Tensor, stages: Tensor) -> Tensor:
         return ((sights - self.mean[stages]) / self.deviation[stages]).clamp(-5, 5)
 
-    def logits(self, damage: Tensor, quality_weight: Tensor) -> Tensor:
+    def logits(self, damage: Tensor, quality_weight: Tensor, lost: Tensor | float = 0.0) -> Tensor:
         """(C − λ·q̂)/(1 + λ), sharpened: `(…, rungs)`.
 
         Args:
             damage: `(…, rungs)`.
             quality_weight: λ, of the shape before the rungs, or broadcast to it.
+            lost: share of the compute that a rung would have saved at steps that are over and computed, `(…, rungs)`.
         """
-        saved = self.ladder.saved(self.reuse_costs).to(damage)
+        saved = self.ladder.saved(self.reuse_costs).to(damage) - lost
         weight = quality_weight[..., None]
         return SHARPNESS * (saved - weight * damage) / (1 + weight)
 
@@ -187,51 +189,75 @@ class LadderPolicy(AdaPolicy):
         """Chooses the most probable rung that is still open, or with a budget the one that keeps to it; images that are on no rung
         compute to the end.
 
-        Steps that never ran, in a generation that starts late, damaged nothing: they count as computed. If it starts after the last
-        decision step, the last stage decides.
+        An image that computed where its rung reuses, because its first steps never ran (a generation that starts late) or because
+        something made it compute, goes on with the rest of any rung that reused no more than it did.
 
         Raises:
-            ValueError: a budget that its rungs cannot meet at this number of steps.
+            ValueError: a budget that its rungs cannot meet at this number of steps, or in a generation that starts so late.
         """
         self.check_budget(state.num_steps)
         ladder = self.ladder_for(state.num_steps)
         stage = max(0, bisect_right(ladder.decision_steps, state.step - 1) - 1)
-        actions = ladder.actions.to(state.actions.device)
-        done = state.actions[:, : state.step].clamp(min=0)
-        is_open = (done[:, None] == actions[None, :, : state.step]).all(-1)
-        is_on_rung = is_open.any(1)
+        rungs = ladder.actions.to(state.actions.device)
+        past, behind = state.actions[:, None, : state.step], rungs[:, : state.step]
+        is_open, has_strayed = _open_rungs(behind, past)
+        done, is_on_rung = past.clamp(min=0), is_open.any(1)
+        step_saves = torch.tensor([0.0, *(1 - cost for cost in self.reuse_costs)], device=rungs.device)
+        lost = (step_saves[behind] - step_saves[done]).sum(-1) / state.num_steps
         damage = self.predict(describe(state)[:, None], torch.tensor([stage], device=state.latents.device))[:, 0]
         weight = torch.full((state.num_images,), self.quality_weight, device=damage.device)
-        logits = self.logits(damage, weight)
+        logits = self.logits(damage, weight, lost)
+        ahead = rungs[:, state.step :].expand(state.num_images, -1, -1)
+        actions = torch.cat([done.expand(-1, len(rungs), -1), ahead], -1)
+        images = torch.arange(state.num_images, device=rungs.device)
         if self.compute is None and self.batch_compute is None:
             chosen = logits.masked_fill(~is_open, -torch.inf).argmax(1)
-            planned = actions[chosen]
+            taken = actions[images, chosen]
         else:
-            chosen, planned = self._within_budget(actions, state, is_open, damage, logits)
+            chosen, taken = self._within_budget(actions, step_saves, state, is_open, damage, logits)
         # what becomes of a rung that is cut is not known
-        is_whole = (planned == actions[chosen]).all(1) & is_on_rung
+        is_whole = (taken == actions[images, chosen]).all(1) & is_on_rung & ~has_strayed
         expected = torch.where(is_whole, damage.gather(1, chosen[:, None])[:, 0], torch.nan)
-        return ReuseSchedule(torch.where(is_on_rung[:, None], planned, 0), self.kinds, expected)
+        return ReuseSchedule(torch.where(is_on_rung[:, None], taken, 0), self.kinds, expected)
 
     def _within_budget(
-        self, actions: Tensor, state: PolicyState, is_open: Tensor, damage: Tensor, logits: Tensor
+        self, actions: Tensor, step_saves: Tensor, state: PolicyState, is_open: Tensor, damage: Tensor, logits: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The open rungs that come nearest to the budget, int64 `(images,)`, and their actions, trimmed to it, `(images, num_steps)`."""
-        done = state.actions[:, : state.step]
-        num_run = state.num_steps - (done[0] < 0).sum()
-        step_saves = torch.tensor([0.0, *(1 - cost for cost in self.reuse_costs)], device=actions.device) / num_run
-        saved = step_saves[actions].sum(1).expand_as(damage)
+        """The open rungs that come nearest to the budget, int64 `(images,)`, and their actions, trimmed to it, `(images, num_steps)`.
+
+        Args:
+            actions: int64 `(images, rungs, num_steps)`: what each image has done, and what every rung does from here.
+            step_saves: share of a step that each action saves, `(actions,)`.
+            state: of the images.
+            is_open, damage, logits: `(images, rungs)`.
+
+        Raises:
+            ValueError: a generation that starts too late for it.
+        """
+        num_run = state.num_steps - (state.actions[0, : state.step] < 0).sum()
+        step_saves = step_saves / num_run
+        saved = step_saves[actions].sum(-1)
         tolerance = step_saves[1:].min() * SLACK
+        wanted = 1 - cast(float, self.batch_compute if self.compute is None else self.compute)
         if self.compute is not None:
-            target = torch.full_like(saved[:, 0], 1 - self.compute)
+            target = torch.full_like(saved[:, 0], wanted)
         else:
-            wanted = 1 - cast(float, self.batch_compute)
-            target = share_budget(damage, saved, is_open, step_saves[done.clamp(min=0)].sum(1), wanted)
+            target = share_budget(damage, saved, is_open, step_saves[actions[:, 0, : state.step]].sum(1), wanted)
             tolerance = tolerance / len(target)
         trimmed = trim(actions, step_saves, state.step, target)
         is_nearest = nearest(trimmed, actions, step_saves, target, is_open, tolerance)
         chosen = logits.masked_fill(~is_nearest, -torch.inf).argmax(1)
-        return chosen, trimmed[torch.arange(len(chosen), device=chosen.device), chosen]
+        taken = trimmed[torch.arange(len(chosen), device=chosen.device), chosen]
+        # only the first decision of a generation that started late knows fewer steps than it has; reading a device's number takes time
+        if state.clean.shape[1] < min(HISTORY, state.step):
+            reached = step_saves[taken].sum(1)
+            least = float(reached.mean() if self.compute is None else reached.min())
+            if least < wanted - float(step_saves.max()) / 2 - ROUNDING:
+                raise ValueError(
+                    f"The first {state.num_steps - int(num_run)} of {state.num_steps} steps do not run, and of the others this policy "
+                    f"spends {1 - least:.2f} at least; got {1 - wanted:g}. Give a larger budget, or from an image a greater `strength`."
+                )
+        return chosen, taken
 
     def with_options(  # type: ignore[override]  # each form has wishes of its own
         self,
@@ -301,6 +327,20 @@ class LadderPolicy(AdaPolicy):
                 "This policy has no measured curve, so it knows no λ for a mean: give `quality_weight` or `compute`."
             )
         return self.curve
+
+
+def _open_rungs(behind: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+    """Which rungs each image can go on with, bool `(images, rungs)`, and which images have computed where all that they could be on
+    reuse, or did not run at all, bool `(images,)`.
+
+    Args:
+        behind: what the rungs do at the steps that are over, int64 `(rungs, steps)`.
+        past: what the images did there, −1 where nothing ran, int64 `(images, 1, steps)`.
+    """
+    is_same = past.clamp(min=0) == behind
+    is_open = is_same.all(-1)
+    has_strayed = ~is_open.any(1) | (past < 0).any(-1)[:, 0]
+    return is_open | has_strayed[:, None] & (is_same | (past <= 0)).all(-1), has_strayed
 
 
 def _deviation(values: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ SAVES = torch.tensor([0.0, 0.1, 0.05])  # so these save 0, 20, 20 and 50 %
 
 def test_the_last_reuses_are_trimmed_and_what_is_done_stays() -> None:
     target = torch.tensor([0.5, 0.31, 0.12, 0.0])
-    trimmed = trim(ACTIONS, SAVES, 2, target)
+    trimmed = trim(ACTIONS.expand(len(target), -1, -1), SAVES, 2, target)
     assert trimmed[:, 1].tolist() == [[0, 1, 0, 0, 1, 0]] * 2 + [[0, 1, 0, 0, 0, 0]] * 2
     assert trimmed[:, 2].tolist() == [[0, 1, 0, 2, 0, 2]] * 2 + [[0, 1, 0, 0, 0, 0]] * 2
     whole, cut = [0, 1, 1, 1, 1, 1], [0, 1, 0, 0, 0, 0]  # step 1 is done
@@ -79,7 +79,7 @@ def test_the_last_reuses_are_trimmed_and_what_is_done_stays() -> None:
 def test_the_nearest_from_which_least_is_trimmed() -> None:
     is_open = torch.tensor([[True] * 4] * 5 + [[True, True, False, False]])
     target = torch.tensor([0.2, 0.3, 0.1, 0.16, 0.9, 0.3])
-    trimmed = trim(ACTIONS, SAVES, 1, target)
+    trimmed = trim(ACTIONS.expand(len(target), -1, -1), SAVES, 1, target)
     allowed = nearest(trimmed, ACTIONS, SAVES, target, is_open, tolerance=0.005)
     # 20 % as they are; 30 % cut from 50; 10 % cut from the 20s; 15 % from the one with half steps; else what is nearest
     assert [row.nonzero().flatten().tolist() for row in allowed] == [[1, 2], [3], [1, 2], [2], [3], [1]]

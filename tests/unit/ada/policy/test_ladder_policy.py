@@ -385,7 +385,7 @@ def test_images_on_no_rung_compute_to_the_end(collector: Collector, policy: Ladd
     run(frozen, watching.with_options(compute=0.74), CASES[:2])
     assert [state.step for state in seen] == [3, 5]
     strange = replace(seen[1], actions=seen[1].actions.clone())
-    strange.actions[0, 3:5] = torch.tensor([0, 1])  # no rung computes at 3 and reuses at 4
+    strange.actions[0, 3:5] = torch.tensor([2, 0])  # no rung reuses so at step 3
     planned = policy.with_options(compute=0.74).decide(strange).actions
     assert planned[0].sum() == 0
     assert planned[1].tolist() == collector.ladder.actions[5].tolist()
