@@ -64,13 +64,14 @@ def chosen_by_critic(
     """For every case the schedule that a policy trained on other captions takes, full compute not among them: int64 `(cases,)`."""
     base = BaseModel.of(data.pipeline.transformer)
     training = fit(Variant("critic", options), ladder, data.reuse_costs, base, sights, cost, kept_by_folds(places, FOLDS))
-    allowed, chosen = torch.arange(len(ladder)) > 0, torch.zeros(len(sights), dtype=torch.int64)
+    chosen = torch.zeros(len(sights), dtype=torch.int64)
     for policy, kept in zip(training.policies[1:], training.kept[1:], strict=True):
         others = sights[~kept]
         with torch.no_grad():
             damage = policy.predict(others, training.tree.nodes[:, 0])
             logits = policy.logits(damage, torch.tensor(SURE))
-        chosen[~kept] = training.tree.walk(logits, allowed.expand(len(others), -1))
+        logits[..., 0] = -torch.inf
+        chosen[~kept] = training.tree.walk(logits)
     return chosen
 
 

@@ -47,7 +47,7 @@ def compare_rivals(
 def compare_pair(name: str, ours: Judged, rival: Judged, visible: float) -> list[str]:
     """A row of the table: the policy's advantage over a rival that is judged on the same cases in the same order, paired."""
     cost = torch.cat([bounded_damage(part.damage, visible) for part in ours.parts]).double()
-    captions = torch.cat([part.captions for part in ours.parts if part.captions is not None])
+    captions = torch.cat([part.captions for part in ours.parts])
     row = [f"policy's advantage over the {name}"]
     for level in LEVELS:
         own, theirs = ours.chances(level), rival.chances(level)

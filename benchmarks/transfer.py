@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import UniPCMultistepScheduler
 from evidence import NOISE_OF_TEST, load_data
 from jsonargparse import auto_cli
@@ -84,7 +85,8 @@ def judge(policy: LadderPolicy, seen: Seen, data: RolloutDataModule) -> Outcome:
     """A policy in a setting, against the mixture that was chosen in the default one."""
     stretched = policy.with_options()
     stretched.ladder = seen.ladder
-    part = HeldOut(stretched, seen.sights, seen.damage, data.train_data.tensors[1])
+    # one noise each, so every case is a caption
+    part = HeldOut(stretched, seen.sights, seen.damage, data.train_data.tensors[1], torch.arange(len(seen.damage)))
     tree = Tree.of(seen.ladder.actions, seen.ladder.decision_steps)
     return measure_outcome([part], tree, data.visible_damage, LEVELS)
 

@@ -51,50 +51,38 @@ class Tree:
         return Tree(*(tensor.to(device) for tensor in (self.nodes, self.node_of, self.open, self.choice)))
 
     @property
-    def open_at_nodes(self) -> Tensor:
-        """Which rungs are open at every node: bool `(nodes, rungs)`."""
-        return self.open[self.nodes[:, 0], self.nodes[:, 1]]
-
-    @property
     def num_stages(self) -> int:
         return len(self.open)
 
-    def log_probs(self, logits: Tensor, allowed: Tensor | None = None) -> Tensor:
+    def log_probs(self, logits: Tensor) -> Tensor:
         """Log-probability of every choice at every stage: log πₛ(choice of the rung | the rung's node).
 
         Args:
             logits: `(cases, nodes, rungs)`.
-            allowed: bool `(cases, rungs)`: rungs that may be chosen; None for all.
 
         Returns:
-            `(cases, stages, rungs)`; −inf for choices without an allowed rung.
+            `(cases, stages, rungs)`.
         """
         at_node = logits[:, self.node_of]  # (cases, stages, rungs, rungs)
-        if allowed is not None:
-            at_node = at_node.masked_fill(~allowed[:, None, None, :], -torch.inf)
         chosen = at_node.masked_fill(~self.choice, -torch.inf).logsumexp(-1)
-        total = at_node.masked_fill(~self.open, -torch.inf).logsumexp(-1)
-        # a node without an allowed rung would be −inf − (−inf)
-        return chosen - total.masked_fill(total == -torch.inf, 0.0)
+        return chosen - at_node.masked_fill(~self.open, -torch.inf).logsumexp(-1)
 
-    def choose(self, logits: Tensor, stage: int, rungs: Tensor, allowed: Tensor | None = None) -> Tensor:
+    def choose(self, logits: Tensor, stage: int, rungs: Tensor) -> Tensor:
         """The continuation of the most probable rung that is still open: int64 `(cases,)`, that rung.
 
         Args:
             logits: `(cases, rungs)`, the network's at this stage.
             stage: which.
             rungs: int64 `(cases,)`: a rung of every case's node.
-            allowed: as in `log_probs`; at least one rung of every node.
         """
-        open_ = self.open[stage][rungs] if allowed is None else self.open[stage][rungs] & allowed
-        return logits.masked_fill(~open_, -torch.inf).argmax(1)
+        return logits.masked_fill(~self.open[stage][rungs], -torch.inf).argmax(1)
 
-    def walk(self, logits: Tensor, allowed: Tensor | None = None) -> Tensor:
+    def walk(self, logits: Tensor) -> Tensor:
         """Greedy decisions from the first stage to the last: int64 `(cases,)` rungs, for logits `(cases, nodes, rungs)`."""
         rungs = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
         cases = torch.arange(len(logits), device=logits.device)
         for stage in range(self.num_stages):
-            rungs = self.choose(logits[cases, self.node_of[stage][rungs]], stage, rungs, allowed)
+            rungs = self.choose(logits[cases, self.node_of[stage][rungs]], stage, rungs)
         return rungs
 
 

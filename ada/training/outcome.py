@@ -97,14 +97,14 @@ class HeldOut:
         sights: `(cases, nodes, width)`.
         damage: `(cases, rungs)`.
         static_damage: `(others, rungs)`, of the cases that static schedules are chosen on.
-        captions: int64 `(cases,)`, a number for every caption: its cases are resampled together. None where all differ.
+        captions: int64 `(cases,)`, a number for every caption: its cases are resampled together.
     """
 
     policy: LadderPolicy
     sights: Tensor
     damage: Tensor
     static_damage: Tensor
-    captions: Tensor | None = None
+    captions: Tensor
 
 
 @torch.no_grad()
@@ -150,7 +150,7 @@ def measure_outcome(parts: Sequence[HeldOut], tree: Tree, visible: float, levels
         cost.gather(1, rungs.T).mean(0).tolist(),
         changed.gather(1, rungs.T).mean(0).tolist(),
     )
-    captions = None if any(part.captions is None for part in parts) else torch.cat([part.captions for part in parts])  # type: ignore[misc]
+    captions = torch.cat([part.captions for part in parts])
     reach = min(float(spent.mean(1).max()), *(mixture.saved[-1] for mixture in mixtures))
     found = []
     for level in levels:
@@ -174,7 +174,7 @@ def rung_chances(rungs: Tensor, spent: Tensor, level: float, num_rungs: int) -> 
 
 
 def _judge(
-    chances: Tensor, shares: Tensor, cost: Tensor, changed: Tensor, saved: Tensor, level: float, clusters: Tensor | None
+    chances: Tensor, shares: Tensor, cost: Tensor, changed: Tensor, saved: Tensor, level: float, captions: Tensor
 ) -> LevelOutcome:
     """`chances` and `shares` are how often each case takes each rung, by the policy and by the mixture: `(cases, rungs)`."""
     ours, theirs = (chances * cost).sum(1), (shares * cost).sum(1)
@@ -189,7 +189,7 @@ def _judge(
         policy=float(ours.mean()),
         mixture=float(theirs.mean()),
         oracle=float(best.mean()),
-        advantage=paired_interval(differences, clusters),
+        advantage=paired_interval(differences, captions),
         changed_policy=float((chances * changed).sum(1).mean()),
         changed_mixture=float((shares * changed).sum(1).mean()),
         gap_closed=closed,
@@ -198,15 +198,15 @@ def _judge(
     )
 
 
-def paired_interval(differences: Tensor, clusters: Tensor | None = None) -> tuple[float, float, float]:
+def paired_interval(differences: Tensor, clusters: Tensor) -> tuple[float, float, float]:
     """Mean of bounded differences with its 95 % interval by bootstrap-t, whole clusters resampled together.
 
     Args:
         differences: `(cases,)`.
-        clusters: int64 `(cases,)`; None where every case is one.
+        clusters: int64 `(cases,)`.
     """
     values = differences.double().cpu()
-    groups = torch.arange(len(values)) if clusters is None else torch.unique(clusters.cpu(), return_inverse=True)[1]
+    groups = torch.unique(clusters.cpu(), return_inverse=True)[1]
     count = int(groups.max()) + 1
     means = torch.zeros(count, dtype=torch.float64).index_add(0, groups, values) / groups.bincount(minlength=count)
     return studentised_interval(means)

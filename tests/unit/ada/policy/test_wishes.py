@@ -72,11 +72,9 @@ def test_the_report_says_what_was_expected(collector: Collector, policy: LadderP
     rungs = (report.actions[:, None] == collector.ladder.actions[None]).all(-1).int().argmax(1)
     sights = collector.sights(MORE_CASES)
     predicted = policy.predict(sights, collector.tree.nodes[:, 0])
-    nodes = collector.tree.nodes.tolist()
+    tree = collector.tree
     for image, rung in enumerate(rungs.tolist()):
-        last = max(
-            place for place, (stage, *_) in enumerate(nodes) if stage == 1 and bool(collector.tree.open_at_nodes[place, rung])
-        )
+        last = int(tree.node_of[1, rung])
         assert report.predicted_damage is not None
         assert float(report.predicted_damage[image]) == pytest.approx(float(predicted[image, last, rung]), abs=1e-5)
         assert f"damage {float(report.predicted_damage[image]):.3f} expected" in str(report)

@@ -33,7 +33,8 @@ def test_nodes_by_hand() -> None:
     assert tree().node_of.tolist() == [[0] * 6, [1, 1, 1, 2, 2, 3]]
     assert tree().num_stages == 2
     expected_open = [[1] * 6, [1, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 0], [0, 0, 0, 0, 0, 1]]
-    assert tree().open_at_nodes.int().tolist() == expected_open
+    stages, rungs = tree().nodes.T
+    assert tree().open[stages, rungs].int().tolist() == expected_open
 
 
 def test_probabilities_of_a_two_stage_tree() -> None:
@@ -56,17 +57,6 @@ def test_probabilities_sum_to_one_where_rungs_coincide() -> None:
     tree = Tree.of(actions_of("00000000", "00010000", "00010000", "00010010"), (2, 4))
     probabilities = tree.log_probs(torch.randn(3, len(tree.nodes), 4, dtype=torch.float64)).sum(1).exp()
     torch.testing.assert_close(probabilities.sum(1), torch.ones(3, dtype=torch.float64))
-
-
-def test_disallowed_rungs_have_no_chance_and_the_rest_share() -> None:
-    logits = torch.randn(2, 4, 6, dtype=torch.float64)
-    allowed = torch.tensor([[True, False, True, False, False, True], [False, False, False, True, False, False]])
-    found = tree().log_probs(logits, allowed).sum(1).exp()
-    root, inner = logits[0, 0].exp(), logits[0, 1].exp()
-    share = (root[0] + root[2]) / (root[0] + root[2] + root[5])
-    by_hand = [share * inner[0] / (inner[0] + inner[2]), 0, share * inner[2] / (inner[0] + inner[2]), 0, 0, 1 - share]
-    torch.testing.assert_close(found[0], torch.tensor(by_hand, dtype=torch.float64))
-    assert found[1].tolist() == pytest.approx([0, 0, 0, 1, 0, 0])
 
 
 def test_expected_reward_and_its_gradient_against_enumeration() -> None:
@@ -123,14 +113,11 @@ def test_walk_decides_again_with_what_the_reached_node_says() -> None:
     assert tree().walk(logits).tolist() == [3, 1]
 
 
-def test_walk_keeps_to_what_is_allowed() -> None:
+def test_a_rung_that_is_closed_is_not_chosen() -> None:
     logits = torch.zeros(1, 4, 6)
     logits[0, 0] = torch.tensor([0.0, 1, 2, 3, 4, 5])
-    logits[0, 1] = torch.tensor([0.0, 3, 2, 0, 0, 0])
-    allowed = torch.tensor([[True, False, True, False, False, False]])
+    logits[0, 1] = torch.tensor([0.0, 3, 2, 0, 0, 9])
     assert tree().walk(logits).tolist() == [5]
-    assert tree().walk(logits, allowed).tolist() == [2]
-    assert tree().choose(logits[:, 0], 0, torch.tensor([0]), ~allowed).tolist() == [5]
     assert tree().choose(logits[:, 1], 1, torch.tensor([2])).tolist() == [1]
     assert tree().choose(logits[:, 1], 1, torch.tensor([3])).tolist() in ([3], [4])
 

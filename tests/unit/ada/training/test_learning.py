@@ -1,19 +1,24 @@
 """A planted task that must be learnt, and the measure of what was learnt."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from functools import cache
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from ladders import build_ladder
 from torch import Tensor
 
-from ada.policy import Curve, LadderPolicy
+from ada.policy import BaseModel, Curve, LadderPolicy
+from ada.policy.ladder import DAMAGE_FLOOR
 from ada.policy.sight import NUM_SIGNS
-from ada.rewards.damage import bounded_damage, visibly_changed
-from ada.schedules import Tree
-from ada.training import LevelOutcome, NothingLearntError, Outcome, measure_outcome
-from ada.training.ladder import GRID, balanced_reward, critic_loss, critic_targets, gain_of_choosing, kept_by_folds
+from ada.rewards.damage import bounded_damage
+from ada.schedules import Mixture, Tree
+from ada.training import LadderTraining, LevelOutcome, NothingLearntError, Outcome, measure_outcome
+from ada.training.ladder import balanced_reward, critic_loss, critic_targets, gain_of_choosing, kept_by_folds
 from ada.training.outcome import HeldOut, paired_interval, rung_chances
 from ada.training.run import check_gain
 
@@ -21,6 +26,7 @@ VISIBLE = 0.003
 COSTS = [0.1, 0.1]
 STRENGTH = torch.tensor([0.0, 0.15, 0.3, 0.6, 1.2, 1.5])
 WIDTH = NUM_SIGNS + 8
+BASE = BaseModel(transformer="Toy", num_blocks=4, latent_channels=4, prompt_width=0)
 
 
 def toy_cases(count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -33,9 +39,8 @@ def toy_cases(count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def build_policy() -> LadderPolicy:
-    base = {"transformer": "Toy", "num_blocks": 4, "latent_channels": 4, "prompt_width": 0}
     return LadderPolicy(
-        base_model=base, ladder=build_ladder().to_dict(), reuse_costs=COSTS, sight_width=WIDTH, num_components=4
+        base_model=asdict(BASE), ladder=build_ladder().to_dict(), reuse_costs=COSTS, sight_width=WIDTH, num_components=4
     )
 
 
@@ -44,39 +49,42 @@ def toy_tree() -> Tree:
     return Tree.of(ladder.actions, ladder.decision_steps)
 
 
-def fit(sights: Tensor, damage: Tensor, policy_gradient: bool, steps: int = 150) -> LadderPolicy:
-    """Trains with the losses and the optimiser of `LadderTraining`, all cases in each batch."""
+def prepare(sights: Tensor, damage: Tensor, kept: Sequence[Tensor] = (), **options: Any) -> LadderTraining:
+    """Training on these cases, without a trainer."""
     torch.manual_seed(0)
-    policy, tree, cost = build_policy(), toy_tree(), bounded_damage(damage, VISIBLE)
-    policy.calibrate(sights, tree.nodes[:, 0], cost)
-    low, high = policy.quality_weight_range
-    gain = gain_of_choosing(cost, policy.ladder.saved(COSTS).float(), torch.logspace(math.log10(low), math.log10(high), GRID))
-    optimizer = torch.optim.Adam(policy.parameters(), 0.05)
+    training = LadderTraining(**{"num_components": 4, "num_directions": None, "prior_cases": 0.0} | options)
+    training.prepare(BASE, build_ladder(), COSTS, sights, bounded_damage(damage, VISIBLE), kept)
+    return training
+
+
+def fit(sights: Tensor, damage: Tensor, policy_gradient: bool, steps: int = 150) -> LadderPolicy:
+    """Trains by the loss of `LadderTraining`, all cases in each batch."""
+    weights = {"critic_weight": 1.0 - policy_gradient, "policy_gradient_weight": float(policy_gradient)}
+    training = prepare(sights, damage, **weights)
+    optimizer = torch.optim.Adam(training.trained.parameters(), 0.05)
+    generator, places = torch.Generator().manual_seed(0), torch.arange(len(sights))
     for _ in range(steps):
-        if policy_gradient:
-            predicted = policy.predict(sights, tree.nodes[:, 0])
-            value, spread = balanced_reward(policy, predicted, cost, tree, torch.rand(len(cost)), gain)
-            loss = -value.mean() - 0.003 * spread.mean()
-        else:
-            log_odds = policy.log_odds(policy.inputs(sights, tree.nodes[:, 0]), tree.nodes[:, 0])
-            loss = critic_loss(log_odds, critic_targets(cost, torch.ones(len(cost), dtype=torch.bool))).mean()
+        loss, _ = training.loss(places, generator)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    if not policy_gradient:
-        stages = tree.nodes[:, 0]
-        policy.measure_errors(policy.log_odds(policy.inputs(sights, stages), stages), stages, cost)
-    return policy.eval()
+    training.measure_errors()
+    return training.policy.eval()
+
+
+def held_out(policy: LadderPolicy, sights: Tensor, damage: Tensor, static_damage: Tensor) -> HeldOut:
+    """Cases of a caption each."""
+    return HeldOut(policy, sights, damage, static_damage, torch.arange(len(sights)))
 
 
 @cache
 def judge(policy_gradient: bool, shuffled: bool) -> Outcome:
     sights, damage = toy_cases(400, seed=1)
-    held_out, held_out_damage = toy_cases(400, seed=2)
+    others, others_damage = toy_cases(400, seed=2)
     if shuffled:
         sights = sights[torch.randperm(len(sights), generator=torch.Generator().manual_seed(3))]
     policy = fit(sights, damage, policy_gradient)
-    return measure_outcome([HeldOut(policy, held_out, held_out_damage, damage)], toy_tree(), VISIBLE, levels=(0.15, 0.20))
+    return measure_outcome([held_out(policy, others, others_damage, damage)], toy_tree(), VISIBLE, levels=(0.15, 0.20))
 
 
 @pytest.mark.parametrize(("policy_gradient", "closed"), [(False, 0.8), (True, 0.65)], ids=["critic", "policy gradient"])
@@ -104,7 +112,7 @@ def test_gain_is_demanded() -> None:
     knows_nothing = build_policy()
     knows_nothing.calibrate(sights, toy_tree().nodes[:, 0], bounded_damage(damage, VISIBLE))
     with pytest.raises(NothingLearntError, match=r"15%: (level|worse|not reached)"):
-        check_gain(measure_outcome([HeldOut(knows_nothing.eval(), sights, damage, damage)], toy_tree(), VISIBLE))
+        check_gain(measure_outcome([held_out(knows_nothing.eval(), sights, damage, damage)], toy_tree(), VISIBLE))
 
 
 def test_worse_anywhere_is_no_gain() -> None:
@@ -125,7 +133,7 @@ def test_outcome_of_a_policy_that_knows_nothing_is_the_mixture() -> None:
     sights, damage = toy_cases(300, seed=5)
     policy = build_policy()
     policy.calibrate(sights, toy_tree().nodes[:, 0], bounded_damage(damage, VISIBLE))
-    outcome = measure_outcome([HeldOut(policy.eval(), sights, damage, damage)], toy_tree(), VISIBLE)
+    outcome = measure_outcome([held_out(policy.eval(), sights, damage, damage)], toy_tree(), VISIBLE)
     assert outcome.levels
     for level in outcome.levels:
         assert level.policy >= level.mixture - 1e-9
@@ -158,7 +166,9 @@ def test_interval_covers_what_it_claims() -> None:
 
     truth = float(differences(2_000_000).mean())
     trials = 600
-    covered = sum(low <= truth <= high for _, low, high in (paired_interval(differences(60)) for _ in range(trials)))
+    covered = sum(
+        low <= truth <= high for _, low, high in (paired_interval(differences(60), torch.arange(60)) for _ in range(trials))
+    )
     assert 0.93 <= covered / trials <= 0.975
 
 
@@ -166,11 +176,11 @@ def test_interval_resamples_whole_clusters() -> None:
     """Ten copies of every case say no more than the case; as cases of their own they would shrink the interval threefold."""
     values = torch.randn(40, generator=torch.Generator().manual_seed(1))
     copies, clusters = values.repeat_interleave(10), torch.arange(40).repeat_interleave(10)
-    assert paired_interval(copies, clusters) == pytest.approx(paired_interval(values))
-    _, low, high = paired_interval(copies)
-    _, wide_low, wide_high = paired_interval(values)
+    _, wide_low, wide_high = once = paired_interval(values, torch.arange(40))
+    assert paired_interval(copies, clusters) == pytest.approx(once)
+    _, low, high = paired_interval(copies, torch.arange(400))
     assert high - low < 0.4 * (wide_high - wide_low)
-    assert paired_interval(torch.full((5,), 0.25)) == (0.25, 0.25, 0.25)
+    assert paired_interval(torch.full((5,), 0.25), torch.arange(5)) == (0.25, 0.25, 0.25)
 
 
 def test_gain_of_choosing_by_hand() -> None:
@@ -209,15 +219,87 @@ def test_parts_are_judged_by_their_own_policies() -> None:
     sights, damage = toy_cases(400, seed=6)
     halves = [torch.arange(400) % 2 == half for half in (0, 1)]
     policies = [fit(sights[kept], damage[kept], policy_gradient=False) for kept in halves]
-    parts = [HeldOut(policy, sights[~kept], damage[~kept], damage[kept]) for policy, kept in zip(policies, halves, strict=True)]
+    parts = [
+        held_out(policy, sights[~kept], damage[~kept], damage[kept]) for policy, kept in zip(policies, halves, strict=True)
+    ]
     crossed = measure_outcome(parts, toy_tree(), VISIBLE, levels=(0.2,))
     assert crossed.num_cases == 400
     assert crossed.at(0.2).gap_closed >= 0.8
-    swapped = [HeldOut(policies[1 - place], part.sights, part.damage, part.static_damage) for place, part in enumerate(parts)]
+    swapped = [replace(part, policy=policies[1 - place]) for place, part in enumerate(parts)]
     assert measure_outcome(swapped, toy_tree(), VISIBLE, levels=(0.2,)).at(0.2).policy != crossed.at(0.2).policy
 
 
-def test_bounded_damage_by_hand() -> None:
-    damage = torch.tensor([0.0, 0.003, 0.009])
-    assert bounded_damage(damage, 0.003).tolist() == pytest.approx([0, 0.5, 0.75])
-    assert visibly_changed(damage, 0.003).tolist() == [0, 0, 1]
+def test_the_mixture_is_chosen_on_other_cases() -> None:
+    """One rung saves a fifth at no damage on the cases that are judged, and is the worst on those that the mixture is chosen on."""
+    sights, damage = toy_cases(100, seed=7)
+    policy = build_policy()
+    policy.calibrate(sights, toy_tree().nodes[:, 0], bounded_damage(damage, VISIBLE))
+    judged = damage.clone()
+    judged[:, 3] = 0.0
+    unseen = measure_outcome([held_out(policy.eval(), sights, judged, damage)], toy_tree(), VISIBLE, levels=(0.2,)).at(0.2)
+    seen = measure_outcome([held_out(policy.eval(), sights, judged, judged)], toy_tree(), VISIBLE, levels=(0.2,)).at(0.2)
+    chosen = Mixture.of(bounded_damage(damage, VISIBLE).double(), policy.ladder.saved(COSTS))
+    assert unseen.mixture == pytest.approx(float(chosen.errors(bounded_damage(judged, VISIBLE).double(), 0.2).mean()))
+    assert seen.mixture < 0.8 * unseen.mixture
+
+
+def test_copies_of_cases_make_no_interval_narrower() -> None:
+    sights, damage = toy_cases(60, seed=8)
+    policy = fit(sights, damage, policy_gradient=False, steps=30)
+    once = measure_outcome([held_out(policy, sights, damage, damage)], toy_tree(), VISIBLE, levels=(0.2,)).at(0.2)
+    copies = HeldOut(policy, sights.repeat(4, 1, 1), damage.repeat(4, 1), damage, torch.arange(60).repeat(4))
+    again = measure_outcome([copies], toy_tree(), VISIBLE, levels=(0.2,)).at(0.2)
+    assert again.advantage == pytest.approx(once.advantage, abs=1e-6)
+
+
+def test_loss_by_hand() -> None:
+    """The critic's error and its prior (24 cases' worth, of the 50 that it is trained on), less the reward and the entropy."""
+    sights, damage = toy_cases(80, seed=9)
+    kept = torch.arange(80) % 8 < 5
+    training = prepare(
+        sights, damage, [kept], prior_cases=24.0, critic_weight=2.0, policy_gradient_weight=0.5, entropy_weight=0.1
+    )
+    for policy in training.policies:
+        torch.nn.init.normal_(policy.coefficients, std=0.2)
+    places = torch.arange(80)
+    loss, parts = training.loss(places, torch.Generator().manual_seed(1))
+    expected = torch.tensor(0.0)
+    for policy, chosen in zip(training.policies, (torch.ones(80, dtype=torch.bool), kept), strict=True):
+        stages = toy_tree().nodes[:, 0]
+        log_odds = policy.log_odds(policy.inputs(sights, stages), stages)
+        error = (log_odds - torch.logit(training.cost, DAMAGE_FLOOR)[:, None]).square().mean((1, 2))[chosen].mean()
+        prior = 24.0 / int(chosen.sum()) * policy.coefficients.square().sum(1).mean()
+        weight = torch.rand(80, generator=torch.Generator().manual_seed(1))
+        predicted = policy.expected_damage(log_odds, stages)
+        value, spread = balanced_reward(policy, predicted, training.cost, toy_tree(), weight, training._gain)
+        expected = expected + 2.0 * (error + prior) - 0.5 * value[chosen].mean() - 0.1 * spread[chosen].mean()
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert set(parts) == {"critic_loss", "expected_reward", "entropy"}
+
+
+def test_the_learning_rate_falls_to_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    training = prepare(*toy_cases(20, seed=10), learning_rate=0.02)
+    monkeypatch.setattr(LadderTraining, "trainer", SimpleNamespace(estimated_stepping_batches=4))
+    configured = training.configure_optimizers()
+    optimizer, schedule = configured["optimizer"], configured["lr_scheduler"]
+    rates = []
+    for _ in range(5):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule["scheduler"].step()
+    assert rates == pytest.approx([0.02, 0.02 * 0.8536, 0.01, 0.02 * 0.1464, 0.0], abs=1e-5)
+    assert schedule["interval"] == "step"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"critic_weight": 0.0}, "must be 0 or more, and not both 0"),
+        ({"prior_cases": -1.0}, "`prior_cases` must be 0 or more; got -1"),
+        ({"num_directions": 0}, "`num_directions` must be 1 or more, or null; got 0"),
+        ({"folds": 1}, "`folds` must be 2 or more; got 1"),
+    ],
+)
+def test_settings_that_cannot_be_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LadderTraining(**options)
