@@ -123,6 +123,47 @@ def run_script(page: str, expression: str) -> Any:
     return json.loads(subprocess.run([NODE, "-"], input=code, capture_output=True, text=True, check=True).stdout)
 
 
+DOCUMENT = """
+const elements = {};
+class Element {
+  children = []; style = {}; dataset = {}; own = "";
+  append(...children) { this.children.push(...children); }
+  replaceChildren(...children) { this.children = children; }
+  setAttribute() {}
+  addEventListener() {}
+  getContext() { return { createImageData: (width, height) => ({ data: new Uint8ClampedArray(4 * width * height) }), putImageData() {} }; }
+  get value() { return this.own_value ?? (this.children.find((each) => each.selected) ?? this.children[0])?.value ?? ""; }
+  set value(value) { this.own_value = value; }
+  set innerHTML(text) { this.own = text; }
+  set textContent(text) { this.own = text; }
+  get textContent() { return this.own + this.children.map((child) => child.textContent ?? child).join(""); }
+}
+const find = (name) => elements[name] ??= new Element();
+const document = { createElement: () => new Element(), getElementById: find, querySelector: find };
+const window = { innerWidth: 1280, addEventListener() {} };
+class Image extends Element {}
+"""
+"""As much of a document as the page's script needs."""
+
+
+@pytest.mark.skipif(NODE is None, reason="needs node")
+def test_the_script_draws_everything_at_its_start(page: str) -> None:
+    parser = Scripts()
+    parser.feed(page)
+    data, script = parser.scripts
+    given = f"document.getElementById('data').textContent = {json.dumps(data)};"
+    shown = "Object.fromEntries(Object.entries(elements).map(([id, node]) => [id, node.textContent]))"
+    code = f"{DOCUMENT}{given}{script};console.log(JSON.stringify({shown}));".replace('"use strict";', "")
+    assert NODE is not None
+    ran = subprocess.run([NODE, "-"], input=code, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    drawn = json.loads(ran.stdout)
+    assert all("Ada" in drawn[name] for name in ("plot", "legend", "#rows tbody", "maps", "shown", "spender"))
+    assert "It has no blocks." in drawn["left-out"]
+    assert PROMPTS[1] in drawn["cards"]
+    assert "edge density" in drawn["correlations"].lower()
+
+
 @pytest.mark.skipif(NODE is None, reason="needs node")
 @pytest.mark.parametrize("count", [1, 2, 7])
 def test_differences_of_few_prompts_are_those_of_the_package(page: str, count: int) -> None:

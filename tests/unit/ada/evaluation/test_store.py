@@ -151,8 +151,21 @@ def test_a_scorer_that_was_retrained_in_its_place_makes_another_store(backbone: 
     assert networks_digest(embed.__call__) == networks_digest(embed)
 
 
-def test_versions_of_this_package_take_nothing_from_each_other() -> None:
-    assert describe_environment(torch.device("cpu"))["blockdance-ada"] == version("blockdance-ada")
+def test_another_version_or_decoder_takes_nothing_that_is_there(
+    backbone: FrozenPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = Request(prompts=["a"], indices=[0], metrics={DISTANCE: Metric(SSIM(), Column("Distance"))}, output=tmp_path,
+                      embed=lambda images: images.flatten(1))  # fmt: skip
+    found = [open_store(backbone, request)[0].parts]
+    retrain(backbone.pipeline.vae.decoder)
+    found.append(open_store(backbone, request)[0].parts)
+    environment = describe_environment(torch.device("cpu"))
+    assert environment["blockdance-ada"] == version("blockdance-ada")
+    monkeypatch.setattr(
+        "ada.evaluation.measure.describe_environment", lambda device: environment | {"blockdance-ada": "another"}
+    )
+    found.append(open_store(backbone, request)[0].parts)
+    assert len(set(found)) == 3
 
 
 def test_what_all_rows_depend_on_makes_another_store_and_nothing_else(

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from conftest import NUM_BLOCKS
 from evaluation_runs import build_backbone, method, noting, plan_of
 
 from ada.evaluation.measure.collect import collect_results
-from ada.evaluation.measure.run import TimingPlan, measure_methods, time_methods, typical_batches
+from ada.evaluation.measure.run import TimingPlan, measure_methods, run_batch, time_methods, typical_batches
 from ada.evaluation.request import Request
 from ada.rollouts import FrozenPipeline
 from blockdance import Reuse, ReuseSchedule
@@ -54,6 +55,10 @@ def test_a_method_is_timed_on_images_that_cost_what_all_cost_on_average(backbone
     measure_methods(plan)
     assert [batch.start for batch in typical_batches(plan, methods[0], 1)] == [2, 3, 0, 4, 1]
     assert [batch.start for batch in typical_batches(plan, methods[1], 1)] == [0, 1, 2, 3, 4]
+    with patch("ada.evaluation.measure.run.run_batch", wraps=run_batch) as ran:
+        time_methods(plan, methods[:1], TimingPlan([1], 3, weigh=False))
+    _, *rounds = [each.args[3].start for each in ran.call_args_list]
+    assert rounds == [2, 3, 0], "after the warm-up"
 
 
 def test_few_prompts_with_several_seeds_are_timed_as_a_batch_and_shown(backbone: FrozenPipeline, tmp_path: Path) -> None:

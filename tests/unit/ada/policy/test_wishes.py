@@ -1,5 +1,7 @@
 """A policy in inference code: wishes for some calls, what the report says of them, fine-tunes, devices."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import scramble
@@ -78,6 +80,17 @@ def test_the_report_says_what_was_expected(collector: Collector, policy: LadderP
         assert report.predicted_damage is not None
         assert float(report.predicted_damage[image]) == pytest.approx(float(predicted[image, last, rung]), abs=1e-5)
         assert f"damage {float(report.predicted_damage[image]):.3f} expected" in str(report)
+
+
+def test_nothing_is_expected_of_a_rung_that_was_cut(collector: Collector, policy: LadderPolicy) -> None:
+    """Two steps' worth, which none of these rungs saves: the last reuse of one is left out."""
+    ladder = replace(collector.ladder, actions=collector.ladder.actions[[0, 1, 5]])
+    few = LadderPolicy(**policy.config | {"ladder": ladder.to_dict()})
+    with apply_blockdance(collector.pipeline.pipeline, few, compute=1 - 2 * 0.7 / 8) as handle:
+        call(collector.pipeline)
+        predicted = handle.report().predicted_damage
+    assert predicted is not None
+    assert predicted.isnan().all()
 
 
 def test_wishes_that_a_plan_cannot_take_are_named(collector: Collector, policy: LadderPolicy) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
-from ladders import CASES, KINDS, RUNGS, STEPS, actions_of, build_frozen, build_ladder, build_reward
+from ladders import ARGUMENTS, CASES, KINDS, RUNGS, STEPS, actions_of, build_frozen, build_ladder, build_reward
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -239,6 +239,17 @@ def test_second_fill_computes_nothing(tmp_path: Path) -> None:
     assert not calls
     assert torch.equal(again.values(CASES, "damage"), collector.values(CASES, "damage"))
     assert torch.equal(again.sights(CASES), collector.sights(CASES))
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder"])
+def test_nothing_is_taken_from_before_a_part_was_retrained(tmp_path: Path, part: str) -> None:
+    frozen = build_frozen()
+    Collector(frozen, build_reward(), build_ladder(), tmp_path, processes=1).fill(CASES)
+    parameter = list(frozen.pipeline.components[part].parameters())[-1]
+    with torch.no_grad():
+        parameter.mul_(1.01).add_(1e-3)
+    retrained = FrozenPipeline(frozen.pipeline, STEPS, ARGUMENTS)
+    assert Collector(retrained, build_reward(), build_ladder(), tmp_path).missing(CASES) == CASES
 
 
 def test_a_ladder_that_changes_by_a_rung_runs_that_rung_alone(tmp_path: Path) -> None:

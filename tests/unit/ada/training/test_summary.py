@@ -1,0 +1,70 @@
+"""What a run says at its end."""
+
+from pathlib import Path
+
+import pytest
+
+from ada.policy import Curve
+from ada.training import LevelOutcome, Outcome
+from ada.training.summary import print_files, print_history, print_outcome, verdict
+
+CURVE = Curve([1.0], [0.2], [0.1], [0.1])
+
+
+def level(saved: float, low: float, high: float) -> LevelOutcome:
+    return LevelOutcome(saved, 0.0611, 0.0722, 0.0133, ((low + high) / 2, low, high), 0.012, 0.034, 0.25, 3, 0.5)
+
+
+LEVELS = (level(0.15, 0.01, 0.02), level(0.2, -0.01, 0.02), level(0.3, -0.03, -0.01))
+
+
+def test_every_level_is_a_row(capsys: pytest.CaptureFixture[str]) -> None:
+    print_outcome(Outcome(LEVELS, CURVE, 240, 8), 240, 12.34)
+    printed = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed.splitlines() if line.startswith("│")]
+    assert rows == [
+        ["15%", "0.0611", "0.0722", "0.0133", "+0.0150 (+0.0100 … +0.0200)", "25%", "1.2%, mixture 3.4%", "better"],
+        ["20%", "0.0611", "0.0722", "0.0133", "+0.0050 (-0.0100 … +0.0200)", "25%", "1.2%, mixture 3.4%", "level"],
+        ["30%", "0.0611", "0.0722", "0.0133", "-0.0200 (-0.0300 … -0.0100)", "25%", "1.2%, mixture 3.4%", "worse"],
+    ]
+    heads = printed[: printed.index("15%")]
+    assert heads.index("policy") < heads.index("mixture of static") < heads.index("oracle")
+    assert "240 images, each decided by the one of 8 policies that did not see it" in printed
+    assert "Learnt from 240 images in 12.3 minutes" in printed
+
+
+@pytest.mark.parametrize(
+    ("levels", "words"),
+    [
+        (
+            LEVELS,
+            "The policy beats every mixture of static schedules at 15% saved, interval clear of zero. It is worse at 30%.",
+        ),
+        (LEVELS[:1], "The policy beats every mixture of static schedules at 15% saved, interval clear of zero."),
+        (
+            LEVELS[1:2],
+            "The policy beats the mixture of static schedules nowhere with an interval clear of zero: more captions may help.",
+        ),
+        ((), "The policy saves nothing: it learnt nothing. More training captions, or a ladder with gentler rungs, may help."),
+    ],
+    ids=["better and worse", "better", "level", "saves nothing"],
+)
+def test_a_verdict_claims_what_is_clear_of_zero(levels: tuple[LevelOutcome, ...], words: str) -> None:
+    assert verdict(Outcome(levels, CURVE, 240)) == words
+
+
+def test_the_best_validation_is_set_beside_the_start(capsys: pytest.CaptureFixture[str]) -> None:
+    history = [
+        {"rollouts": 32.0 * place, "reward": reward, "quality": -0.1, "compute_saved": 0.25}
+        for place, reward in enumerate((0.5, 0.3, 0.4, 0.35))
+    ]
+    print_history(history, 3.0)
+    assert (
+        "The best, after 64 rollouts, is exported: its validation reward is 0.1000 below the start's."
+        in capsys.readouterr().out
+    )
+
+
+def test_files_come_with_the_next_command(capsys: pytest.CaptureFixture[str]) -> None:
+    print_files(Path("runs/mine"))
+    assert "python evaluate.py --policy runs/mine/policy" in capsys.readouterr().out
