@@ -69,6 +69,8 @@ OUTPUTS = {
 """What a pipeline's output is called, by the task."""
 USAGE = """## Use
 
+With the package `blockdance-ada` installed:
+
 ```python
 from diffusers import DiffusionPipeline
 from blockdance import apply_blockdance
