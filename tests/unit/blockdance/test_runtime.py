@@ -363,13 +363,20 @@ def test_decider_sees_the_conditional_rows_and_is_asked_once() -> None:
     assert handle.report().actions.tolist() == [[0, 0, 1, 1], [0, 0, 0, 0]]
 
 
-def test_a_decider_that_answers_for_other_images_is_told_both_numbers() -> None:
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([[0, 0, 1, 1]] * 3, "returned actions for 3 images; this generation has 2."),
+        ([[0, 0, 1, 1, 0]], "returned 5 steps of actions; this generation has 4."),
+    ],
+)
+def test_a_decider_that_answers_for_others_is_told_both_numbers(rows: list[list[int]], message: str) -> None:
     model, decider = build_pixart(), RecordingDecider()
-    decider.decide = lambda state: schedule([[0, 0, 1, 1]] * 3, *decider.kinds)  # type: ignore[method-assign]
+    decider.decide = lambda state: schedule(rows, *decider.kinds)  # type: ignore[method-assign]
     apply_blockdance(model, decider, num_inference_steps=4, guidance_branches=1)
     for timestep in (0.9, 0.7):
         call(model, pixart_inputs(2), timestep)
-    with pytest.raises(ScheduleError, match=r"RecordingDecider.decide returned actions for 3 images; this generation has 2\."):
+    with pytest.raises(ScheduleError, match=re.escape(f"RecordingDecider.decide {message}")):
         call(model, pixart_inputs(2), 0.5)
 
 
