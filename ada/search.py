@@ -15,6 +15,7 @@ from ada.rewards import WeightedReward
 from ada.rewards.damage import VISIBLE_DISTANCE, bounded_damage
 from ada.rollouts import Case, FrozenPipeline, measure, name_of, open_table
 from ada.schedules import Ladder, LadderError
+from ada.schedules.ladder import check_kinds
 from blockdance import Reuse
 
 Schedule = tuple[int, ...]
@@ -46,7 +47,7 @@ class ScheduleSearch:
         report: called with a line now and then.
 
     Raises:
-        ValueError: `visible` is not positive.
+        ValueError: `visible` is not positive, or there are too many kinds.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class ScheduleSearch:
     ) -> None:
         if visible <= 0:
             raise ValueError(f"The visible damage must be positive; got {visible}.")
+        check_kinds(kinds)
         self.pipeline, self.reward, self.cases, self.kinds = pipeline, reward, list(cases), tuple(kinds)
         self.visible, self.batch_size, self._report = visible, batch_size, report
         self.processes = processes or default_processes(pipeline.device)

@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import string
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,10 +17,9 @@ from torch import Tensor
 
 from ada.rollouts.fingerprints import digest
 from ada.schedules import Ladder, Tree
+from ada.schedules.ladder import LETTERS
 
 logger = logging.getLogger(__name__)
-
-LETTERS = string.digits + string.ascii_letters
 
 
 @dataclass(frozen=True)

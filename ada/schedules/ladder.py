@@ -1,6 +1,7 @@
 """A ladder: a short list of schedules that save more and more, laid as a tree that decisions in stages walk."""
 
 import json
+import string
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -9,10 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blockdance import Reuse, ReuseSchedule, ScheduleError
+from blockdance import BlockDanceError, Reuse, ReuseSchedule, ScheduleError
+
+LETTERS = string.digits + string.ascii_letters
+"""How schedules are written: a letter an action."""
 
 
-class LadderError(ValueError):
+class LadderError(BlockDanceError):
     """A ladder that cannot be used, or a file that holds none."""
 
 
@@ -37,6 +41,7 @@ class Ladder:
     decision_steps: tuple[int, ...]
 
     def __post_init__(self) -> None:
+        check_kinds(self.kinds)
         try:
             ReuseSchedule(self.actions, self.kinds)
         except ScheduleError as error:
@@ -112,8 +117,8 @@ class Ladder:
         return replace(self, actions=self.actions[[rungs.index(rung) == place for place, rung in enumerate(rungs)]])
 
     def to_dict(self) -> dict[str, Any]:
-        """The ladder as JSON: a string of actions per rung."""
-        rungs = ["".join(map(str, rung)) for rung in self.actions.tolist()]
+        """The ladder as JSON: a string per rung, a letter an action."""
+        rungs = ["".join(LETTERS[action] for action in rung) for rung in self.actions.tolist()]
         return {"kinds": [asdict(kind) for kind in self.kinds], "decision_steps": list(self.decision_steps), "rungs": rungs}
 
     @classmethod
@@ -124,7 +129,7 @@ class Ladder:
             LadderError: it is none.
         """
         try:
-            actions = torch.tensor([[int(action) for action in rung] for rung in content["rungs"]])
+            actions = torch.tensor([[LETTERS.index(action) for action in rung] for rung in content["rungs"]])
             kinds, steps = tuple(Reuse(**kind) for kind in content["kinds"]), tuple(content["decision_steps"])
         except (KeyError, TypeError, ValueError) as error:
             raise LadderError(f"This is no ladder: {error!r}. It needs `kinds`, `decision_steps` and `rungs`.") from error
@@ -152,6 +157,18 @@ class Ladder:
             return cls.from_dict(json.loads(file.read_text(encoding="utf-8")))
         except ValueError as error:
             raise LadderError(f"{file} holds no ladder: {error}") from error
+
+
+def check_kinds(kinds: Sequence[Reuse]) -> None:
+    """Checks that schedules with these kinds of reuse can be written.
+
+    Raises:
+        LadderError: there are more kinds than letters.
+    """
+    if len(kinds) >= len(LETTERS):
+        raise LadderError(
+            f"At most {len(LETTERS) - 1} kinds of reuse can be on offer; got {len(kinds)}. Offer fewer boundaries or weights."
+        )
 
 
 def stretch(rung: Tensor, num_steps: int, done: Tensor) -> Tensor:

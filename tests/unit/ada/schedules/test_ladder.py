@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from ladders import KINDS, RUNGS, actions_of, build_ladder
+from ladders import CASES, KINDS, RUNGS, actions_of, build_frozen, build_ladder, build_reward
 
 from ada.schedules import Ladder, LadderError
 from ada.schedules.ladder import stretch
-from blockdance import Reuse, ReuseSchedule
+from ada.search import ScheduleSearch
+from blockdance import BlockDanceError, Reuse, ReuseSchedule
 
 EMOJI = Path("configs/ladders/emoji.json")
 
@@ -46,6 +47,31 @@ def test_file_round_trip(tmp_path: Path) -> None:
     assert (again.kinds, again.decision_steps) == (KINDS, (2, 4))
 
 
+def test_a_ladder_of_many_kinds_is_read_as_it_was_written(tmp_path: Path) -> None:
+    """Twelve kinds: a letter an action, as tables of rollouts name them."""
+    kinds = tuple(
+        Reuse(boundary=boundary, order=1, weight=weight) for boundary in (1, 2, 3) for weight in (0.25, 0.5, 0.75, 1.0)
+    )
+    actions = actions_of("00000000", "00000010", "00000010")
+    actions[2, 4:7] = torch.tensor([11, 10, 12])
+    ladder = Ladder(actions, kinds, (2, 3))
+    ladder.save(tmp_path / "ladder.json")
+    assert ladder.to_dict()["rungs"] == ["00000000", "00000010", "0000bac0"]
+    again = Ladder.load(tmp_path / "ladder.json")
+    assert torch.equal(again.actions, actions)
+    assert again.kinds == kinds
+
+
+def test_more_kinds_than_letters_are_named() -> None:
+    """Before a search begins, and not when its ladder is written."""
+    kinds = tuple(Reuse(boundary=boundary) for boundary in range(62))
+    Ladder(actions_of("00000000"), kinds[:61], (2, 4))
+    with pytest.raises(BlockDanceError, match="At most 61 kinds of reuse can be on offer; got 62"):
+        Ladder(actions_of("00000000"), kinds, (2, 4))
+    with pytest.raises(LadderError, match="At most 61 kinds"):
+        ScheduleSearch(build_frozen(), build_reward(), CASES, kinds)
+
+
 def test_files_that_hold_no_ladder_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"none\.json.*ada search"):
         Ladder.load(tmp_path / "none.json")
@@ -53,7 +79,7 @@ def test_files_that_hold_no_ladder_are_named(tmp_path: Path) -> None:
     broken = {
         "not JSON": "{",
         "It needs `kinds`, `decision_steps` and `rungs`": json.dumps({"rungs": list(RUNGS)}),
-        "This is no ladder": json.dumps(good | {"rungs": ["0000000x"]}),
+        "This is no ladder": json.dumps(good | {"rungs": ["0000000?"]}),
         "unexpected keyword": json.dumps(good | {"kinds": [{"boundery": 2}]}),
         "Two rungs are the same": json.dumps(good | {"rungs": [*RUNGS, RUNGS[2]]}),
         "first rung must compute": json.dumps(good | {"rungs": list(RUNGS[1:])}),
