@@ -122,7 +122,7 @@ class AdaPolicy(nn.Module, ABC):
 
         Args:
             source: folder, or Hub id; `user/name@revision` names a revision too.
-            revision: branch, tag or commit on the Hub.
+            revision: branch, tag or commit on the Hub; a folder has none.
 
         Raises:
             PolicyNotFoundError: there is no such folder, repository or revision.
@@ -146,7 +146,13 @@ class AdaPolicy(nn.Module, ABC):
         return policy.eval()  # type: ignore[return-value]
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes `config.json`, with the options that were set, and `model.safetensors`; what else is there stays."""
+        """Writes `config.json`, with the options that were set, and `model.safetensors`.
+
+        Card and figures that lie there stay with their own weights: those of other weights are moved into `earlier/`.
+
+        Raises:
+            OSError: the folder cannot be written to, or the disk is full.
+        """
         write_folder(Path(folder), self.form, self.config, self.state_dict())
 
     def push_to_hub(
@@ -172,6 +178,7 @@ class AdaPolicy(nn.Module, ABC):
         Raises:
             HubError: the Hub cannot be reached, broke off, or refuses.
             IncompatiblePolicyError: the folder that it was loaded from holds other weights now, or the evaluation is of others.
+            PolicyNotFoundError: that folder is no longer there.
             ValueError: `base_model` is no Hub id, or the card's metadata cannot be read.
         """
         place = None if evaluation is None else Path(evaluation)

@@ -147,13 +147,14 @@ def _address(
     outcome, training = _read(folder / OUTCOME), _read(folder / TRAINING)
     data_settings = training.get("settings", {}).get("data", {}).get("init_args", {})
     task, source = _task(policy), str(data_settings.get("source", "captions"))
-    results = outcome_results(outcome, task, source, hub_id(source)) if outcome else []
+    dataset = training["dataset"] if "dataset" in training else hub_id(source)
+    results = outcome_results(outcome, task, source, dataset) if outcome else []
     if evaluation is not None:
         results += evaluation_results(evaluation, task, policy.digest())
         card.text = _with_section(card.text, "evaluation", evaluation_section(evaluation, folder))
     data: Any = card.data
     data.pipeline_tag = data.pipeline_tag or task
-    data.datasets = data.datasets or ([source] if hub_id(source) else None)
+    data.datasets = data.datasets or ([dataset] if dataset else None)
     if base and hub_id(base):
         data.base_model, data.base_model_relation = base, "adapter"
     if results:

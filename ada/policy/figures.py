@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub import EvalResult
 
 from ada.policy.folder import IncompatiblePolicyError
+from ada.policy.hub import hub_id
 
 PLOT, SUMMARY, TABLE, RESULTS = "damage-compute.png", "summary.md", "table.md", "results.json"
 """What a card takes from `evaluate.py`'s output folder."""
@@ -100,7 +101,7 @@ def evaluation_results(folder: Path, task: str, digest: str) -> list[EvalResult]
     return [
         EvalResult(
             task_type=task,
-            dataset_type=str(settings.get("prompts", "captions")),
+            dataset_type=hub_id(str(settings.get("prompts"))) or "captions",
             dataset_name=f"{settings['num_prompts']} prompts of {settings.get('prompts', 'a list')}",
             dataset_split=settings.get("split"),
             metric_type=metric,

@@ -47,7 +47,7 @@ def digest_of(weights: Mapping[str, Tensor]) -> str:
 
 
 def write_folder(folder: Path, form: str, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
-    """Writes config and weights; each file whole or not at all.
+    """Writes config and weights, each file whole or not at all; then card and figures of the weights that lay there go into `earlier/`.
 
     Args:
         folder: made if it is not there.
@@ -59,6 +59,7 @@ def write_folder(folder: Path, form: str, config: Mapping[str, Any], weights: Ma
         OSError: the folder cannot be written to, or the disk is full.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    earlier = _digest_in(folder)
     content = {"format": "blockdance-ada", "version": VERSION, "form": form} | dict(config)
     kept = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     partials = {name: folder / f"{name}.partial" for name in (CONFIG, WEIGHTS)}
@@ -72,6 +73,26 @@ def write_folder(folder: Path, form: str, config: Mapping[str, Any], weights: Ma
             with suppress(OSError):
                 partial.unlink()
         raise OSError(f"The policy could not be written to {folder}: {error}. Make room, or choose another folder.") from error
+    if earlier is not None and earlier != digest_of(weights):
+        _put_aside(folder, earlier)
+
+
+def _digest_in(folder: Path) -> str | None:
+    """The digest of the weights in a folder; "unknown" where they cannot be read, None where it holds no policy."""
+    if not (folder / CONFIG).is_file():
+        return None
+    try:
+        return digest_of(read_folder(folder, str(folder))[2])
+    except IncompatiblePolicyError:
+        return "unknown"
+
+
+def _put_aside(folder: Path, digest: str) -> None:
+    """Moves card and figures into `earlier/`, into a folder named after the weights that they are of."""
+    for file in [file for pattern in BESIDE for file in folder.glob(pattern)]:
+        place = folder / "earlier" / digest
+        place.mkdir(parents=True, exist_ok=True)
+        file.replace(place / file.name)
 
 
 def read_folder(folder: Path, name: str) -> tuple[str, dict[str, Any], dict[str, Tensor]]:

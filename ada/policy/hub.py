@@ -22,6 +22,8 @@ from ada.policy.folder import BESIDE, CARD, CONFIG, WEIGHTS
 from blockdance import BlockDanceError
 
 NOT_FOUND = "There is neither a folder nor a Hub repository {name}, or it is private: then `hf auth login`, or set HF_TOKEN."
+OURS = "checkpoints/"
+"""Of a clone of this repository: no user of the Hub, also where the clone is not."""
 
 
 class PolicyNotFoundError(BlockDanceError, FileNotFoundError):
@@ -38,7 +40,7 @@ def hub_id(name: str) -> str | None:
         validate_repo_id(name)
     except HFValidationError:
         return None
-    return name if "/" in name and not Path(name).exists() else None
+    return name if "/" in name and not name.startswith(OURS) and not Path(name).exists() else None
 
 
 def find_folder(source: str | Path, revision: str | None = None, beside: Sequence[str] = ()) -> Path:
@@ -46,19 +48,23 @@ def find_folder(source: str | Path, revision: str | None = None, beside: Sequenc
 
     Args:
         source: folder, or Hub id; `user/name@revision` names a revision too.
-        revision: branch, tag or commit on the Hub.
+        revision: branch, tag or commit on the Hub; a folder has none.
         beside: patterns of further files to fetch.
 
     Raises:
         PolicyNotFoundError: there is none; it says why and what to do.
         HubError: the Hub cannot be reached, or the download broke off.
     """
-    if isinstance(source, Path) or Path(source).exists() or source.startswith("checkpoints/"):
+    if isinstance(source, Path) or Path(source).exists() or source.startswith(OURS):
         if not (Path(source) / CONFIG).is_file():
             raise PolicyNotFoundError(
                 f"No policy in {source} (it has no {CONFIG}). Train one with `python train.py`, or give the folder or Hub id of a "
                 "trained one; the embedded model's is checkpoints/ada-emoji in a clone of the repository, and paths are relative to the "
                 "folder you run in."
+            )
+        if revision is not None:
+            raise PolicyNotFoundError(
+                f"{source} is a folder, which has no revisions; got {revision!r}. Leave `revision` out, or give a Hub id."
             )
         return Path(source)
     name, _, named_revision = source.partition("@")

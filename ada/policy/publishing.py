@@ -6,11 +6,16 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from ada.policy.card import address_card, write_card
-from ada.policy.folder import BESIDE, CARD, IncompatiblePolicyError, digest_of, read_folder, write_folder
-from ada.policy.hub import find_folder, has_card, hub_id, make_repository, push_folder
+from ada.policy.folder import BESIDE, CARD, CONFIG, IncompatiblePolicyError, digest_of, read_folder, write_folder
+from ada.policy.hub import PolicyNotFoundError, find_folder, has_card, hub_id, make_repository, push_folder
 
 if TYPE_CHECKING:
     from ada.policy.base import AdaPolicy
+
+REMEDY = (
+    "Save the policy to a folder of its own and publish what is there: `policy.save_pretrained(folder)`, then "
+    "`AdaPolicy.from_pretrained(folder).push_to_hub(…)`."
+)
 
 
 def publish(
@@ -46,13 +51,17 @@ def _copy_beside(policy: "AdaPolicy", origin: str, stage: Path) -> None:
     """Copies the card and the figures of the folder that the policy came from.
 
     Raises:
+        PolicyNotFoundError: it is no longer there.
         IncompatiblePolicyError: there are other weights in it now, so the figures are another policy's.
     """
+    if Path(origin).is_absolute() and not (Path(origin) / CONFIG).is_file():
+        raise PolicyNotFoundError(
+            f"{origin}, which this policy was loaded from, with its card and figures, is no longer there. {REMEDY}"
+        )
     found = find_folder(origin, beside=BESIDE)
     if digest_of(read_folder(found, origin)[2]) != policy.digest():
         raise IncompatiblePolicyError(
-            f"The weights in {origin} are not this policy's, so its card and figures are not either. Save it to a folder of its own: "
-            "`policy.save_pretrained(…)`."
+            f"The weights in {origin} are not this policy's, so its card and figures are not either. {REMEDY}"
         )
     for pattern in BESIDE:
         for file in found.glob(pattern):

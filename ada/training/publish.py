@@ -82,7 +82,9 @@ def describe_training(identity: dict[str, Any], minutes: float, device: torch.de
     """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     settings = {name: _without_machine(value) for name, value in identity.items() if name != "seed_everything"}
+    source = identity.get("data", {}).get("init_args", {}).get("source")
     return {
+        "dataset": hub_id(str(source)),  # asked here, where a folder of captions is there to be seen
         "seed": identity.get("seed_everything"),
         "minutes": minutes,
         "hardware": f"{name}, {torch.get_num_threads()} threads" if device.type == "cpu" else name,
