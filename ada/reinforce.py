@@ -65,10 +65,9 @@ def check_quality_weights(bounds: tuple[float, float]) -> tuple[float, float]:
     Raises:
         ValueError: the bounds are not two positive numbers, the smaller first.
     """
-    low, high = bounds
-    if not 0 < low <= high:
+    if len(bounds) != 2 or not 0 < bounds[0] <= bounds[1]:
         raise ValueError(f"`quality_weight_range` must be two positive numbers, the smaller first; got {bounds}.")
-    return float(low), float(high)
+    return float(bounds[0]), float(bounds[1])
 
 
 def check_group(kind: AdvantageKind, group_size: int) -> None:

@@ -1,7 +1,7 @@
 """Policies: what they see, how they decide, their folders."""
 
 from ada.policy.base import AdaPolicy, BaseModel
-from ada.policy.curve import Curve
+from ada.policy.curve import Curve, WishError
 from ada.policy.folder import IncompatiblePolicyError
 from ada.policy.hub import HubError, PolicyNotFoundError
 from ada.policy.ladder import LadderPolicy
@@ -19,5 +19,6 @@ __all__ = [
     "PerImage",
     "PolicyNotFoundError",
     "StepPolicy",
+    "WishError",
     "describe",
 ]

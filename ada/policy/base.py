@@ -1,6 +1,7 @@
 """What every policy has: the model it belongs to, its kinds of reuse, its options, its folder."""
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,6 +15,7 @@ from typing_extensions import Self
 from ada.policy.folder import IncompatiblePolicyError, digest_of, read_folder, write_folder
 from ada.policy.hub import find_folder, hub_id
 from ada.policy.publishing import publish
+from ada.reinforce import check_quality_weights
 from blockdance import PolicyState, Reuse, ReuseSchedule, find_layout
 from blockdance.layouts import block_stack
 
@@ -69,6 +71,9 @@ class AdaPolicy(nn.Module, ABC):
         config: the constructor's arguments, as `config.json` keeps them.
         base_model: fingerprint of the model it is trained on.
         kinds: the kinds of reuse on offer; the first one's boundary is where it sees features.
+
+    Raises:
+        ValueError: a λ or a range of λ that is none.
     """
 
     form: ClassVar[str]
@@ -87,6 +92,10 @@ class AdaPolicy(nn.Module, ABC):
         self.kinds = tuple(kinds)
         self.origin: str | None = None
         """The folder, or Hub id and commit, that it was loaded from."""
+        self.quality_weight = config["quality_weight"]
+        self.quality_weight_range = check_quality_weights(config["quality_weight_range"])
+        if not 0 < self.quality_weight < math.inf:
+            raise ValueError(f"`quality_weight` must be a positive number; got {self.quality_weight}.")
 
     @abstractmethod
     def decision_steps(self, num_steps: int) -> tuple[int, ...]:
@@ -99,6 +108,15 @@ class AdaPolicy(nn.Module, ABC):
     @abstractmethod
     def with_options(self, **options: Any) -> Self:
         """The same network with other wishes; the original stays as it is."""
+
+    @abstractmethod
+    def check_budget(self, num_steps: int) -> None:
+        """Checks that it can decide in so many steps, and keep to its budget, if it has one.
+
+        Raises:
+            WishError: the budget cannot be met.
+            LadderError: too few steps for the decisions of a ladder.
+        """
 
     def check(self, transformer: nn.Module) -> None:
         """Checks that a transformer is like the one it was trained on.
@@ -138,6 +156,9 @@ class AdaPolicy(nn.Module, ABC):
         try:
             policy = AdaPolicy.forms[form](**config)
             policy.load_state_dict(weights, strict=True)
+            broken = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
+            if broken:
+                raise ValueError(f"{', '.join(broken)} hold values that are no finite numbers")
         except (TypeError, ValueError, RuntimeError) as error:
             raise IncompatiblePolicyError(f"The policy in {source} is incomplete or was changed by hand: {error}") from error
         # the snapshot of a Hub repository is named after its commit

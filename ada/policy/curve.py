@@ -1,9 +1,27 @@
 """What each λ saves and changes, measured on held-out prompts: the way from a user's wish to a λ."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, SupportsFloat
+
+from blockdance import BlockDanceError
+
+
+class WishError(BlockDanceError):
+    """A wish that a policy does not take, or cannot meet."""
+
+
+def number(name: str, value: Any) -> float:
+    """A wish as a float, whatever kind of number it is.
+
+    Raises:
+        WishError: it is no number.
+    """
+    if not isinstance(value, SupportsFloat):
+        raise WishError(f"`{name}` must be a number; got {value!r}.")
+    return float(value)
 
 
 @dataclass(frozen=True)
@@ -27,14 +45,26 @@ class Curve:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Curve":
-        return cls(**content)
+        """The curve that `to_dict` gave.
+
+        Raises:
+            ValueError: it is no curve of two points or more.
+        """
+        curve = cls(**content)
+        columns = list(asdict(curve).values())
+        is_whole = len(curve.saved) > 1 and len(set(map(len, columns))) == 1
+        if not is_whole or not all(math.isfinite(value) for values in columns for value in values):
+            raise ValueError("`curve` must have equally many numbers, two or more, of every quantity.")
+        if sorted(curve.quality_weight) != list(curve.quality_weight):
+            raise ValueError("`curve` must be ordered by `quality_weight`.")
+        return curve
 
     def weight_for_compute(self, compute: float) -> float:
         """λ at which images spend this share of the compute on average; between two that were measured, in proportion of its logarithm, as
         ever more images change their rung on the way from one to the other.
 
         Raises:
-            ValueError: no λ does; it says which can be had.
+            WishError: no λ does; it says which can be had.
         """
         spent = [1 - saved for saved in self.saved]
         return self._invert(spent, compute, "mean_compute", "a mean compute")
@@ -43,11 +73,11 @@ class Curve:
         """The smallest λ at which no more than this share of the images is visibly changed.
 
         Raises:
-            ValueError: it is no share, or no λ keeps to it.
+            WishError: it is no share, or no λ keeps to it.
         """
         least = self.changed[-1]
         if not least <= changed <= 1:
-            raise ValueError(
+            raise WishError(
                 f"`quality` must lie between {least:.3f} and 1, a share of the images: so many change at the largest λ; got {changed}."
             )
         return next(
@@ -59,7 +89,7 @@ class Curve:
     def _invert(self, values: Sequence[float], wanted: float, name: str, what: str) -> float:
         low, high = min(values), max(values)
         if not low - 1e-6 <= wanted <= high + 1e-6:
-            raise ValueError(
+            raise WishError(
                 f"`{name}` must lie between {low:.3f} and {high:.3f}, {what} that this policy can meet; got {wanted}."
             )
         wanted = min(max(wanted, low), high)

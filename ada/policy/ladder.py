@@ -11,7 +11,7 @@ from typing_extensions import Self
 
 from ada.policy.base import AdaPolicy, BaseModel
 from ada.policy.budgets import ROUNDING, nearest, share_budget, trim
-from ada.policy.curve import Curve
+from ada.policy.curve import Curve, WishError, number
 from ada.policy.sight import NUM_SIGNS, describe
 from ada.schedules import Ladder
 from blockdance import PolicyState, ReuseSchedule
@@ -50,6 +50,9 @@ class LadderPolicy(AdaPolicy):
         curve: what each λ saved and damaged on held-out prompts, as `Curve.to_dict` gives it; None before it is measured.
         compute: share of the compute that every image spends, to the nearest whole step; None where λ or a batch decides.
         batch_compute: share that the images of a batch spend on average, to the nearest whole step of one of them; None likewise.
+
+    Raises:
+        ValueError: an argument that is out of its bounds, or of the wrong length.
     """
 
     form: ClassVar[str] = "ladder"
@@ -71,11 +74,15 @@ class LadderPolicy(AdaPolicy):
         config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         given = Ladder.from_dict(ladder)
         super().__init__(config, BaseModel(**base_model), given.kinds)
+        if len(reuse_costs) != len(given.kinds) or not all(0 <= cost <= 1 for cost in reuse_costs):
+            raise ValueError(
+                f"`reuse_costs` must lie between 0 and 1, one for each of the {len(given.kinds)} kinds; got {reuse_costs}."
+            )
         self.ladder, self.reuse_costs = given, list(reuse_costs)
-        self.quality_weight, self.compute, self.batch_compute = quality_weight, compute, batch_compute
-        self.quality_weight_range = (float(quality_weight_range[0]), float(quality_weight_range[1]))
+        self.compute, self.batch_compute = compute, batch_compute
         self.curve = None if curve is None else Curve.from_dict(curve)
         self._stretched: dict[int, Ladder] = {}
+        self.check_budget(given.num_steps)
         stages, rungs = len(given.decision_steps), len(given)
         self.mean: Tensor
         self.deviation: Tensor
@@ -136,9 +143,9 @@ class LadderPolicy(AdaPolicy):
             stages: int64 `(nodes,)`, the stage of each.
 
         Returns:
-            `(…, nodes, rungs)`.
+            `(…, nodes, rungs)`, float32 whatever the policy's own precision.
         """
-        return self.expected_damage(self.log_odds(self.inputs(sights, stages), stages), stages)
+        return self.expected_damage(self.log_odds(self.inputs(sights, stages), stages), stages).float()
 
     def inputs(self, sights: Tensor, stages: Tensor) -> Tensor:
         """What the coefficients are for: signs and main components, standardised, `(…, nodes, NUM_SIGNS + num_components)`."""
@@ -155,7 +162,7 @@ class LadderPolicy(AdaPolicy):
         return (log_odds / (1 + math.pi / 8 * self.error_variance[stages]).sqrt()).sigmoid()
 
     def _standardise(self, sights: Tensor, stages: Tensor) -> Tensor:
-        return ((sights - self.mean[stages]) / self.deviation[stages]).clamp(-5, 5)
+        return ((sights.to(self.mean.dtype) - self.mean[stages]) / self.deviation[stages]).clamp(-5, 5)
 
     def logits(self, damage: Tensor, quality_weight: Tensor, lost: Tensor | float = 0.0) -> Tensor:
         """(C − λ·q̂)/(1 + λ), sharpened: `(…, rungs)`.
@@ -193,7 +200,7 @@ class LadderPolicy(AdaPolicy):
         something made it compute, goes on with the rest of any rung that reused no more than it did.
 
         Raises:
-            ValueError: a budget that its rungs cannot meet at this number of steps, or in a generation that starts so late.
+            WishError: a budget that its rungs cannot meet at this number of steps, or in a generation that starts so late.
         """
         self.check_budget(state.num_steps)
         ladder = self.ladder_for(state.num_steps)
@@ -232,7 +239,7 @@ class LadderPolicy(AdaPolicy):
             is_open, damage, logits: `(images, rungs)`.
 
         Raises:
-            ValueError: a generation that starts too late for it.
+            WishError: a generation that starts too late for it.
         """
         num_run = state.num_steps - (state.actions[0, : state.step] < 0).sum()
         step_saves = step_saves / num_run
@@ -253,7 +260,7 @@ class LadderPolicy(AdaPolicy):
             reached = step_saves[taken].sum(1)
             least = float(reached.mean() if self.compute is None else reached.min())
             if least < wanted - float(step_saves.max()) / 2 - ROUNDING:
-                raise ValueError(
+                raise WishError(
                     f"The first {state.num_steps - int(num_run)} of {state.num_steps} steps do not run, and of the others this policy "
                     f"spends {1 - least:.2f} at least; got {1 - wanted:g}. Give a larger budget, or from an image a greater `strength`."
                 )
@@ -279,51 +286,52 @@ class LadderPolicy(AdaPolicy):
             quality: share of the images that may change visibly, on average.
 
         Raises:
-            ValueError: more than one wish, or one that cannot be met; it says what can.
+            WishError: more than one wish, no number, or one that cannot be met; it says what can.
         """
         wishes = {
             "quality_weight": quality_weight, "compute": compute, "mean_compute": mean_compute, "batch_compute": batch_compute,
             "quality": quality,
         }  # fmt: skip
-        given = {name: value for name, value in wishes.items() if value is not None}
+        given = {name: number(name, value) for name, value in wishes.items() if value is not None}
         if not given:
             return self._copy()
         if len(given) > 1:
-            raise ValueError(f"Give one of {', '.join(wishes)}; got {', '.join(given)}.")
+            raise WishError(f"Give one of {', '.join(wishes)}; got {', '.join(given)}.")
         options: dict[str, float | None] = {"compute": None, "batch_compute": None}
         ((name, value),) = given.items()
         if name in options:
             budgeted = self._copy(**options | {name: value})
             budgeted.check_budget(self.ladder.num_steps)
             return budgeted
-        if mean_compute is not None:
-            value = self._measured().weight_for_compute(mean_compute)
-        elif quality is not None:
-            value = self._measured().weight_for_changed(quality)
+        if name == "mean_compute":
+            value = self._measured().weight_for_compute(value)
+        elif name == "quality":
+            value = self._measured().weight_for_changed(value)
         else:
             low, high = self.quality_weight_range
             if not low <= value <= high:
-                raise ValueError(f"`quality_weight` must lie in the trained range, {low:g} to {high:g}; got {value}.")
+                raise WishError(f"`quality_weight` must lie in the trained range, {low:g} to {high:g}; got {value}.")
         return self._copy(quality_weight=value, **options)
 
     def check_budget(self, num_steps: int) -> None:
-        """Checks that its budget, if it has one, can be met with so many steps: stretched, its rungs may save less.
+        """Checks that it can decide in so many steps, and keep to its budget, if it has one: stretched, its rungs may save less.
 
         Raises:
-            ValueError: the budget lies beyond the most saving rung.
+            WishError: the budget lies beyond the most saving rung.
             LadderError: too few steps for the decisions.
         """
+        ladder = self.ladder_for(num_steps)
         for name, value in (("compute", self.compute), ("batch_compute", self.batch_compute)):
             if value is not None:
-                least = 1 - float(self.ladder_for(num_steps).saved(self.reuse_costs).max())
+                least = 1 - float(ladder.saved(self.reuse_costs).max())
                 if not least - 0.5 / num_steps <= value <= 1:
-                    raise ValueError(
+                    raise WishError(
                         f"`{name}` must lie between {least:.2f}, the most saving rung at {num_steps} steps, and 1; got {value}."
                     )
 
     def _measured(self) -> Curve:
         if self.curve is None:
-            raise ValueError(
+            raise WishError(
                 "This policy has no measured curve, so it knows no λ for a mean: give `quality_weight` or `compute`."
             )
         return self.curve

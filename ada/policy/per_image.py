@@ -21,14 +21,14 @@ class PerImage:
         policies: one per image; the same object for images of the same wish is asked once.
 
     Raises:
-        ValueError: no policies, or policies of different networks.
+        ScheduleError: no policies, or policies of different networks.
     """
 
     def __init__(self, policies: Sequence[AdaPolicy]) -> None:
         if not policies:
-            raise ValueError("`policies` must have one policy per image; got none.")
+            raise ScheduleError("`policies` must have one policy per image; got none.")
         if len({next(policy.parameters()).data_ptr() for policy in policies}) > 1:
-            raise ValueError(
+            raise ScheduleError(
                 "The policies of one batch must be options of one network, `policy.with_options(…)` for each image; these are others."
             )
         self.policies = tuple(policies)

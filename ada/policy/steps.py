@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from typing_extensions import Self
 
 from ada.policy.base import AdaPolicy, BaseModel
+from ada.policy.curve import WishError, number
 from ada.policy.tokens import NUM_IMAGE_TOKENS, image_tokens, places_of, raster_tokens
 from blockdance import PolicyState, Reuse, ReuseSchedule
 
@@ -48,6 +49,9 @@ class StepPolicy(AdaPolicy):
         pooling: how features and latents become tokens: averaged on their `grid` of two or three dimensions, or in `raster` order, as
             policies of older folders were trained.
         prompt_width: width of the prompt embeddings that it sees, 0 for none; by default what `base_model` says.
+
+    Raises:
+        ValueError: an argument that is out of its bounds, or of the wrong length.
     """
 
     form: ClassVar[str] = "steps"
@@ -72,16 +76,19 @@ class StepPolicy(AdaPolicy):
     ) -> None:
         config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__(config, BaseModel(**base_model), [Reuse(**kind) for kind in kinds])
-        if len(action_costs) != len(kinds) + 1:
+        if len(action_costs) != len(kinds) + 1 or not all(0 <= cost <= 1 for cost in action_costs):
             raise ValueError(
-                f"`action_costs` must have one entry per kind and one for compute: {len(kinds) + 1}; got {len(action_costs)}."
+                f"`action_costs` must lie between 0 and 1, one for compute and one per kind: {len(kinds) + 1}; got {action_costs}."
+            )
+        if not 0 <= prefix < 1 - forced_tail <= 1:
+            raise ValueError(
+                f"`prefix` and `forced_tail` must be shares of the steps, less than 1 together; got {prefix} and {forced_tail}."
             )
         if pooling not in ("grid", "raster"):
             raise ValueError(f"`pooling` must be grid or raster; got {pooling}.")
         self.prefix, self.forced_tail, self.pooling = prefix, forced_tail, pooling
-        self.quality_weight = quality_weight
-        self.quality_weight_range = (float(quality_weight_range[0]), float(quality_weight_range[1]))
         self.compute = compute
+        self.check_budget()
         self.action_costs: Tensor
         self.register_buffer("action_costs", torch.tensor(action_costs, dtype=torch.float32), persistent=False)
 
@@ -171,22 +178,42 @@ class StepPolicy(AdaPolicy):
     def with_options(  # type: ignore[override]  # each form has wishes of its own
         self, *, quality_weight: float | None = None, compute: float | None = None
     ) -> Self:
-        """The same network, deciding at another λ or within a compute budget.
+        """The same network, deciding at another λ or within a compute budget; without either, as it does.
 
         Args:
             quality_weight: λ, in `quality_weight_range`: larger computes more.
-            compute: share of the denoising compute to spend per image, in (0, 1]; steps are ranked by how much the policy wants
-                to reuse them, and the number of reuses that comes nearest to the budget is taken.
+            compute: share of the denoising compute to spend per image; steps are ranked by how much the policy wants to reuse
+                them, and the number of reuses that comes nearest to the budget is taken.
 
         Raises:
-            ValueError: a value out of its bounds.
+            WishError: no number, or one that is out of its bounds; it says which.
         """
+        if quality_weight is None and compute is None:
+            return self._copy()
         low, high = self.quality_weight_range
-        if quality_weight is not None and not low <= quality_weight <= high:
-            raise ValueError(f"`quality_weight` must lie in the trained range, {low:g} to {high:g}; got {quality_weight}.")
-        if compute is not None and not 0 < compute <= 1:
-            raise ValueError(f"`compute` must lie in (0, 1]; got {compute}.")
-        return self._copy(quality_weight=self.quality_weight if quality_weight is None else quality_weight, compute=compute)
+        weight = self.quality_weight if quality_weight is None else number("quality_weight", quality_weight)
+        if quality_weight is not None and not low <= weight <= high:
+            raise WishError(f"`quality_weight` must lie in the trained range, {low:g} to {high:g}; got {weight}.")
+        wished = self._copy(quality_weight=weight, compute=None if compute is None else number("compute", compute))
+        wished.check_budget()
+        return wished
+
+    def check_budget(self, num_steps: int | None = None) -> None:
+        """Checks that its budget, if it has one, can be met with so many steps; by default, with any number of them.
+
+        Raises:
+            WishError: prefix and forced tail alone spend more.
+        """
+        if self.compute is None:
+            return
+        saving = 1 - min(self.config["action_costs"])
+        least = 1 - (1 - self.prefix - self.forced_tail) * saving
+        if num_steps is not None:
+            least = 1 - (len(self.decided_steps(num_steps)) + 0.5) / num_steps * saving
+        if not least - 1e-6 <= self.compute <= 1:
+            raise WishError(
+                f"`compute` must lie between {least:.2f}, with every step that may reuse reused, and 1; got {self.compute}."
+            )
 
     @torch.no_grad()
     def decide(self, state: PolicyState) -> ReuseSchedule:
@@ -206,7 +233,7 @@ class StepPolicy(AdaPolicy):
         """Turns the most wanted of the open steps to reuse, as many as come nearest to the budget of the steps that run.
 
         Raises:
-            ValueError: the budget is below what the policy can reach.
+            WishError: the budget is below what the policy can reach.
         """
         assert self.compute is not None
         is_open = torch.tensor(list(self.decided_steps(state.num_steps)), device=logits.device) >= state.step
@@ -218,7 +245,7 @@ class StepPolicy(AdaPolicy):
         wanted = self.compute * num_run
         half = savings.gather(-1, order) / 2
         if bool((spent[:, -1] > wanted + savings.amax(-1) / 2 + 1e-6).any()):
-            raise ValueError(
+            raise WishError(
                 f"With {num_run} steps this policy spends {float(spent[:, -1].max()) / num_run:.2f} of the compute at least; "
                 f"`compute` {self.compute} cannot be met."
             )

@@ -72,8 +72,8 @@ def test_equal_schedules_are_made_once(backbone: FrozenPipeline, tmp_path: Path)
 def test_a_wish_that_cannot_be_met_is_the_reason_of_its_row_alone(
     backbone: FrozenPipeline, tmp_path: Path, policy: StepPolicy
 ) -> None:
-    """One step of six can reuse, so a fifth of the compute is out of reach; the policy sees it when it decides."""
-    impossible = method("impossible", policy.with_options(compute=0.2))
+    """One step of six can reuse, so what many steps could spend is out of reach; the policy sees it when it decides."""
+    impossible = method("impossible", policy.with_options(compute=0.7))
     _, refused, worked = run(backbone, tmp_path, impossible, method("ada", policy))
     assert "cannot be met" in str(refused.reason)
     assert worked.reason is None

@@ -4,7 +4,9 @@ import copy
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from ladders import (
@@ -25,12 +27,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ada import AdaPolicy, IncompatiblePolicyError
-from ada.policy import Curve, LadderPolicy, StepPolicy
+from ada.policy import Curve, LadderPolicy, StepPolicy, WishError
 from ada.policy.sight import NUM_SIGNS
 from ada.rollouts import Case, Collector, FrozenPipeline
 from ada.schedules import Ladder, Tree
 from ada.training.outcome import choose_rungs
-from blockdance import PolicyState, apply_blockdance
+from blockdance import BlockDanceError, PolicyState, apply_blockdance
 
 GOLDEN = Path(__file__).parents[3] / "golden" / "policy_v1"
 
@@ -197,14 +199,19 @@ def test_wishes_for_a_mean_choose_the_weight_of_the_curve(collector: Collector, 
 
 
 def test_wishes_that_cannot_be_met_are_named(policy: LadderPolicy) -> None:
-    with pytest.raises(ValueError, match=r"Give one of .*; got quality_weight, compute"):
+    assert issubclass(WishError, BlockDanceError)
+    with pytest.raises(WishError, match=r"Give one of .*; got quality_weight, compute"):
         policy.with_options(quality_weight=1.0, compute=0.9)
-    with pytest.raises(ValueError, match=r"trained range, 0\.1 to 10; got 11"):
+    with pytest.raises(WishError, match=r"trained range, 0\.1 to 10; got 11"):
         policy.with_options(quality_weight=11)
-    with pytest.raises(ValueError, match=r"`compute` must lie between 0\.74.*got 0\.5"):
+    with pytest.raises(WishError, match=r"`compute` must lie between 0\.74.*got 0\.5"):
         policy.with_options(compute=0.5)
+    for name in ("compute", "batch_compute", "mean_compute", "quality", "quality_weight"):
+        for value in ("0.8", [0.8]):
+            with pytest.raises(WishError, match=f"`{name}` must be a number; got"):
+                policy.with_options(**{name: value})  # type: ignore[arg-type]
     for name in ("mean_compute", "quality"):
-        with pytest.raises(ValueError, match="no measured curve"):
+        with pytest.raises(WishError, match="no measured curve"):
             policy.with_options(**{name: 0.9})
 
 
@@ -216,8 +223,22 @@ def test_wishes_leave_the_original_alone(policy: LadderPolicy, tmp_path: Path) -
     assert policy.with_options(quality_weight=3.0).quality_weight == 3.0
     assert policy.quality_weight == 1.0
     assert other.coefficients.data_ptr() == policy.coefficients.data_ptr(), "weights are shared"
-    other.save_pretrained(tmp_path)
-    assert AdaPolicy.from_pretrained(tmp_path).compute == 0.8
+    assert other.with_options().compute == 0.8
+    for value in (0.8, np.float32(0.8), torch.tensor(0.8)):
+        policy.with_options(compute=value).save_pretrained(tmp_path)  # type: ignore[arg-type]
+        assert AdaPolicy.from_pretrained(tmp_path).compute == pytest.approx(0.8)
+
+
+def test_half_precision_decides(collector: Collector, policy: LadderPolicy) -> None:
+    """What is described is float32 whatever the pipeline computes in; the expected damage may differ by half's rounding."""
+    expected = {"half": 0.0, "float": 0.0}
+    for name in expected:
+        plan = getattr(copy.deepcopy(policy), name)().with_options(compute=0.74)
+        damage = collector.pipeline.generate(["dog"], [1], plan).report.predicted_damage
+        assert damage is not None
+        assert damage.dtype == torch.float32
+        expected[name] = float(damage)
+    assert expected["half"] == pytest.approx(expected["float"], rel=0.05)
 
 
 def test_other_numbers_of_steps_are_decided(collector: Collector, policy: LadderPolicy) -> None:
@@ -310,10 +331,38 @@ def test_folders_that_hold_no_policy_are_named(policy: LadderPolicy, tmp_path: P
     ):
         config.write_text(json.dumps(content | change))
         fails(message)
+    config.write_text(json.dumps(content))
+    save_file(tensors | {"level": tensors["level"] * float("nan")}, weights)
+    fails(r"incomplete or was changed by hand: level hold values that are no finite numbers")
     config.write_text(json.dumps({"model_type": "clip", "hidden_size": 4}))
     fails("holds no BlockDance-Ada policy")
     config.write_text("{")
     fails("cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ({"quality_weight_range": [1]}, "`quality_weight_range` must be two positive numbers"),
+        ({"quality_weight_range": [0.2, float("nan")]}, "`quality_weight_range` must be two positive numbers"),
+        ({"quality_weight": -4}, "`quality_weight` must be a positive number; got -4"),
+        ({"reuse_costs": [0.3]}, r"`reuse_costs` must lie between 0 and 1, one for each of the 2 kinds; got \[0\.3\]"),
+        ({"reuse_costs": [0.3, float("nan")]}, "`reuse_costs` must lie between 0 and 1"),
+        ({"compute": 0.01}, "`compute` must lie between"),
+        ({"compute": "0.8"}, "'str'"),
+        ({"batch_compute": 1.2}, "`batch_compute` must lie between"),
+        ({"curve": CURVE.to_dict() | {"saved": [0.4]}}, "`curve` must have equally many numbers"),
+        ({"curve": CURVE.to_dict() | {"changed": [0.4, 0.3, 0.2, float("nan")]}}, "`curve` must have equally many numbers"),
+        ({"curve": {name: [] for name in CURVE.to_dict()}}, "`curve` must have equally many numbers, two or more"),
+        ({"curve": CURVE.to_dict() | {"quality_weight": [4.0, 1.0, 2.0, 5.0]}}, "`curve` must be ordered"),
+    ],
+)
+def test_a_damaged_config_is_named(policy: LadderPolicy, tmp_path: Path, damage: dict[str, Any], message: str) -> None:
+    policy.save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | damage))
+    with pytest.raises(IncompatiblePolicyError, match=rf"incomplete or was changed by hand: .*{message}"):
+        AdaPolicy.from_pretrained(tmp_path)
 
 
 def test_another_class_than_the_folders_is_named(policy: LadderPolicy, tmp_path: Path) -> None:
