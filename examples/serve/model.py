@@ -84,11 +84,17 @@ class Engine:
 
     Args:
         settings: which.
+
+    Raises:
+        BlockDanceError: the policy is for another model, or cannot decide or keep to its own budget in so many steps.
     """
 
     def __init__(self, settings: ModelSettings) -> None:
         self._pipeline = FrozenPipeline(settings.pipeline, settings.steps, settings.arguments).to(settings.device)
         self._policy = None if settings.policy is None else AdaPolicy.from_pretrained(settings.policy).to(settings.device)
+        if self._policy is not None:
+            self._policy.check(self._pipeline.transformer)
+            self._policy.check_budget(settings.steps)
 
     def __call__(self, jobs: Sequence[Job]) -> list[Answer]:
         """Makes the images of a batch.

@@ -1,0 +1,32 @@
+"""The service's engine: a policy that can never serve is refused when it is made, not by every request."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ada.policy import IncompatiblePolicyError, WishError
+from ada.schedules import LadderError
+from examples.serve.model import Engine, ModelSettings
+
+CHECKPOINTS = Path(__file__).parents[3] / "checkpoints"
+
+
+def engine(folder: Path, steps: int = 20) -> Engine:
+    return Engine(ModelSettings(pipeline=str(CHECKPOINTS / "emoji-dit"), policy=str(folder), steps=steps))
+
+
+def test_a_policy_that_cannot_serve_is_refused_at_once(tmp_path: Path) -> None:
+    shutil.copytree(CHECKPOINTS / "ada-emoji", tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    engine(tmp_path)
+    with pytest.raises(LadderError, match="decisions need more than 6 steps"):
+        engine(tmp_path, steps=6)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"compute": 0.41}))
+    with pytest.raises(WishError, match="the most saving rung at 10 steps"):
+        engine(tmp_path, steps=10)
+    config["base_model"]["num_blocks"] = 28
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(IncompatiblePolicyError, match="num_blocks: 28 here, 16 there"):
+        engine(tmp_path)
