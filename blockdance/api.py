@@ -37,7 +37,7 @@ class BlockDanceHandle:
         self._pipeline = ref(pipeline) if isinstance(pipeline, DiffusionPipeline) else lambda: pipeline
         self._components = components_of(pipeline, session.transformers)
         with self._between_calls():
-            self._is_of = session.loop_of(pipeline) if pipeline is not None else None
+            self._own = session.loop_of(pipeline) if pipeline is not None else None
 
     @property
     def plan(self) -> Plan:
@@ -111,13 +111,13 @@ class BlockDanceHandle:
             if component is not None:
                 return self._controller(component).report()
             loop = self._loop
-            ran = loop.ran or list(loop.controllers.values())[:1]
+            ran = loop.ran or list(loop.reported.values())[:1]
             return joined([controller.report() for controller in ran])
 
     @property
     def has_run(self) -> bool:
         """Whether the plan has steered anything yet, so that there is something to report."""
-        return any(controller.generation is not None for controller in self._loop.controllers.values())
+        return any(controller.generation is not None for controller in self._loop.reported.values())
 
     def cost(self, component: str | None = None) -> ForwardCost:
         """MACs of one forward call of the last generation, all its rows together.
@@ -133,7 +133,7 @@ class BlockDanceHandle:
             loop = self._loop
             if component is None and loop.last is not None:
                 return loop.last.cost()
-            return self._controller(component or next(iter(loop.controllers))).cost()
+            return self._controller(component or next(iter(loop.reported))).cost()
 
     def remove(self) -> None:
         """Turns this plan off; does nothing where it is off already. Without another plan, the model is again what it was."""
@@ -166,13 +166,10 @@ class BlockDanceHandle:
     @property
     def _loop(self) -> Loop:
         """The pipeline's own generations if it had any, else the last of any pipeline that follows the plan."""
-        pipeline = self._pipeline()
-        own = self._is_of if pipeline is None else self._session.loop_of(pipeline)
-        self._is_of = own
-        return own if own is not None and own.last is not None else self._session.last
+        return self._own if self._own is not None and self._own.last is not None else self._session.last
 
     def _controller(self, component: str) -> Controller:
-        controllers = self._loop.controllers
+        controllers = self._loop.reported
         if component not in controllers:
             raise UnsupportedModelError(f"BlockDance is on for {', '.join(controllers)}, not for `{component}`.")
         return controllers[component]

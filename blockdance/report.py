@@ -85,7 +85,8 @@ def report_of(
 
 
 def joined(reports: Sequence[BlockDanceReport]) -> BlockDanceReport:
-    """The reports of a generation's transformers as one: where several ran at a step, the largest action is shown."""
+    """The reports of a generation's transformers, in the order in which they ran, as one: where several ran at a step, the largest
+    action is shown, and of what was expected of the images, the newest."""
     if len(reports) == 1:
         return reports[0]
     return BlockDanceReport(
@@ -95,5 +96,5 @@ def joined(reports: Sequence[BlockDanceReport]) -> BlockDanceReport:
         torch.stack([report.macs_full for report in reports]).sum(0),
         sum(report.cache_bytes for report in reports),
         sum(report.peak_cache_bytes for report in reports),
-        next((report.predicted_damage for report in reports if report.predicted_damage is not None), None),
+        next((report.predicted_damage for report in reversed(reports) if report.predicted_damage is not None), None),
     )

@@ -42,19 +42,35 @@ class Loop:
         # a pipeline that nobody else keeps may go: servers make one for every request
         kept = proxy(pipeline) if isinstance(pipeline, DiffusionPipeline) else pipeline
         arguments = vars(options) | ({"recording": None} if len(transformers) > 1 else {})
-        self.controllers = {
-            name: Controller(transformer, find_layout(transformer), plan, kept, **arguments)
-            for name, transformer in transformers.items()
-        }
+        self._transformers, self._pipeline, self._arguments = transformers, kept, arguments
+        self.controllers = self.reported = self._controllers(plan)
         self.last: Controller | None = None
         self._ran: list[Controller] = []
         self._pipeline_call: Callable[[], PipelineCall | None] = lambda: None
         self._has_warned = False
 
+    def _controllers(self, plan: Plan) -> dict[str, Controller]:
+        return {
+            name: Controller(transformer, find_layout(transformer), plan, self._pipeline, **self._arguments)
+            for name, transformer in self._transformers.items()
+        }
+
+    def follow(self, plan: Plan) -> None:
+        """Ends the generations and begins anew with another plan. `reported` are the controllers of what ran last until something runs.
+
+        Raises:
+            ScheduleError: it is no plan, or names a block that a transformer does not have; the plan before goes on.
+        """
+        controllers = self._controllers(plan)
+        self.reset()
+        self.controllers, self._has_warned = controllers, False
+
     def call(self, name: str, forward: Callable[..., Any], args: Any, kwargs: Any, context: Any, driver: Driver) -> Any:
         """Runs one forward call of a transformer."""
         if driver.call is not None and driver.call is not self._pipeline_call():
             self._ran, self._pipeline_call = [], ref(driver.call)
+        if self.reported is not self.controllers:
+            self._ran, self.reported = [], self.controllers
         controller = self.last = self.controllers[name]
         if controller not in self._ran:
             self._ran.append(controller)
@@ -103,8 +119,10 @@ class Session:
         self._guard = threading.Lock()
         self._left: WeakSet[DiffusionPipeline] = WeakSet()
         self._overrides: dict[object, Plan] = {}
-        self._base = plan
-        self._follow(plan)
+        self._base = self._plan = plan
+        self._own = self.last = Loop(self.transformers, plan, options, owner)
+        self._followers: WeakKeyDictionary[Any, Loop] = WeakKeyDictionary()
+        self._threads = _OfThread()
 
     @property
     def plan(self) -> Plan:
@@ -139,19 +157,11 @@ class Session:
             self._switch(plan)
 
     def _switch(self, plan: Plan) -> None:
-        before: Loop = self.last
-        self._follow(plan)
-        if before.last is not None:
-            before.reset()
-            self.last: Loop = before  # what it did can be reported until something else has run
-
-    def _follow(self, plan: Plan) -> None:
-        """Begins anew with a plan."""
-        own = Loop(self.transformers, plan, self._options, self.owner)
-        self._plan, self._own = plan, own
-        self._followers: WeakKeyDictionary[Any, Loop] = WeakKeyDictionary()
-        self._threads = _OfThread()
-        self.last = own
+        with self._guard:
+            for loop in (self._own, *self._followers.values()):  # the first refuses what is no plan for them
+                loop.follow(plan)
+            self._plan, self._threads = plan, _OfThread()
+        self.last.reset()  # a thread's; what it did can be reported until something else has run
 
     @property
     def owner(self) -> Any:

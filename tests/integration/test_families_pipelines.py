@@ -25,9 +25,18 @@ from integration.pipelines import (
     transformer,
     wan_of_two,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
-from blockdance import BlockDanceConfig, Reuse, ReuseSchedule, apply_blockdance, find_layout, full_compute, remove_blockdance
+from blockdance import (
+    BlockDanceConfig,
+    PolicyState,
+    Reuse,
+    ReuseSchedule,
+    apply_blockdance,
+    find_layout,
+    full_compute,
+    remove_blockdance,
+)
 from blockdance.layouts import blocks_of
 
 CONFIG = BlockDanceConfig(interval=2, reuse_range=(0.2, 1), boundary=2)
@@ -326,6 +335,31 @@ def test_a_report_is_of_the_newest_call_alone() -> None:
     generate(case, pipeline)
     assert torch.equal(handle.report().actions, complete.actions)
     assert torch.equal(handle.report().macs_full, complete.macs_full)
+
+
+class StepTeller:
+    """Expects of every image as much damage as the step has at which it is asked."""
+
+    kinds = (Reuse(boundary=1),)
+
+    def decision_steps(self, num_steps: int) -> tuple[int, ...]:
+        return (2, 4)
+
+    def decide(self, state: PolicyState) -> ReuseSchedule:
+        actions = torch.zeros(1, state.num_steps, dtype=torch.int64)
+        return ReuseSchedule(actions, self.kinds, torch.tensor([float(state.step)]))
+
+    def check(self, transformer: nn.Module) -> None:
+        """Serves any."""
+
+
+def test_what_is_expected_of_an_image_is_the_last_transformers_word() -> None:
+    case, pipeline = CASES["wan"], wan_of_two()
+    handle = apply_blockdance(pipeline, StepTeller())
+    generate(case, pipeline, steps=8)
+    first, second, both = (handle.report(*name).predicted_damage.tolist() for name in (["transformer"], ["transformer_2"], []))
+    assert first[0] < second[0]
+    assert both == second
 
 
 def test_wan_of_two_saves_with_the_defaults() -> None:

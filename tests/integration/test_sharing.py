@@ -169,6 +169,30 @@ def test_a_second_pipeline_in_the_middle_of_the_first() -> None:
     assert torch.equal(generate(CASE, first), expected[0])  # removing one leaves the other on
 
 
+def test_a_report_is_of_the_pipelines_own_generation_whatever_plan_follows() -> None:
+    first = build()
+    second = sharing(first)
+    handle = apply_blockdance(first, CONFIG)
+    other = get_blockdance(second)
+    with handle.using(PLANS[1]):
+        generate(CASE, first)
+        generate(CASE, second, 1, 7)
+    own, others = ([PLANS[1].schedule(steps, 4).actions[0].tolist()] * count for steps, count in ((STEPS, 2), (7, 1)))
+
+    def assert_reports_are_as_before() -> None:
+        assert handle.report().actions.tolist() == handle.report("transformer").actions.tolist() == own
+        assert other.report().actions.tolist() == get_blockdance(second).report().actions.tolist() == others
+        assert handle.has_run
+        assert handle.report().cache_bytes == 0
+
+    assert_reports_are_as_before()
+    handle.plan = PLANS[2]
+    assert_reports_are_as_before()
+    generate(CASE, second, 1)
+    assert handle.report().actions.tolist() == own
+    assert other.report().actions.tolist() == [PLANS[2].schedule(STEPS, 4).actions[0].tolist()]
+
+
 def test_from_pipe_makes_a_pipeline_that_counts_its_own_steps() -> None:
     pipeline, case = build(), FROM_IMAGE["stable_diffusion_3"]
     apply_blockdance(pipeline, CONFIG)
