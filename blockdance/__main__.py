@@ -2,8 +2,10 @@
 
 import argparse
 import ast
+import math
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,10 @@ from blockdance.similarity import DEFAULT_TOLERANCE, FeatureChange
 from blockdance.targets import transformers_of
 
 _DTYPES = ("float32", "bfloat16", "float16")
+_BY = {"features": ("block_caching", "figure"), "outcome": ("seeds", "most", "batch_size")}
+"""Ways to calibrate, and the options that are each one's own."""
+_ARGUMENTS = {"prompt": "--prompts", "num_inference_steps": "--steps"}
+"""Arguments of the pipeline that have options of their own."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.command(options)
-    except (BlockDanceError, FileNotFoundError) as error:
+    except (BlockDanceError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -70,6 +76,13 @@ def inspect(options: argparse.Namespace) -> None:
 
 def calibrate(options: argparse.Namespace) -> None:
     """Chooses a plan by measurement and saves it."""
+    for by, names in _BY.items():
+        ignored = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) is not None]
+        if by != options.by and ignored:
+            raise BlockDanceError(f"`--by {options.by}` takes no {', '.join(ignored)}: leave it out, or give `--by {by}`.")
+    for path in (options.output, options.figure):
+        if path is not None:
+            _refuse_unwritable(path)
     pipeline = _load(options)
     (_calibrate_by_outcome if options.by == "outcome" else _calibrate_by_features)(pipeline, options)
 
@@ -95,7 +108,6 @@ def _calibrate_by_features(pipeline: Any, options: argparse.Namespace) -> None:
     if options.figure is not None:
         from blockdance.figures import change_figure  # matplotlib is needed for this option alone
 
-        options.figure.parent.mkdir(parents=True, exist_ok=True)
         change_figure(change, schedule).savefig(options.figure, dpi=150)
         print(f"figure: {options.figure}")
 
@@ -106,13 +118,13 @@ def _calibrate_by_outcome(pipeline: Any, options: argparse.Namespace) -> None:
         options.prompts,
         component=options.component,
         num_inference_steps=options.steps,
-        seeds=options.seeds,
-        batch_size=options.batch_size,
+        seeds=options.seeds or 1,
+        batch_size=options.batch_size or 16,
         report=print,
         **options.option,
     )
     pipeline.set_progress_bar_config(disable=True)
-    chosen = search.run(DEFAULT_DAMAGE if options.tolerance is None else options.tolerance, options.most)
+    chosen = search.run(DEFAULT_DAMAGE if options.tolerance is None else options.tolerance, options.most or 100)
     print("What saves most at its damage (distance of the final latents, relative; mean over images, and the worst):")
     for outcome in frontier(search.outcomes):
         print(f"{'*' if outcome is chosen else ' '} {outcome}")
@@ -135,11 +147,41 @@ def _description(plan: BlockDanceConfig | ReuseSchedule, schedule: ReuseSchedule
     return f"{what}: saves {change.saved(schedule):.1%} of the denoising MACs"
 
 
+def _refuse_unwritable(path: Path) -> None:
+    """Finds out before the work whether what comes of it can be written.
+
+    Raises:
+        BlockDanceError: it cannot.
+    """
+    is_new = not path.exists()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a").close()
+    except OSError as error:
+        raise BlockDanceError(
+            f"{path} cannot be written ({error.strerror}). Name a file, in a folder that you may write to."
+        ) from error
+    if is_new:
+        path.unlink()
+
+
 def _load(options: argparse.Namespace) -> Any:
     folder = Path(options.model)
     if folder.exists() and not (folder / "model_index.json").is_file():
         raise FileNotFoundError(f"There is no diffusers pipeline in {folder}: it has no model_index.json.")
-    pipeline = DiffusionPipeline.from_pretrained(options.model, dtype=getattr(torch, options.dtype)).to(options.device)
+    try:
+        torch.empty(0, device=options.device)
+    except (RuntimeError, AssertionError) as error:  # it depends on the device which of them
+        raise BlockDanceError(
+            f"torch cannot use the device {options.device} here. Give --device cpu, or another one."
+        ) from error
+    try:
+        pipeline = DiffusionPipeline.from_pretrained(options.model, dtype=getattr(torch, options.dtype)).to(options.device)
+    except (OSError, ValueError) as error:
+        raise BlockDanceError(
+            f"No diffusers pipeline could be loaded from {options.model}. Give the folder of one, or the Hub id of one that can be "
+            f"downloaded, or was before. What went wrong: {str(error).partition(chr(10))[0]}"
+        ) from error
     if options.prompt_file is not None:
         if not options.prompt_file.is_file():
             raise FileNotFoundError(
@@ -172,38 +214,60 @@ def _parser() -> argparse.ArgumentParser:
         help="passed to the pipeline, such as guidance_scale=4.5 (repeatable)",
     )
     inspecting = commands.add_parser("inspect", parents=[common], help="which layout was found, what would be skipped, MACs")
-    inspecting.add_argument("--steps", type=int, default=2, help="denoising steps; more where a second transformer runs late")
+    inspecting.add_argument(
+        "--steps", type=_count, default=2, help="denoising steps; more where a second transformer runs late"
+    )
     inspecting.set_defaults(command=inspect)
     calibrating = commands.add_parser("calibrate", parents=[common], help="choose boundary, range and N by measurement")
     calibrating.set_defaults(command=calibrate)
-    calibrating.add_argument("--steps", type=int, default=20, help="denoising steps")
+    calibrating.add_argument("--steps", type=_count, default=20, help="denoising steps")
     calibrating.add_argument(
         "--by",
-        choices=("features", "outcome"),
+        choices=tuple(_BY),
         default="features",
         help="how much features change in one generation; or what many schedules do to the final latents",
     )
-    calibrating.add_argument(
+    limit = calibrating.add_mutually_exclusive_group()
+    limit.add_argument(
         "--tolerance",
-        type=float,
+        type=_positive,
         help=f"largest relative L1 error of the injected features ({DEFAULT_TOLERANCE:g}), or by outcome relative distance of the final "
         f"latents ({DEFAULT_DAMAGE:g})",
     )
-    calibrating.add_argument("--seeds", type=int, default=1, help="by outcome: noises of every prompt")
-    calibrating.add_argument("--most", type=int, default=100, help="by outcome: schedules to try")
-    calibrating.add_argument("--batch-size", type=int, default=16, help="by outcome: images of one call of the pipeline")
-    calibrating.add_argument(
-        "--block-caching", type=float, metavar="THRESHOLD", help="make a Block Caching schedule with this threshold instead"
+    calibrating.add_argument("--seeds", type=_count, help="by outcome: noises of every prompt (1)")
+    calibrating.add_argument("--most", type=_count, help="by outcome: schedules to try (100)")
+    calibrating.add_argument("--batch-size", type=_count, help="by outcome: images of one call of the pipeline (16)")
+    limit.add_argument(
+        "--block-caching",
+        type=_positive,
+        metavar="THRESHOLD",
+        help="by features: make a Block Caching schedule with this threshold instead",
     )
     calibrating.add_argument("--output", type=Path, default=Path("blockdance.json"), help="file for the plan")
-    calibrating.add_argument("--figure", type=Path, help="file for a heat map of the measured changes")
+    calibrating.add_argument("--figure", type=Path, help="by features: file for a heat map of the measured changes")
     return parser
+
+
+def _count(text: str) -> int:
+    with suppress(ValueError):
+        if int(text) > 0:
+            return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
+
+
+def _positive(text: str) -> float:
+    with suppress(ValueError):
+        if 0 < float(text) < math.inf:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no finite number above 0")
 
 
 def _named_value(text: str) -> tuple[str, Any]:
     name, separator, value = text.partition("=")
     if not separator:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    if name in _ARGUMENTS:
+        raise argparse.ArgumentTypeError(f"give {name} with {_ARGUMENTS[name]}")
     try:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError):

@@ -91,7 +91,7 @@ class OutcomeSearch:
         options: passed to the pipeline, such as `guidance_scale`.
 
     Raises:
-        ScheduleError: there is no prompt or no seed.
+        ScheduleError: there is no prompt or no seed, or fewer than three steps.
         UnsupportedModelError: no block layout is known, or there is no such transformer.
         BlockDanceError: BlockDance is on for one of the transformers.
     """
@@ -125,6 +125,11 @@ class OutcomeSearch:
         self._shares = len(transformers) == 1
         self._reference = torch.cat([self._generate(cases) for cases in self._parts()])
         self.num_steps = len(steps_of(pipeline.scheduler)[0])
+        if self.num_steps < 3:
+            raise ScheduleError(
+                f"Of {self.num_steps} denoising steps BlockDance-N reuses none: the first, and the first of every group, compute. Take "
+                "three or more."
+            )
         depths = (0.5, PAPER_BOUNDARY, 6 / 7, 1.0)
         self._boundaries = sorted({max(0, min(self._num_blocks, round(depth * self._num_blocks)) - 1) for depth in depths})
         self._known: dict[Any, Outcome] = {}
@@ -142,10 +147,12 @@ class OutcomeSearch:
             most: number of schedules to try.
 
         Raises:
-            ScheduleError: nothing stays within the tolerance, or it is not positive.
+            ScheduleError: nothing stays within the tolerance, or it is not positive and finite.
         """
-        if tolerance <= 0:
-            raise ScheduleError(f"`tolerance` must be positive: every reuse moves the latents a little; got {tolerance}.")
+        if not 0 < tolerance < math.inf:
+            raise ScheduleError(
+                f"`tolerance` must be positive and finite: every reuse moves the latents a little; got {tolerance}."
+            )
         self._measure([*self._beginnings()][:most])
         expanded: set[BlockDanceConfig] = set()
         while len(self._known) < most:

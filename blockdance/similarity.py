@@ -1,5 +1,6 @@
 """How much features change from step to step, and what is proposed from it: boundary, range and N, or a Block Caching schedule."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -61,8 +62,15 @@ class FeatureChange:
             reuse_end: end of the range, as a fraction of the steps.
 
         Raises:
-            ScheduleError: nothing stays within the tolerance.
+            ScheduleError: nothing stays within the tolerance, it is not positive and finite, or the transformer ran fewer than three steps.
         """
+        if not 0 < tolerance < math.inf:
+            raise ScheduleError(f"`tolerance` must be positive and finite: features always change a little; got {tolerance}.")
+        if len(self.steps_run) < 3:
+            raise ScheduleError(
+                f"Of the {len(self.steps_run)} denoising steps that the transformer ran, BlockDance-N reuses none: the first, and the "
+                "first of every group, compute. Take three or more."
+            )
         changes = self.output_change.mean(0).double()
         best, best_saved = None, 0.0
         end = min(reuse_end, self.steps_run.stop / self.num_steps)

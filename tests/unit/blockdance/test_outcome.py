@@ -111,6 +111,17 @@ def test_schedules_have_as_many_steps_as_the_loop_where_the_scheduler_has_a_time
     assert len(found.outcomes) == 4
 
 
+def test_a_search_that_cannot_end_well_is_not_begun() -> None:
+    with pytest.raises(ScheduleError, match=r"Of 2 denoising steps .* Take three or more"):
+        OutcomeSearch(SprintPipeline(), ["a dog"], num_inference_steps=2)
+    found = OutcomeSearch(SprintPipeline(), ["a dog"], num_inference_steps=3)
+    for tolerance in (0.0, torch.nan, torch.inf):
+        with pytest.raises(ScheduleError, match="`tolerance` must be positive and finite"):
+            found.run(tolerance)
+    assert not found.outcomes
+    assert found.run(1e6, most=1).saved > 0
+
+
 class Entangled(PixArtTransformer2DModel):
     """Its rows cannot run apart."""
 

@@ -201,6 +201,11 @@ def test_the_proposal_saves_most_within_the_tolerance() -> None:
     assert change.propose(0.31, reuse_end=1.0) == BlockDanceConfig(interval=2, boundary=1, reuse_range=(0.1, 1.0))
     with pytest.raises(ScheduleError, match=r"smallest relative change of any block between two steps is 0\.1"):
         change.propose(0.05)
+    for tolerance in (0.0, torch.nan, torch.inf):
+        with pytest.raises(ScheduleError, match="`tolerance` must be positive and finite"):
+            change.propose(tolerance)
+    with pytest.raises(ScheduleError, match=r"Of the 2 denoising steps .* Take three or more"):
+        feature_change(torch.tensor([[0.1, 0.3]])).propose(1.0)
 
 
 def test_the_range_starts_where_features_have_settled() -> None:
