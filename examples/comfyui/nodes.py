@@ -7,7 +7,7 @@ from typing import Any
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
-from blockdance import BlockDanceConfig, Plan, UnsupportedModelError, apply_blockdance, find_layout
+from blockdance import BlockDanceConfig, BlockDanceError, Plan, UnsupportedModelError, apply_blockdance, find_layout
 from blockdance.layouts import block_stack
 
 from .layouts import tell_layout
@@ -56,7 +56,8 @@ class Sampling:
         """Samples under the plan. (A method, because BlockDance finds the pipeline of a call by the `self` on its stack.)"""
         with apply_blockdance(self, self._plan) as self._handle:
             output = execute(*args, **kwargs)
-            logger.info("%s", self._handle.report())
+            if self._handle.has_run:
+                logger.info("%s", self._handle.report())
         return output
 
     def before_call(self, options: dict[str, Any]) -> None:
@@ -82,8 +83,11 @@ def patched(model: Any, make_plan: PlanMaker) -> Any:
         make_plan: gives the plan when the number of steps is known.
 
     Raises:
+        BlockDanceError: a node before this one has made its samplings reuse.
         UnsupportedModelError: the layout of this model's blocks is not known.
     """
+    if model.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY):
+        raise BlockDanceError("This model comes from another BlockDance node: both would skip the same work. Use one of them.")
     tell_layout(model.model.diffusion_model)
 
     running: list[Sampling] = []
@@ -93,6 +97,8 @@ def patched(model: Any, make_plan: PlanMaker) -> Any:
         if "easycache" in guider.model_options.get("transformer_options", {}):
             raise ValueError("EasyCache or LazyCache is on for this model too: both would skip the same work. Use one of them.")
         transformer, sigmas = guider.model_patcher.model.diffusion_model, args[3]
+        if len(sigmas) < 2:
+            return executor(*args, **kwargs)  # no step to take, and no plan for none
         num_blocks = len(block_stack(transformer, find_layout(transformer)))
         running.append(Sampling(transformer, sigmas, make_plan(len(sigmas) - 1, num_blocks)))
         try:

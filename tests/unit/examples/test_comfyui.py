@@ -16,7 +16,7 @@ from ladders import build_ladder
 from torch import Tensor, nn
 
 from ada.policy import BaseModel, LadderPolicy
-from blockdance import UnsupportedModelError
+from blockdance import BlockDanceError, UnsupportedModelError
 
 STEPS = 8
 
@@ -44,14 +44,20 @@ class Patcher:
 
     model: Any
     model_options: dict[str, Any] = field(default_factory=lambda: {"transformer_options": {}})
-    wrappers: dict[str, list[Callable[..., Any]]] = field(default_factory=dict)
+    wrappers: dict[str, dict[str, list[Callable[..., Any]]]] = field(default_factory=dict)
 
     def clone(self) -> "Patcher":
-        wrappers = {kind: list(one) for kind, one in self.wrappers.items()}
+        wrappers = {kind: {key: list(one) for key, one in keys.items()} for kind, keys in self.wrappers.items()}
         return Patcher(self.model, {"transformer_options": dict(self.model_options["transformer_options"])}, wrappers)
 
     def add_wrapper_with_key(self, kind: str, key: str, wrapper: Callable[..., Any]) -> None:
-        self.wrappers.setdefault(kind, []).append(wrapper)
+        self.wrappers.setdefault(kind, {}).setdefault(key, []).append(wrapper)
+
+    def get_wrappers(self, kind: str, key: str) -> list[Callable[..., Any]]:
+        return self.wrappers.get(kind, {}).get(key, [])
+
+    def get_all_wrappers(self, kind: str) -> list[Callable[..., Any]]:
+        return [wrapper for one in self.wrappers.get(kind, {}).values() for wrapper in one]
 
 
 class PixArtMS(nn.Module):
@@ -87,7 +93,7 @@ class Guider:
         self.model_options = self.model_patcher.model_options
 
     def sample(self, noise: Tensor, sigmas: Tensor) -> Tensor:
-        wrappers = self.model_patcher.wrappers.get("outer_sample", [])
+        wrappers = self.model_patcher.get_all_wrappers("outer_sample")
         with torch.no_grad():
             return Executor(self.outer_sample, self, wrappers)(noise, torch.zeros_like(noise), None, sigmas)
 
@@ -108,7 +114,7 @@ class Guider:
             context = torch.cat([torch.full((len(x), 3, 12), parts[name]) for name in names])
             options = {"sigmas": sigma.expand(1), "uuids": names, "sample_sigmas": None}
             inputs = (torch.cat([x] * len(names)), sigma.expand(len(context)), None, context, None, options)
-            wrappers = self.model_patcher.wrappers.get("apply_model", [])
+            wrappers = self.model_patcher.get_all_wrappers("apply_model")
             out |= zip(
                 names, Executor(self.apply_model, self.model_patcher.model, wrappers)(*inputs).chunk(len(names)), strict=True
             )
@@ -192,13 +198,18 @@ def test_a_sampler_that_calls_twice_a_step_reuses_in_both(nodes: ModuleType, pat
     assert (reused - plain).abs().max() < plain.abs().max()
 
 
-def test_a_policys_rung_is_one_schedule(nodes: ModuleType, patcher: Patcher, tmp_path: Path) -> None:
-    """At 0.83 the ladder's rung is `00010010`."""
+def save_policy(folder: Path) -> None:
+    """One that has learnt nothing, for models of four blocks."""
     base_model = vars(BaseModel.of(build_pixart_pipeline().transformer))
     policy = LadderPolicy(
         base_model=dict(base_model), ladder=build_ladder().to_dict(), reuse_costs=[0.3, 0.6], sight_width=40, num_components=3
     )
-    policy.save_pretrained(tmp_path)
+    policy.save_pretrained(folder)
+
+
+def test_a_policys_rung_is_one_schedule(nodes: ModuleType, patcher: Patcher, tmp_path: Path) -> None:
+    """At 0.83 the ladder's rung is `00010010`."""
+    save_policy(tmp_path)
     (clone,) = nodes.PolicyScheduleNode().patch(patcher, str(tmp_path), 0.83)
     Guider(clone).sample(NOISE, SIGMAS)
     assert patcher.model.diffusion_model.calls == [6, 6, 6, 8]
@@ -212,12 +223,27 @@ def test_what_it_cannot_do_is_said(nodes: ModuleType, patcher: Patcher) -> None:
     clone.model_options["transformer_options"]["easycache"] = object()
     with pytest.raises(ValueError, match="EasyCache or LazyCache is on"):
         Guider(clone).sample(NOISE, SIGMAS)
+    with pytest.raises(BlockDanceError, match="comes from another BlockDance node"):
+        nodes.BlockDanceNode().patch(clone, **SETTINGS)
     derived = Patcher(SimpleNamespace(diffusion_model=type("Derived", (PixArtMS,), {})()))
     with pytest.raises(UnsupportedModelError, match=r"knows the base class of Derived.*register_layout\(Derived"):
         nodes.BlockDanceNode().patch(derived, **SETTINGS)
     unknown = Patcher(SimpleNamespace(diffusion_model=nn.Linear(1, 1)))
     with pytest.raises(UnsupportedModelError, match="knows no block layout of Linear"):
         nodes.BlockDanceNode().patch(unknown, **SETTINGS)
+
+
+def test_a_sampling_that_takes_no_step_gives_what_it_gives_plain(
+    nodes: ModuleType, patcher: Patcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One noise level is none to go to; and a sampler may return before it calls the model."""
+    (clone,) = nodes.BlockDanceNode().patch(patcher, **SETTINGS)
+    save_policy(tmp_path)
+    (by_policy,) = nodes.PolicyScheduleNode().patch(patcher, str(tmp_path), 0.83)
+    for patched in (patcher, clone, by_policy):
+        assert torch.equal(Guider(patched).sample(NOISE, SIGMAS[:1]), NOISE)
+    monkeypatch.setattr(Guider, "outer_sample", lambda self, noise, *_: noise)
+    assert torch.equal(Guider(clone).sample(NOISE, SIGMAS), NOISE)
 
 
 def test_an_exception_leaves_the_model_plain(nodes: ModuleType, patcher: Patcher) -> None:
