@@ -214,8 +214,9 @@ def apply_blockdance(
             transformer: where there are several, all is computed.
 
     Raises:
-        UnsupportedModelError: no block layout is known, or the pipeline has no (such) transformer.
-        ScheduleError: a boundary that the model does not have, something that is no plan, or a wish for a plan that takes none.
+        UnsupportedModelError: no block layout is known, the pipeline has no (such) transformer, or it is neither.
+        ScheduleError: a boundary that the model does not have, something that is no plan, a wish for a plan that takes none, or an
+            option below its least.
         ValueError: more than one wish, or one that cannot be met; it says which can.
         BlockDanceError: BlockDance is on already.
     """

@@ -37,7 +37,8 @@ def resolve_plan(
 
     Raises:
         FileNotFoundError: there is no such file, folder or repository.
-        ScheduleError: the file is no plan for these models, no installed package loads policies, or the plan takes no such wish.
+        ScheduleError: the file is no plan for these models, or one of a policy's folder; no installed package loads policies; or the
+            plan takes no such wish.
         ValueError: a wish that cannot be met; it says which can.
     """
     if isinstance(plan, str | Path):
@@ -61,6 +62,13 @@ def _load(plan: str | Path, transformers: Mapping[str, nn.Module]) -> Plan:
     is_hub_id = isinstance(plan, str) and plan.partition("@")[0].count("/") == 1 and path.suffix != ".json"
     if is_hub_id and not path.exists():
         return _load_policy(str(plan))
+    if path.suffix != ".json" and not path.exists():
+        raise FileNotFoundError(
+            f"There is no plan file and no policy folder {path}. `python -m blockdance calibrate` makes a plan file, `python train.py` a "
+            "policy folder; a policy on the Hub is `user/name`."
+        )
+    if path.name == "config.json" and (path.parent / "model.safetensors").is_file():
+        raise ScheduleError(f"{path} is one of a policy's files, which are loaded together. Give its folder: {path.parent}.")
     return next(load_plan(path, transformer) for transformer in transformers.values())
 
 

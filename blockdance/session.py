@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from blockdance.drivers import Driver, PipelineCall
+from blockdance.errors import ScheduleError
 from blockdance.layouts import find_layout
 from blockdance.plan import Plan
 from blockdance.recording import Recording
@@ -19,13 +20,23 @@ from blockdance.savings import warn_of_nothing_saved
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What `apply_blockdance` takes beside plan and transformers; see there."""
+    """What `apply_blockdance` takes beside plan and transformers; see there.
+
+    Raises:
+        ScheduleError: a number that is not positive.
+    """
 
     num_inference_steps: int | None = None
     guidance_branches: int | None = None
     groups: Sequence[int] | None = None
     max_rows: int | None = None
     recording: Recording | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_inference_steps", "guidance_branches", "max_rows"):
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise ScheduleError(f"`{name}` must be 1 or more, or None; got {number}.")
 
 
 class Loop:

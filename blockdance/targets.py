@@ -18,12 +18,18 @@ def transformers_of(target: Any, component: str | None = None) -> dict[str, nn.M
         component: name of one of the pipeline's components; by default all of its transformers.
 
     Raises:
-        UnsupportedModelError: the pipeline has no such component, or no transformer; or no block layout is known.
+        UnsupportedModelError: it is neither; the pipeline has no such component, or no transformer; or no block layout is known.
     """
     target = unwrapped(target)
     if isinstance(target, nn.Module):
         return {"transformer": _supported(target)}
-    parts = {name: unwrapped(part) for name, part in vars(target).items()}
+    try:
+        parts = {name: unwrapped(part) for name, part in vars(target).items()}
+    except TypeError as error:
+        raise UnsupportedModelError(
+            f"BlockDance is for a pipeline or a transformer; got {target!r}. Load the pipeline first: "
+            "`DiffusionPipeline.from_pretrained(…)`."
+        ) from error
     modules = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
     if component is not None:
         if component not in modules:

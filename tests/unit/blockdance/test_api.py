@@ -1,5 +1,6 @@
 """What may be given to `apply_blockdance`, and what is said of what may not."""
 
+import re
 from configparser import ConfigParser
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -101,8 +102,43 @@ def test_a_file_and_a_hub_id(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> 
     monkeypatch.setattr("blockdance.plan_source.entry_points", lambda group: (loader,) if group == loader.group else ())
     with apply_blockdance(model, "someone/policy", num_inference_steps=4) as handle:
         assert handle.plan == PLAN
-    with pytest.raises(FileNotFoundError, match="There is no plan"):
+
+
+def test_a_path_that_is_no_plan_says_what_would_be(tmp_path: Path) -> None:
+    model = build_pixart()
+    with pytest.raises(FileNotFoundError, match=r"There is no plan missing\.json\."):
         apply_blockdance(model, "missing.json")
+    for missing in (tmp_path / "policy", "runs/ada/policy", Path("no/policy")):
+        with pytest.raises(
+            FileNotFoundError, match=rf"There is no plan file and no policy folder {missing}\. .*calibrate.*train\.py"
+        ):
+            apply_blockdance(model, missing)
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(ScheduleError, match=rf"config\.json is one of a policy's files.* Give its folder: {tmp_path}\."):
+        apply_blockdance(model, tmp_path / "config.json")
+    (tmp_path / "model.safetensors").unlink()
+    save_plan(PLAN, tmp_path / "config.json", model)
+    with apply_blockdance(model, tmp_path / "config.json") as handle:
+        assert handle.plan == PLAN
+
+
+@pytest.mark.parametrize("target", ["user/model", Path("model"), None, (1, 2)])
+def test_what_is_neither_pipeline_nor_transformer_is_told(target: Any) -> None:
+    message = f"a pipeline or a transformer; got {target!r}. Load the pipeline first"
+    for call in (apply_blockdance, get_blockdance, remove_blockdance):
+        with pytest.raises(UnsupportedModelError, match=re.escape(message)):
+            call(target)
+
+
+@pytest.mark.parametrize("option", ["num_inference_steps", "guidance_branches", "max_rows"])
+def test_options_below_their_least_are_refused_at_once(option: str) -> None:
+    model = build_pixart()
+    for number in (0, -1):
+        with pytest.raises(ScheduleError, match=f"`{option}` must be 1 or more, or None; got {number}"):
+            apply_blockdance(model, PLAN, **{option: number})
+    assert get_blockdance(model) is None
+    apply_blockdance(model, PLAN, **{option: 1})
 
 
 def test_a_policy_is_no_plan_for_a_file(tmp_path: Path) -> None:
