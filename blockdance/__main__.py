@@ -1,11 +1,8 @@
 """`python -m blockdance inspect` and `python -m blockdance calibrate`."""
 
 import argparse
-import ast
-import math
 import sys
 import warnings
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +18,17 @@ from blockdance import (
     measure_feature_change,
     save_plan,
 )
+from blockdance.command_line import BY, command_parser
 from blockdance.errors import BlockDanceError
 from blockdance.layouts import block_list, block_stack
 from blockdance.outcome import DEFAULT_DAMAGE, frontier
 from blockdance.similarity import DEFAULT_TOLERANCE, FeatureChange
 from blockdance.targets import transformers_of
 
-_DTYPES = ("float32", "bfloat16", "float16")
-_BY = {"features": ("block_caching", "figure"), "outcome": ("seeds", "most", "batch_size")}
-"""Ways to calibrate, and the options that are each one's own."""
-_ARGUMENTS = {"prompt": "--prompts", "num_inference_steps": "--steps"}
-"""Arguments of the pipeline that have options of their own."""
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command; returns the exit status."""
-    options = _parser().parse_args(arguments)
+    options = command_parser({"inspect": inspect, "calibrate": calibrate}).parse_args(arguments)
     try:
         options.command(options)
     except (BlockDanceError, OSError) as error:
@@ -76,7 +68,7 @@ def inspect(options: argparse.Namespace) -> None:
 
 def calibrate(options: argparse.Namespace) -> None:
     """Chooses a plan by measurement and saves it."""
-    for by, names in _BY.items():
+    for by, names in BY.items():
         ignored = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) is not None]
         if by != options.by and ignored:
             raise BlockDanceError(f"`--by {options.by}` takes no {', '.join(ignored)}: leave it out, or give `--by {by}`.")
@@ -193,90 +185,6 @@ def _load(options: argparse.Namespace) -> Any:
                 f"There is no prompt in {options.prompt_file}: it must have one on each line that is not blank."
             )
     return pipeline
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m blockdance", allow_abbrev=False)
-    commands = parser.add_subparsers(required=True, metavar="{inspect,calibrate}")
-    common = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    common.add_argument("model", help="folder or Hub id of a diffusers pipeline")
-    common.add_argument("--prompts", nargs="+", default=["a photograph of a dog"], metavar="TEXT")
-    common.add_argument("--prompt-file", type=Path, help="text file with one prompt per line")
-    common.add_argument("--component", metavar="NAME", help="one of several transformers, such as transformer_2 of Wan 2.2")
-    common.add_argument("--dtype", choices=_DTYPES, default="float32")
-    common.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    common.add_argument(
-        "--option",
-        type=_named_value,
-        action=_Collect,
-        default={},
-        metavar="NAME=VALUE",
-        help="passed to the pipeline, such as guidance_scale=4.5 (repeatable)",
-    )
-    inspecting = commands.add_parser("inspect", parents=[common], help="which layout was found, what would be skipped, MACs")
-    inspecting.add_argument(
-        "--steps", type=_count, default=2, help="denoising steps; more where a second transformer runs late"
-    )
-    inspecting.set_defaults(command=inspect)
-    calibrating = commands.add_parser("calibrate", parents=[common], help="choose boundary, range and N by measurement")
-    calibrating.set_defaults(command=calibrate)
-    calibrating.add_argument("--steps", type=_count, default=20, help="denoising steps")
-    calibrating.add_argument(
-        "--by",
-        choices=tuple(_BY),
-        default="features",
-        help="how much features change in one generation; or what many schedules do to the final latents",
-    )
-    limit = calibrating.add_mutually_exclusive_group()
-    limit.add_argument(
-        "--tolerance",
-        type=_positive,
-        help=f"largest relative L1 error of the injected features ({DEFAULT_TOLERANCE:g}), or by outcome relative distance of the final "
-        f"latents ({DEFAULT_DAMAGE:g})",
-    )
-    calibrating.add_argument("--seeds", type=_count, help="by outcome: noises of every prompt (1)")
-    calibrating.add_argument("--most", type=_count, help="by outcome: schedules to try (100)")
-    calibrating.add_argument("--batch-size", type=_count, help="by outcome: images of one call of the pipeline (16)")
-    limit.add_argument(
-        "--block-caching",
-        type=_positive,
-        metavar="THRESHOLD",
-        help="by features: make a Block Caching schedule with this threshold instead",
-    )
-    calibrating.add_argument("--output", type=Path, default=Path("blockdance.json"), help="file for the plan")
-    calibrating.add_argument("--figure", type=Path, help="by features: file for a heat map of the measured changes")
-    return parser
-
-
-def _count(text: str) -> int:
-    with suppress(ValueError):
-        if int(text) > 0:
-            return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
-
-
-def _positive(text: str) -> float:
-    with suppress(ValueError):
-        if 0 < float(text) < math.inf:
-            return float(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is no finite number above 0")
-
-
-def _named_value(text: str) -> tuple[str, Any]:
-    name, separator, value = text.partition("=")
-    if not separator:
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
-    if name in _ARGUMENTS:
-        raise argparse.ArgumentTypeError(f"give {name} with {_ARGUMENTS[name]}")
-    try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name, value
-
-
-class _Collect(argparse.Action):
-    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None) -> None:
-        setattr(namespace, self.dest, getattr(namespace, self.dest) | dict([values]))
 
 
 if __name__ == "__main__":
