@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 from training_runs import build_models, write_config, write_ladder_config
 
 import train
-from ada.training import RunError
+from ada.training import RunError, StepTraining
 
 
 @pytest.fixture(scope="module")
@@ -64,23 +65,32 @@ def test_runs_killed_at_random_moments_end_with_the_same_weights(
     assert finished.stdout.count(": equal") == 4
 
 
-@pytest.mark.slow  # starts Python twice
-def test_sigterm_saves_within_an_epoch_and_the_run_goes_on_exactly(models: dict[str, str], tmp_path: Path) -> None:
+def test_sigterm_saves_within_an_epoch_and_the_run_goes_on_exactly(
+    models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
-    more = ["--data.init_args.batch_size", "1", "--trainer.limit_train_batches", "6", "--trainer.max_epochs", "2"]
+    more = ["--data.init_args.batch_size", "1", "--trainer.limit_train_batches", "4", "--trainer.max_epochs", "2"]
     for folder in (straight, stopped):
         folder.mkdir()
         write_config(folder, models)
     train.main(["--config", str(straight / "config.yaml"), *more])
-    command = [sys.executable, "train.py", "--config", str(stopped / "config.yaml"), *more]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    # the start is validated, and pictured, before the first step
-    wait_for(stopped / "run" / "pictures" / "reuse_probability.png", process)
-    time.sleep(0.2)
-    process.send_signal(signal.SIGTERM)
-    assert "Stopped by SIGTERM" in process.communicate(timeout=240)[1]
-    assert process.returncode == 143
+    train_step = StepTraining.training_step
+
+    @wraps(train_step)  # Lightning looks at what a step takes
+    def be_told_to_stop(self: StepTraining, batch: dict[str, Any]) -> None:
+        train_step(self, batch)
+        if self.global_step == 6:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StepTraining, "training_step", be_told_to_stop)
+        with pytest.raises(SystemExit) as stop:
+            train.main(["--config", str(stopped / "config.yaml"), *more])
+    assert stop.value.code == 143
+    assert "Stopped by SIGTERM" in capsys.readouterr().err
+    assert last_state(stopped)["global_step"] == 6, "the epochs end at 4 and 8"
     train.main(["--config", str(stopped / "config.yaml"), *more])
+    assert last_state(stopped)["global_step"] == last_state(straight)["global_step"] == 8
     assert_same_weights(stopped, straight)
 
 
