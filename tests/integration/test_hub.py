@@ -183,17 +183,18 @@ def test_push_show_pull(hub: LoopbackHub, author: Client, user: Client, folder: 
     assert json.loads(files["config.json"][0])["base_model"]["name"] == "someone/base"
 
 
-def test_no_stub_replaces_a_good_card(
-    commits: list[str], hub: LoopbackHub, author: Client, folder: Path, tmp_path: Path
-) -> None:
+def test_no_stub_replaces_a_good_card(hub: LoopbackHub, author: Client, folder: Path, tmp_path: Path) -> None:
     """Of a folder without a card, the repository's card stays; a new repository gets one that says that nothing was measured."""
     bare = tmp_path / "bare"
     bare.mkdir()
     for name in ("config.json", "model.safetensors"):
         (bare / name).write_bytes((folder / name).read_bytes())
-    good = hub.repositories["someone/policy"].commits[commits[1]]["README.md"]
-    commit = author(hub_client.push, bare, "someone/policy", {"quality_weight": 4.0})
-    assert hub.repositories["someone/policy"].commits[commit]["README.md"] == good
+    first = author(hub_client.push, folder, "someone/carded", {}, base_model="someone/base")
+    second = author(hub_client.push, bare, "someone/carded", {"quality_weight": 4.0})
+    files = hub.repositories["someone/carded"].commits
+    assert b"someone/base" in files[first]["README.md"][0]
+    assert files[second]["README.md"] == files[first]["README.md"]
+    assert files[second]["config.json"] != files[first]["config.json"]
     commit = author(hub_client.push, bare, "someone/bare", {})
     assert "No figures were measured" in hub.repositories["someone/bare"].commits[commit]["README.md"][0].decode()
 
@@ -382,10 +383,10 @@ def test_no_network(commits: list[str], folder: Path, tmp_path: Path) -> None:
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
-        nowhere = f"http://127.0.0.1:{closed.getsockname()[1]}"
-    with client(tmp_path, nowhere, TOKEN) as process:
-        answer = process(hub_client.failure, hub_client.load, "someone/policy")
-        expect(answer, "HubError", "not in the local cache, and the Hub cannot be reached", "Check the network")
-        answer = process(hub_client.failure, hub_client.push, folder, "someone/policy", {})
-        expect(answer, "HubError", "someone/policy could not be published")
+        nowhere = f"http://127.0.0.1:{closed.getsockname()[1]}"  # where nobody listens, nor can as long as it is bound
+        with client(tmp_path, nowhere, TOKEN) as process:
+            answer = process(hub_client.failure, hub_client.load, "someone/policy")
+            expect(answer, "HubError", "not in the local cache, and the Hub cannot be reached", "Check the network")
+            answer = process(hub_client.failure, hub_client.push, folder, "someone/policy", {})
+            expect(answer, "HubError", "someone/policy could not be published")
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
