@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,9 +42,9 @@ WISHES: list[dict[str, float]] = [{"compute": 1.0}, {"mean_compute": 0.6}, {"com
 class Running:
     """The service in a thread of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, linger: float = 1.0) -> None:
         app = self.app = create_app(
-            MODEL, Limits(max_batch=4, max_waiting=6, linger=1.0, timeout=1500, max_prompt=60, max_body=2000)
+            MODEL, Limits(max_batch=4, max_waiting=6, linger=linger, timeout=1500, max_prompt=60, max_body=2000)
         )
         self.service: Service = app.state.service
         listener = socket.create_server(("127.0.0.1", 0))
@@ -68,16 +69,15 @@ class Running:
             time.sleep(0.01)
         raise TimeoutError(f"{self.metric('blockdance_waiting')} requests wait, not {waiting}")
 
-    def stop(self) -> None:
+    def close(self) -> None:
         self.server.should_exit = True
         self.thread.join(120)
 
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Running]:
-    running = Running()
-    yield running
-    running.stop()
+    with closing(Running()) as running:
+        yield running
 
 
 def pixels(answer: dict[str, Any]) -> np.ndarray:
@@ -234,18 +234,29 @@ def test_a_killed_model_begins_anew_and_no_request_is_lost(running: Running) -> 
     assert np.abs(pixels(again) - pixels(replies[0].json())).max() <= 1
 
 
-def test_a_shutdown_answers_what_was_taken(running: Running) -> None:
-    """The last test of the service that they share."""
-    asked = [running.make("dog", seed, compute=0.7) for seed in range(6)]
-    running.wait_until(waiting=6)
-    running.server.should_exit = True
-    assert [one.result().status_code for one in asked] == [200] * 6
-    running.thread.join(300)
-    assert not running.thread.is_alive()
-    assert running.service.model is not None
-    assert not running.service.model.is_alive
-    with pytest.raises(httpx.ConnectError):
-        running.client.get("/health")
+def test_a_shutdown_answers_what_was_taken() -> None:
+    """Of a service of its own, which lingers until all six requests have come."""
+    with closing(Running(linger=5.0)) as running:
+        asked = [running.make("dog", seed, compute=0.7) for seed in range(6)]
+        running.wait_until(waiting=6)
+        running.server.should_exit = True
+        assert [one.result().status_code for one in asked] == [200] * 6
+        running.thread.join(300)
+        assert not running.thread.is_alive()
+        assert running.service.model is not None
+        assert not running.service.model.is_alive
+        with pytest.raises(httpx.ConnectError):
+            running.client.get("/health")
+
+
+def address_in(log: Path, process: "subprocess.Popen[bytes]") -> str:
+    """Where the service says that it listens."""
+    while True:
+        said = re.search(r"Uvicorn running on (http://127\.0\.0\.1:\d+)", log.read_text())
+        if said is not None:
+            return said[1]
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.2)
 
 
 def is_ready(client: httpx.Client) -> bool:
@@ -258,15 +269,13 @@ def is_ready(client: httpx.Client) -> bool:
 @pytest.mark.slow
 def test_the_command_answers_what_it_took_before_it_ends(tmp_path: Path) -> None:
     """`python -m examples.serve`, and SIGTERM while one image is made and three wait."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"http://127.0.0.1:{free.getsockname()[1]}"
-    command = [sys.executable, "-m", "examples.serve", "--port", address.rpartition(":")[2], "--model.steps", "50"]
+    command = [sys.executable, "-m", "examples.serve", "--port", "0", "--model.steps", "50"]  # a port that the system chooses
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(
             [*command, "--limits.max_batch", "1", "--limits.timeout", "600"], cwd=ROOT, stdout=log, stderr=log
         )
     try:
-        with httpx.Client(base_url=address, timeout=600) as client:
+        with httpx.Client(base_url=address_in(tmp_path / "log", process), timeout=600) as client:
             while not is_ready(client):
                 assert process.poll() is None, (tmp_path / "log").read_text()
                 time.sleep(0.2)
