@@ -1,16 +1,20 @@
 """One seed reaches everything that is random, and training shares no noise with what it is judged on."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from ladders import build_frozen, build_ladder, build_reward
 from training_runs import build_models, write_config, write_ladder_config
 
+import train
 from ada.training import RolloutDataModule, RunError, StepTraining, TrainingCLI
 from ada.training.rollout_data import NOISE_OF_VALIDATION
+from ada.training.sampling import Sampler
 
 
 @pytest.fixture
@@ -32,6 +36,22 @@ def test_training_and_validation_share_no_noise(data: RolloutDataModule) -> None
     others = {case.seed for split in ("train", "validation") for case in data.cases(split)}
     assert not others & {*train, *held_out}
     assert min(held_out) > NOISE_OF_VALIDATION > max(train)
+
+
+def test_the_papers_training_and_validation_share_no_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise: dict[str, set[int]] = {"train": set(), "validation": set()}
+    roll_out = Sampler.roll_out
+
+    def record(self: Sampler, policy: Any, prompts: Sequence[str], seeds: Sequence[int], *args: Any) -> Any:
+        for prompt, seed in zip(prompts, seeds, strict=True):
+            noise[prompt.split()[1]].add(seed)
+        return roll_out(self, policy, prompts, seeds, *args)
+
+    monkeypatch.setattr(Sampler, "roll_out", record)
+    config = write_config(tmp_path, build_models(tmp_path / "models"))
+    train.main(["--config", str(config), "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "3"])
+    assert (len(noise["train"]), len(noise["validation"])) == (6, 3), "as many as there are prompts"
+    assert not noise["train"] & noise["validation"]
 
 
 def test_processes_without_a_table_in_common_are_refused_before_anything_is_run(data: RolloutDataModule) -> None:
