@@ -6,24 +6,28 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial, wraps
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 import yaml
 from diffusers import DiffusionPipeline
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training_runs import build_models, write_config, write_ladder_config, write_trainer
 
 import ada.training.ladder as ladder_training
 import train
 from ada import AdaPolicy, reinforce
+from ada.reinforce import AdvantageKind
 from ada.rewards import RewardError
 from ada.rewards.damage import bounded_damage
 from ada.training import LadderTraining, NothingLearntError, RunError, StepTraining
+from ada.training.sampling import SampledRollout
 from blockdance import apply_blockdance
 
 
@@ -256,19 +260,67 @@ def test_checkpoints_hold_nothing_frozen(models: dict[str, str], tmp_path: Path)
     assert {name.split(".")[0] for name in checkpoint["state_dict"]} == {"policy", "reward_mean"}
 
 
-@pytest.mark.parametrize("advantage", ["none", "self_critical", "group", "ema"])
-def test_every_advantage_trains(models: dict[str, str], tmp_path: Path, advantage: str) -> None:
-    config = write_config(tmp_path, models, advantage=advantage)
-    module = train.main(["--config", str(config), "--trainer.max_epochs", "1"])
-    assert module.policy.head[-1].weight.abs().sum() > 0
+def test_the_weights_that_validated_best_are_exported(
+    models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a run whose held-out images score one higher after four of its eight rollouts."""
+    roll_out = StepTraining._roll_out
+
+    def favour_the_middle(self: StepTraining, *args: Any, **options: Any) -> Any:
+        rollout = roll_out(self, *args, **options)
+        bonus = 1.0 if self.global_step == 4 and not self.training else 0.0
+        return replace(rollout, quality=rollout.quality + bonus)
+
+    monkeypatch.setattr(StepTraining, "_roll_out", favour_the_middle)
+    train.main(["--config", str(write_config(tmp_path, models))])
+    checkpoints = tmp_path / "run" / "checkpoints"
+    best, last = (torch.load(checkpoints / f"{name}.ckpt", weights_only=True) for name in ("best", "last"))
+    assert (best["global_step"], last["global_step"]) == (4, 8)
+    exported = load_file(tmp_path / "run" / "policy" / "model.safetensors")
+    for name, tensor in exported.items():
+        assert torch.equal(tensor, best["state_dict"][f"policy.{name}"])
+    assert not all(torch.equal(tensor, last["state_dict"][f"policy.{name}"]) for name, tensor in exported.items())
 
 
-def test_learns_to_reuse_when_quality_does_not_matter(models: dict[str, str], tmp_path: Path) -> None:
+def test_the_self_critical_baseline_is_the_reward_of_the_greedy_schedule(
+    models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rollouts: list[tuple[SampledRollout, torch.Tensor]] = []
+    compared: list[tuple[torch.Tensor, torch.Tensor]] = []
+    roll_out, advantages = StepTraining._roll_out, reinforce.advantages
+
+    def keep_rollout(self: StepTraining, prompts: Any, seeds: Any, weights: torch.Tensor, *args: Any, **options: Any) -> Any:
+        rollout = roll_out(self, prompts, seeds, weights, *args, **options)
+        rollouts.extend([(rollout, weights)] if self.training else [])
+        return rollout
+
+    def keep_rewards(rewards: torch.Tensor, kind: Any, greedy: torch.Tensor, mean: float) -> torch.Tensor:
+        compared.append((rewards, greedy))
+        return advantages(rewards, kind, greedy, mean)
+
+    monkeypatch.setattr(StepTraining, "_roll_out", keep_rollout)
+    monkeypatch.setattr(reinforce, "advantages", keep_rewards)
+    config = write_config(tmp_path, models, advantage="self_critical")
+    train.main(["--config", str(config), "--trainer.max_epochs", "1"])
+    assert len(rollouts) == 2
+    for (rollout, weights), (rewards, greedy) in zip(rollouts, compared, strict=True):
+        is_greedy = (rollout.decisions == rollout.logits.argmax(-1)[:, None]).all(-1)
+        assert is_greedy[:, 3].all(), "it comes after the group of three"
+        expected = rollout.compute_saved + weights[:, None] * rollout.quality
+        torch.testing.assert_close(greedy, expected[:, 3])
+        torch.testing.assert_close(rewards, expected[:, :3])
+        assert ((rewards - greedy[:, None]).abs() > 1e-3).any(0).all(), "no other schedule's would do"
+
+
+@pytest.mark.parametrize("advantage", get_args(AdvantageKind))
+def test_learns_to_reuse_when_quality_does_not_matter(models: dict[str, str], tmp_path: Path, advantage: str) -> None:
     """With a tiny λ the reward is the compute saved: the policy must learn to take the dearest saving everywhere."""
+    ssim = {"rewards": {"ssim": {"class_path": "ada.rewards.SSIM"}}, "weights": {"ssim": 1.0}}
     config = write_config(
-        tmp_path, models, quality_weight_range=[1e-6, 1e-6], learning_rate=0.01, entropy_weight=0.0, warmup_rollouts=0
-    )
-    module = train.main(["--config", str(config), "--trainer.max_epochs", "15", "--trainer.check_val_every_n_epoch", "15"])
+        tmp_path, models, advantage=advantage, quality_weight_range=[1e-6, 1e-6], learning_rate=0.02, entropy_weight=0.0,
+        warmup_rollouts=0, reward={"class_path": "ada.rewards.WeightedReward", "init_args": ssim}, table=str(tmp_path / "tables"),
+    )  # fmt: skip
+    module = train.main(["--config", str(config), "--trainer.max_epochs", "8", "--trainer.check_val_every_n_epoch", "8"])
     first, last = module.validation_history[0], module.validation_history[-1]
     assert first["compute_saved"] == 0
     most = (1 - float(module.policy.action_costs[1])) * 4 / 5  # four of the five steps after ρ are decided
