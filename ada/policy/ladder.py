@@ -257,12 +257,12 @@ class LadderPolicy(AdaPolicy):
         taken = trimmed[torch.arange(len(chosen), device=chosen.device), chosen]
         # only the first decision of a generation that started late knows fewer steps than it has; reading a device's number takes time
         if state.clean.shape[1] < min(HISTORY, state.step):
-            reached = step_saves[taken].sum(1)
+            reached, skipped = step_saves[taken].sum(1), state.num_steps - int(num_run)
             least = float(reached.mean() if self.compute is None else reached.min())
-            if least < wanted - float(step_saves.max()) / 2 - ROUNDING:
+            if skipped and least < wanted - float(step_saves.max()) / 2 - ROUNDING:
                 raise WishError(
-                    f"The first {state.num_steps - int(num_run)} of {state.num_steps} steps do not run, and of the others this policy "
-                    f"spends {1 - least:.2f} at least; got {1 - wanted:g}. Give a larger budget, or from an image a greater `strength`."
+                    f"The first {skipped} of {state.num_steps} steps do not run, and of the others this policy spends "
+                    f"{1 - least:.2f} at least; got {1 - wanted:g}. Give a larger budget, or from an image a greater `strength`."
                 )
         return chosen, taken
 
