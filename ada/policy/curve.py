@@ -4,24 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any, SupportsFloat
+from typing import Any
 
-from blockdance import BlockDanceError
-
-
-class WishError(BlockDanceError):
-    """A wish that a policy does not take, or cannot meet."""
-
-
-def number(name: str, value: Any) -> float:
-    """A wish as a float, whatever kind of number it is.
-
-    Raises:
-        WishError: it is no number.
-    """
-    if not isinstance(value, SupportsFloat):
-        raise WishError(f"`{name}` must be a number; got {value!r}.")
-    return float(value)
+from ada.policy.wishes import WishError
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from typing_extensions import Self
 
 from ada.policy.base import AdaPolicy, BaseModel
 from ada.policy.budgets import ROUNDING, nearest, share_budget, trim
-from ada.policy.curve import Curve, WishError, number
+from ada.policy.curve import Curve
 from ada.policy.sight import NUM_SIGNS, describe
+from ada.policy.wishes import WishError, number
 from ada.schedules import Ladder
 from blockdance import PolicyState, ReuseSchedule
 from blockdance.observation import HISTORY

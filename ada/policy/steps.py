@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from typing_extensions import Self
 
 from ada.policy.base import AdaPolicy, BaseModel
-from ada.policy.curve import WishError, number
 from ada.policy.tokens import NUM_IMAGE_TOKENS, image_tokens, places_of, raster_tokens
+from ada.policy.wishes import WishError, number
 from blockdance import PolicyState, Reuse, ReuseSchedule
 
 NUM_WAVES = 10

@@ -12,6 +12,6 @@ SCRIPTS = sorted([*ROOT.glob("benchmarks/*.py"), *ROOT.glob("examples/emoji/*.py
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: str(script.relative_to(ROOT)))
 def test_a_script_loads(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As `python SCRIPT` does up to its `main`, with its own folder on the path."""
+    """As `python SCRIPT` does up to its `main`, with its own folder on the path; and it says what it is."""
     monkeypatch.setattr(sys, "path", [str(script.parent), *sys.path])
-    run_path(str(script))
+    assert run_path(str(script))["__doc__"]

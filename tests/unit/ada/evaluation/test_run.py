@@ -9,8 +9,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from evaluation_runs import CASES, STEPS, WORSE, build_backbone, method, noting, plan_of, run
-from policies import build_step_policy
+from evaluation_runs import CASES, STEPS, WORSE, method, noting, plan_of, run
 
 from ada.evaluation.measure.collect import collect_results, read_complexity
 from ada.evaluation.measure.counting import counted_macs
@@ -30,16 +29,6 @@ from ada.policy import StepPolicy
 from ada.rollouts import FrozenPipeline
 from ada.statistics import Estimate
 from blockdance import Reuse, ReuseSchedule, apply_blockdance, full_compute
-
-
-@pytest.fixture
-def backbone(tmp_path: Path) -> FrozenPipeline:
-    return build_backbone(tmp_path)
-
-
-@pytest.fixture
-def policy(backbone: FrozenPipeline) -> StepPolicy:
-    return build_step_policy(backbone)
 
 
 def test_the_reference_in_disguise_is_equal(backbone: FrozenPipeline, tmp_path: Path) -> None:

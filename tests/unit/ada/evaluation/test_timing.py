@@ -7,18 +7,13 @@ from unittest.mock import patch
 import pytest
 import torch
 from conftest import NUM_BLOCKS
-from evaluation_runs import build_backbone, method, noting, plan_of
+from evaluation_runs import method, noting, plan_of
 
 from ada.evaluation.measure.collect import collect_results
 from ada.evaluation.measure.run import TimingPlan, measure_methods, run_batch, time_methods, typical_batches
 from ada.evaluation.request import Request
 from ada.rollouts import FrozenPipeline
 from blockdance import Reuse, ReuseSchedule
-
-
-@pytest.fixture
-def backbone(tmp_path: Path) -> FrozenPipeline:
-    return build_backbone(tmp_path)
 
 
 def test_rounds_that_are_stored_do_not_run_again(backbone: FrozenPipeline, tmp_path: Path) -> None:

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from evaluation_runs import CASES, STEPS, build_backbone, method, plan_of, run
-from policies import build_step_policy
+from evaluation_runs import CASES, STEPS, method, plan_of, run
 
 from ada.evaluation.compare import actions_of
 from ada.evaluation.measure.collect import collect_results
@@ -21,16 +20,6 @@ from ada.evaluation.methods.threshold import ThresholdRule
 from ada.policy import StepPolicy
 from ada.rollouts import FrozenPipeline
 from blockdance import Reuse, ReuseSchedule
-
-
-@pytest.fixture
-def backbone(tmp_path: Path) -> FrozenPipeline:
-    return build_backbone(tmp_path)
-
-
-@pytest.fixture
-def policy(backbone: FrozenPipeline) -> StepPolicy:
-    return build_step_policy(backbone)
 
 
 def test_methods_that_share_a_call_make_the_images_that_they_make_alone(
