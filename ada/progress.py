@@ -11,6 +11,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 SECONDS_BETWEEN = 10
 """Between two lines in a log file."""
 
+SHARE_TO_ESTIMATE = 0.02
+"""Done before a line says how long the rest takes: the first parts load models, or draw what later ones share."""
+
 
 class Advance(Protocol):
     """Says that so many more parts are done, and what comes next."""
@@ -45,11 +48,10 @@ def progress(title: str, total: int, console: Console | None = None) -> Iterator
         now = monotonic()
         if finished and (now - shown > SECONDS_BETWEEN or finished >= total):
             shown = now
-            left = (now - started) / finished * (total - finished)
             part = f" ({doing})" if doing else ""
-            console.print(
-                f"{title}: {finished} of {total}{part}, {now - started:.0f} s, about {left:.0f} s left",
-                highlight=False, soft_wrap=True,
-            )  # fmt: skip
+            left = (now - started) / finished * (total - finished)
+            estimate = f", about {left:.0f} s left" if finished >= SHARE_TO_ESTIMATE * total else ""
+            line = f"{title}: {finished} of {total}{part}, {now - started:.0f} s{estimate}"
+            console.print(line, highlight=False, soft_wrap=True)
 
     yield advance

@@ -227,7 +227,7 @@ def test_the_papers_configuration_trains_on_a_small_pixart(models: dict[str, str
         "--model.init_args.pipeline.init_args.model", models["pipeline"],
         "--model.init_args.pipeline.init_args.num_inference_steps", "8",
         "--model.init_args.kinds", '[{"boundary": 2, "order": 0}]',
-        "--model.init_args.tape", str(tmp_path / "tapes"),
+        "--model.init_args.tape", str(tmp_path / "tapes"), "--model.init_args.table", str(tmp_path / "tables"),
         "--model.init_args.reward.init_args.rewards.scorer.init_args.model", models["scorer"],
         "--data.init_args.source", models["prompts"], "--data.init_args.train_split", "train", "--data.init_args.batch_size", "2",
     ])  # fmt: skip

@@ -25,6 +25,20 @@ def test_a_log_file_gets_lines_with_what_is_done(monkeypatch: pytest.MonkeyPatch
     ]
 
 
+def test_nothing_is_foretold_from_the_first_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a hundred parts the first takes a minute, the second a second."""
+    clock = iter([0.0, 60.0, 61.0, 80.0])
+    monkeypatch.setattr(module, "monotonic", lambda: next(clock))
+    file = io.StringIO()
+    with progress("Measuring", 100, Console(file=file)) as advance:
+        for done in (1, 1, 18):
+            advance(done)
+    assert file.getvalue().splitlines() == [
+        "Measuring: 1 of 100, 60 s",
+        "Measuring: 20 of 100, 80 s, about 320 s left",
+    ]
+
+
 def test_a_terminal_gets_a_bar() -> None:
     file = io.StringIO()
     with progress("Measuring", 2, Console(file=file, force_terminal=True, width=120)) as advance:

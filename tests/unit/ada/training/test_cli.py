@@ -7,9 +7,18 @@ import pytest
 from ada.training import TrainingCLI
 
 
-@pytest.mark.parametrize("config", [[], ["--config", "configs/paper_ada.yaml"]])
-def test_logs_go_where_the_run_goes_unless_they_are_sent_elsewhere(tmp_path: Path, config: list[str]) -> None:
-    command = [*config, "--trainer.default_root_dir", str(tmp_path / "run")]
+@pytest.mark.parametrize(
+    ("config", "folders"),
+    [
+        ([], ["data.init_args.table"]),
+        (["--config", "configs/paper_ada.yaml"], ["model.init_args.table", "model.init_args.tape"]),
+    ],
+)
+def test_logs_go_where_the_run_goes_unless_they_are_sent_elsewhere(
+    tmp_path: Path, config: list[str], folders: list[str]
+) -> None:
+    kept = (part for folder in folders for part in (f"--{folder}", str(tmp_path / folder)))
+    command = [*config, *kept, "--trainer.default_root_dir", str(tmp_path / "run")]
     assert TrainingCLI(command).trainer.logger.save_dir == str(tmp_path / "run")
     sent = TrainingCLI([*command, "--trainer.logger.init_args.save_dir", str(tmp_path / "logs")])
     assert sent.trainer.logger.save_dir == str(tmp_path / "logs")
