@@ -13,15 +13,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from ada.data import check_counts, load_prompts
+from ada.noise import VALIDATION, noise_seed
 from ada.progress import progress
 from ada.rewards import WeightedReward
 from ada.rewards.damage import VISIBLE_DISTANCE
 from ada.rollouts import Case, Collector, FrozenPipeline
 from ada.schedules import Ladder
 from ada.training.errors import RunError, together
-
-NOISE_OF_VALIDATION = 2**40
-"""Added to a validation case's seed, so that no noise is shared with training."""
 
 
 class RolloutDataModule(LightningDataModule):
@@ -105,11 +103,11 @@ class RolloutDataModule(LightningDataModule):
         if name is None:
             return []
         prompts = load_prompts(self._source, name, self._column, limit)
-        offset = self.seed * 1_000_003 + (NOISE_OF_VALIDATION if split == "validation" else 0)
+        first = noise_seed(self.seed, 0, VALIDATION if split == "validation" else 0)
         return [
             Case(prompt, seed, self._draw(seed))
             for prompt, index in zip(prompts["prompt"], prompts["index"], strict=True)
-            for seed in range(offset + index * self._noise_seeds, offset + (index + 1) * self._noise_seeds)
+            for seed in range(first + index * self._noise_seeds, first + (index + 1) * self._noise_seeds)
         ]
 
     def _draw(self, seed: int) -> tuple[tuple[str, Any], ...]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ada import reinforce
 from ada.data import PromptDataModule, check_counts
+from ada.noise import VALIDATION, noise_seed
 from ada.policy import BaseModel, StepPolicy
 from ada.policy.steps import decided_steps, decision_step
 from ada.reinforce import AdvantageKind
@@ -159,7 +160,7 @@ class StepTraining(LightningModule):
             return torch.cat([drawn, logits.argmax(-1)[:, None]], 1) if with_greedy else drawn
 
         started = monotonic()
-        noise = [self._noise(index) for index in indices]
+        noise = [noise_seed(self.seed, index) for index in indices]
         rollout = together(lambda: self._roll_out(prompts, noise, weights, draw, group))
         self.log("train/images_per_second", len(prompts) * group / (monotonic() - started))
         state, decisions = _outside_inference(rollout.state), rollout.decisions[:, : self.group_size].clone()
@@ -204,10 +205,6 @@ class StepTraining(LightningModule):
     def _generator(self, index: int) -> torch.Generator:
         """Randomness of one prompt in one epoch, whatever its batch or process."""
         return torch.Generator().manual_seed((self.seed * 7919 + self.current_epoch * 104_729 + index * 15_485_863) % 2**63)
-
-    def _noise(self, index: int) -> int:
-        """Seed of a prompt's noise: depends on the run's seed and the prompt's index, not on batch or rank."""
-        return (self.seed * 1_000_003 + index) % 2**63
 
     def _draw_quality_weights(self, generators: Sequence[torch.Generator]) -> Tensor:
         low, high = (math.log(bound) for bound in self.quality_weight_range)
@@ -260,8 +257,7 @@ class StepTraining(LightningModule):
         low, high = self.quality_weight_range
         weights = torch.tensor([low, math.sqrt(low * high), high], device=self.device)
         prompts = [prompt for prompt in batch["prompt"] for _ in weights]
-        # other noise than in training
-        seeds = [self._noise(index + 2**40) for index in batch["index"].tolist() for _ in weights]
+        seeds = [noise_seed(self.seed, index, VALIDATION) for index in batch["index"].tolist() for _ in weights]
         is_pictured = self._pictures is None and self.trainer.is_global_zero
         rollout = self._roll_out(prompts, seeds, weights.repeat(len(batch["prompt"])), _greedy, 1, with_images=is_pictured)
         rewards = reinforce.reward(rollout.compute_saved, rollout.quality, weights.repeat(len(batch["prompt"])))

@@ -10,6 +10,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
+from ada.noise import EVALUATION, noise_seed
 from ada.policy import AdaPolicy
 from ada.rollouts import FrozenPipeline
 from ada.rollouts.fingerprints import described, digest, name_of
@@ -47,20 +48,18 @@ class Cases:
     num_seeds: int = 1
 
     @classmethod
-    def of(cls, prompts: Sequence[Any], indices: Sequence[int], batch_size: int, seed: int = 0, num_seeds: int = 1) -> "Cases":
-        """Cases of prompts, whose noise depends on their index in the data set and on the sampler seeds `seed`, `seed + 1`, …"""
-        seeds = [prompt_seed(seed + offset, index) for offset in range(num_seeds) for index in indices]
+    def of(
+        cls, prompts: Sequence[Any], indices: Sequence[int], batch_size: int, seed: int = 0, num_seeds: int = 1,
+        use: int = EVALUATION,
+    ) -> "Cases":  # fmt: skip
+        """Cases of prompts, whose noise depends on their index in the data set, the sampler seeds `seed`, `seed + 1`, … and the use."""
+        seeds = [noise_seed(seed + offset, index, use) for offset in range(num_seeds) for index in indices]
         return cls(list(prompts) * num_seeds, seeds, batch_size, num_seeds)
 
     def batches(self) -> list[slice]:
         """Places of the batches among the cases; the last may be smaller."""
         count = len(self.prompts)
         return [slice(start, min(start + self.batch_size, count)) for start in range(0, count, self.batch_size)]
-
-
-def prompt_seed(seed: int, index: int) -> int:
-    """Seed of a prompt's noise, from a noise seed and the prompt's index in its data set; it depends on no batch."""
-    return (seed * 1_000_003 + index) % 2**63
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from ladders import build_frozen, build_ladder, build_reward
 from training_runs import build_models, write_config, write_ladder_config
 
 import train
+from ada.evaluation.methods import Cases
+from ada.noise import EVALUATION, SEARCH_OF_EVALUATION, VALIDATION
 from ada.training import RolloutDataModule, RunError, StepTraining, TrainingCLI
-from ada.training.rollout_data import NOISE_OF_VALIDATION
 from ada.training.sampling import Sampler
 
 
@@ -35,7 +36,17 @@ def test_training_and_validation_share_no_noise(data: RolloutDataModule) -> None
     data.seed = 3
     others = {case.seed for split in ("train", "validation") for case in data.cases(split)}
     assert not others & {*train, *held_out}
-    assert min(held_out) > NOISE_OF_VALIDATION > max(train)
+    assert min(held_out) > VALIDATION > max(train)
+
+
+def test_an_evaluation_of_the_same_prompts_shares_no_noise_with_training(data: RolloutDataModule) -> None:
+    """Class labels are few: a policy is trained, searched for and judged on the same ones."""
+    learnt = {case.seed for split in ("train", "validation") for case in data.cases(split)}
+    uses = (EVALUATION, SEARCH_OF_EVALUATION)
+    judged, chosen = (set(Cases.of(range(40), range(40), 8, data.seed, 3, use).seeds) for use in uses)
+    assert judged == set(Cases.of(range(40), range(40), 8, data.seed, 3).seeds)
+    assert not learnt & judged
+    assert not (learnt | judged) & chosen
 
 
 def test_the_papers_training_and_validation_share_no_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
