@@ -131,15 +131,18 @@ class NoiseScale:
 
     @classmethod
     def of(cls, scheduler: Any, levels: Sequence[float]) -> "NoiseScale":
-        """Reads it from a scheduler; without one, levels of 1 at most are those of a flow."""
+        """Reads it from a scheduler. Without one, or of one that has no ᾱ of a diffusion, levels of 1 at most are those of a flow."""
         config = getattr(scheduler, "config", {})
         named = "FlowMatch" in type(scheduler).__name__ or config.get("prediction_type") == "flow_prediction"
-        return cls(is_flow=named or (scheduler is None and max(levels) <= 1.0 + 1e-6))
+        highest = max(*levels, config.get("sigma_max") or 0.0)
+        return cls(is_flow=named or (getattr(scheduler, "alphas_cumprod", None) is None and highest <= 1.0 + 1e-6))
 
     def split(self, level: float) -> tuple[float, float]:
         """α and σ at a level."""
         if self.is_flow:
             return 1.0 - level, level
+        if math.isinf(level):  # a terminal signal-to-noise ratio of zero
+            return 0.0, 1.0
         scale = (1.0 + level * level) ** -0.5
         return scale, level * scale
 

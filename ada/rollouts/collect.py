@@ -15,7 +15,7 @@ from ada.processes import default_processes, work_off
 from ada.rewards import RewardError, WeightedReward
 from ada.rewards.weighted import QUALITY
 from ada.rollouts.driver import roll_out
-from ada.rollouts.fingerprints import digest, parts_digest
+from ada.rollouts.fingerprints import digest, networks_digest, parts_digest
 from ada.rollouts.pipeline import FrozenPipeline
 from ada.rollouts.table import Case, Table, names_of
 from ada.schedules import Ladder, LadderError, Tree
@@ -25,15 +25,12 @@ Rows = list[tuple[Case, str]]
 """Cases, and schedules or their beginnings, as the table names them."""
 
 
-def open_table(
-    folder: Path | None, pipeline: FrozenPipeline, reward: WeightedReward, kinds: Sequence[Reuse], first: str = ""
-) -> Table:
+def open_table(folder: Path | None, pipeline: FrozenPipeline, reward: WeightedReward, kinds: Sequence[Reuse]) -> Table:
     """The table of everything that is known of schedules of these kinds over a pipeline.
 
     Args:
         folder: where tables are kept; None for memory alone.
         pipeline, reward, kinds: what rows depend on beside case and schedule.
-        first: as in `Table`.
 
     Raises:
         ValueError: the reward of an image depends on other images.
@@ -44,8 +41,9 @@ def open_table(
         "parts": parts_digest(pipeline.pipeline),
         "kinds": [asdict(kind) for kind in kinds],
         "reward": reward.describe(),
+        "networks": networks_digest(reward),
     }
-    return Table(folder, settings, first)
+    return Table(folder, settings)
 
 
 def measure(
@@ -120,9 +118,9 @@ class Collector:
         self.processes = processes
         self.pipeline, self.reward, self.ladder, self.batch_size = pipeline, reward, ladder, batch_size
         self.tree = Tree.of(ladder.actions, ladder.decision_steps)
-        self.identity = digest({"base": pipeline.fingerprint(), "ladder": ladder.to_dict(), "reward": reward.describe()})
+        self.table = open_table(folder, pipeline, reward, ladder.kinds)
+        self.identity = digest({"table": self.table.settings, "ladder": ladder.to_dict()})
         """Tells what is collected from everything else."""
-        self.table = open_table(folder, pipeline, reward, ladder.kinds, first=self.identity)
         self._names = cache(lambda num_steps: names_of(ladder, num_steps))
 
     def names(self, case: Case) -> tuple[list[str], list[str]]:

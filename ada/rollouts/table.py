@@ -3,10 +3,9 @@
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -54,17 +53,14 @@ class Table:
     policy and run of the same settings. A file holds the rows of one call of the pipeline and is written whole or not at all; other
     settings are another folder.
 
-    Rows of earlier versions, whose settings name the ladder, are read where they lie.
-
     Args:
         folder: where tables are kept; None keeps rows in memory only.
         settings: everything that rows depend on beside case and schedule: base weights, sampler, kinds of reuse, what is measured.
-        first: the digest of the earlier version's settings whose rows go before others of the same schedules, which round otherwise.
     """
 
-    def __init__(self, folder: Path | None, settings: Mapping[str, Any], first: str = "") -> None:
+    def __init__(self, folder: Path | None, settings: Mapping[str, Any]) -> None:
+        self.settings = settings
         self.folder = None if folder is None else folder / digest(settings)
-        self._settings: dict[str, Any] = json.loads(json.dumps(settings, default=str))
         self._values: dict[Case, dict[str, dict[str, float]]] = {}
         self._sights: dict[Case, dict[str, Tensor]] = {}
         self._known: set[Path] = set()
@@ -73,9 +69,6 @@ class Table:
         self.folder.mkdir(parents=True, exist_ok=True)
         written = json.dumps(settings, indent=1, default=str) + "\n"
         (self.folder / "settings.json").write_text(written, encoding="utf-8")
-        for place, content in sorted(self._earlier(folder), key=lambda found: (found[0].name != first, found[0].name)):
-            for file in sorted(place.glob("*.safetensors")):
-                self._read(file, content)
         self.reload()
 
     def reload(self) -> None:
@@ -83,7 +76,7 @@ class Table:
         if self.folder is None:
             return
         for file in sorted(set(self.folder.glob("*.safetensors")) - self._known):
-            self._read(file, self._settings)
+            self._read(file)
 
     def __len__(self) -> int:
         return sum(map(len, self._values.values()))
@@ -164,21 +157,17 @@ class Table:
         for place, (case, beginning) in enumerate(seen):
             self._sights.setdefault(case, {}).setdefault(beginning, tensors["sights"][place])
 
-    def _read(self, file: Path, settings: Mapping[str, Any]) -> None:
+    def _read(self, file: Path) -> None:
         """Takes up the rows of a file; one that cannot be read is put aside, and its rows are computed again."""
         try:
             with safe_open(file, "pt") as content:
                 about = {name: json.loads(value) for name, value in (content.metadata() or {}).items()}
                 tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118, it is no mapping
             cases = [Case.from_json(case) for case in about["cases"]]
-            if "rows" in about:
-                rows, seen = ([(cases[place], name) for place, name in about[key]] for key in ("rows", "seen"))
-            else:
-                columns = [_columns(settings, case) for case in cases]
-                rows = [(case, name) for case, (names, _) in zip(cases, columns, strict=True) for name in names]
-                seen = [(case, name) for case, (_, names) in zip(cases, columns, strict=True) for name in names]
-                tensors = {name: tensor.flatten(0, 1) for name, tensor in tensors.items()}
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            rows, seen = ([(cases[place], name) for place, name in about[key]] for key in ("rows", "seen"))
+        except FileNotFoundError:
+            return  # another process put it aside
+        except (SafetensorError, KeyError, ValueError) as error:
             broken = file.with_suffix(".broken")
             with suppress(FileNotFoundError):  # another process has done so
                 file.replace(broken)
@@ -186,36 +175,6 @@ class Table:
             return
         self._known.add(file)
         self._take(rows, seen, tensors)
-
-    def _earlier(self, folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-        """Folders of the earlier version with these settings and any ladder, and what their settings say."""
-        for file in folder.glob("*/settings.json"):
-            with suppress(OSError, ValueError):
-                content = json.loads(file.read_text(encoding="utf-8"))
-                ladder = content.pop("ladder", None)
-                if ladder is not None and _agrees(content | {"kinds": ladder["kinds"]}, self._settings):
-                    yield file.parent, content | {"ladder": ladder}
-
-
-def _agrees(earlier: Any, now: Any) -> bool:
-    """Whether settings are the same in all that the earlier version told of them."""
-    if isinstance(earlier, dict) and isinstance(now, dict):
-        return all(name in now and _agrees(value, now[name]) for name, value in earlier.items())
-    if isinstance(earlier, list) and isinstance(now, list):
-        return len(earlier) == len(now) and all(map(_agrees, earlier, now))
-    return bool(earlier == now)
-
-
-def _columns(settings: Mapping[str, Any], case: Case) -> tuple[list[str], list[str]]:
-    """Schedules and beginnings of a case's row in a file of the earlier version, which left them to the settings."""
-    if "ladder" not in settings:
-        return list(settings["attempts"]), []
-    return _columns_of(json.dumps(settings["ladder"]), dict(case.settings).get("num_inference_steps"))
-
-
-@lru_cache
-def _columns_of(ladder: str, num_steps: int | None) -> tuple[list[str], list[str]]:
-    return names_of(Ladder.from_dict(json.loads(ladder)), num_steps)
 
 
 def name_of(actions: Sequence[int]) -> str:

@@ -428,7 +428,11 @@ def latte_inputs(prompts: int) -> Arguments:
 
 
 def cogvideox() -> CogVideoXPipeline:
-    return CogVideoXPipeline(tokenizer(), t5(), None, transformer("CogVideoXTransformer3DModel"), CogVideoXDDIMScheduler())
+    """With the settings of the published model: its first step is noise alone, ᾱ = 0."""
+    scheduler = CogVideoXDDIMScheduler(
+        prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing", snr_shift_scale=1.0
+    )
+    return CogVideoXPipeline(tokenizer(), t5(), None, transformer("CogVideoXTransformer3DModel"), scheduler)
 
 
 def wan() -> WanPipeline:

@@ -2,12 +2,14 @@
 
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from conftest import NUM_BLOCKS, build_flux, build_pixart_pipeline
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
+    EDMEulerScheduler,
     FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
     PixArtSigmaPAGPipeline,
@@ -72,8 +74,24 @@ def test_clean_latents_of_a_variance_preserving_diffusion_are_exact(before: floa
     torch.testing.assert_close(found, clean.float(), atol=2e-4, rtol=0)
 
 
+def test_clean_latents_after_a_step_of_noise_alone() -> None:
+    """A terminal signal-to-noise ratio of zero: the first latents hold nothing but noise."""
+    clean, noise, angle = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), torch.tensor(5.0).atan()
+    scale = NoiseScale.of(DDIMScheduler(rescale_betas_zero_snr=True), [float("inf"), 5.0])
+    found = predict_clean(noise, angle.cos() * clean + angle.sin() * noise, (float("inf"), 5.0), scale)
+    torch.testing.assert_close(found, clean, atol=2e-5, rtol=0)
+    assert scale.share(float("inf")) == 1
+
+
+@pytest.mark.parametrize("name", ["LTXEulerAncestralRFScheduler", "FlowMapEulerDiscreteScheduler", "MiniMaxH3Scheduler"])
+def test_flows_of_other_names_are_flows(name: str) -> None:
+    scheduler = getattr(diffusers, name)()
+    assert NoiseScale.of(scheduler, [1.0, 0.5]) == NoiseScale(is_flow=True)
+
+
 def test_scale_is_read_from_the_scheduler() -> None:
     flow = NoiseScale(is_flow=True)
+    assert NoiseScale.of(EDMEulerScheduler(), [0.9, 0.5]) == NoiseScale(is_flow=False), "begun late, its highest level is 80"
     assert NoiseScale.of(FlowMatchEulerDiscreteScheduler(), [5.0]) == flow
     assert NoiseScale.of(DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True), [5.0]) == flow
     assert NoiseScale.of(None, [1.0, 0.5]) == flow

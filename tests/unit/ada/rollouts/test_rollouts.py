@@ -1,6 +1,5 @@
 """Rollouts against the stock pipeline, the table on disk, the collector."""
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,10 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from ladders import ARGUMENTS, CASES, KINDS, RUNGS, STEPS, actions_of, build_frozen, build_ladder, build_reward
 from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from ada.rewards import PSNR, RewardError, WeightedReward
+from ada.rewards import PSNR, Reward, RewardError, WeightedReward
 from ada.rollouts import Case, Collector, FrozenPipeline, SamplingLoop, Table, roll_out
-from ada.rollouts.fingerprints import digest
-from ada.rollouts.table import names_of
 from ada.schedules import Ladder
 from ada.search import ScheduleSearch
 from blockdance import ReuseSchedule, ScheduleError
@@ -289,28 +285,28 @@ def test_a_search_and_a_ladder_share_their_rollouts(tmp_path: Path) -> None:
     assert all(collector.table.knows(case, "00010100") for case in CASES)
 
 
-@pytest.mark.parametrize("steps", [STEPS, 10])
-def test_a_table_of_the_earlier_version_is_read_where_it_lies(tmp_path: Path, steps: int) -> None:
-    """It had a folder for every ladder, and files of whole cases, whose schedules were those of the folder's settings."""
-    frozen, reward, ladder = build_frozen(), build_reward(), build_ladder()
-    case = Case("a red apple", 1, () if steps == STEPS else (("num_inference_steps", steps),))
-    tables: dict[str, Tensor] = {}
-    for name, rungs in {"same": RUNGS, "other": (*RUNGS[:5], "00011110")}.items():
-        content = {"base": frozen.fingerprint(), "ladder": Ladder(actions_of(*rungs), KINDS, (2, 4)).to_dict()}
-        content["reward"] = reward.describe()
-        folder = tmp_path / digest(content)
-        folder.mkdir()
-        (folder / "settings.json").write_text(json.dumps(content, default=str))
-        tables[name], tables[f"{name} sights"] = torch.rand(1, 6), torch.rand(1, 4, 7)
-        tensors = {"values.damage": tables[name], "sights": tables[f"{name} sights"]}
-        save_file(tensors, folder / "0.safetensors", {"cases": json.dumps([case.to_json()])})
-    collector = Collector(frozen, reward, ladder, tmp_path)
-    assert not collector.missing([case])
-    assert torch.equal(collector.values([case], "damage"), tables["same"]), "the same ladder's rows go first"
-    assert torch.equal(collector.sights([case]), tables["same sights"])
-    last = names_of(Ladder(actions_of(*RUNGS[:5], "00011110"), KINDS, (2, 4)), steps)[0][5]
-    assert torch.equal(collector.table.values(case, [last], "damage"), tables["other"][0, 5:])
-    assert not list(tmp_path.glob("*/*.broken"))
+def test_a_scorer_retrained_in_place_takes_nothing_from_its_former_self(tmp_path: Path) -> None:
+    """Settings alone do not tell it: it was loaded from the same folder."""
+
+    class Learnt(Reward):
+        def __init__(self) -> None:
+            self.network = nn.Linear(3, 1)
+
+        def __call__(self, images: Tensor, prompts: list[str], reference: Tensor) -> Tensor:
+            return self.network(images.mean((2, 3)))[:, 0]
+
+    scorer = Learnt()
+    frozen, reward, ladder = build_frozen(), WeightedReward({"learnt": scorer}, {"learnt": 1.0}), build_ladder()
+    Collector(frozen, reward, ladder, tmp_path).fill(CASES[:1])
+    before = Collector(frozen, reward, ladder, tmp_path)
+    assert not before.missing(CASES[:1])
+    described = reward.describe()
+    with torch.no_grad():
+        scorer.network.weight *= 1.5
+    after = Collector(frozen, reward, ladder, tmp_path)
+    assert reward.describe() == described
+    assert after.missing(CASES[:1])
+    assert after.identity != before.identity
 
 
 def test_processes_share_the_batches(tmp_path: Path) -> None:
