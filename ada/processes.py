@@ -17,9 +17,19 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
-def default_processes(device: torch.device) -> int:
-    """As many as torch has threads, 8 at most; one on an accelerator, and where a process cannot be forked safely."""
-    return min(torch.get_num_threads(), MOST_PROCESSES) if device.type == "cpu" and sys.platform == "linux" else 1
+def num_processes(device: torch.device, wanted: int | None = None) -> int:
+    """As many as are wanted; by default as many as torch has threads, 8 at most, and one on an accelerator, and where a process cannot
+    be forked safely.
+
+    Raises:
+        ValueError: several are wanted on an accelerator, which does not survive a fork.
+    """
+    if device.type != "cpu" and (wanted or 1) > 1:
+        raise ValueError(
+            f"{wanted} processes are asked for, and on {device.type} one is all that can share it: leave the number out."
+        )
+    default = min(torch.get_num_threads(), MOST_PROCESSES) if device.type == "cpu" and sys.platform == "linux" else 1
+    return wanted or default
 
 
 def work_off(groups: Sequence[Sequence[Task]], work: Callable[[Task], Result], processes: int) -> Iterator[Result]:
@@ -92,7 +102,16 @@ def _serve(groups: Sequence[Sequence[Task]], work: Callable[[Task], Any], begun:
         try:
             answer, failed = pickle.dumps((work(task), None, "")), False
         except Exception as error:
-            answer, failed = pickle.dumps((None, error, traceback.format_exc())), True
+            answer, failed = pickle.dumps((None, _portable(error), traceback.format_exc())), True
         results.send_bytes(answer)
         if failed:
             return
+
+
+def _portable(error: Exception) -> Exception:
+    """The error, or what it says where it cannot be sent to another process."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error

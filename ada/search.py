@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ada.processes import default_processes, work_off
+from ada.processes import num_processes, work_off
 from ada.progress import Advance, progress
 from ada.rewards import WeightedReward
 from ada.rewards.damage import VISIBLE_DISTANCE, bounded_damage
@@ -68,7 +68,7 @@ class ScheduleSearch:
         check_kinds(kinds)
         self.pipeline, self.reward, self.cases, self.kinds = pipeline, reward, list(cases), tuple(kinds)
         self.visible, self.batch_size, self._report = visible, batch_size, report
-        self.processes = processes or default_processes(pipeline.device)
+        self.processes = num_processes(pipeline.device, processes)
         self.num_steps = pipeline.num_inference_steps
         self.open = range(max(3, round(first * self.num_steps)), self.num_steps - 1)
         self.table = open_table(folder, pipeline, reward, self.kinds)
@@ -186,9 +186,13 @@ class ScheduleSearch:
             most_saved: share of the steps that the last rung reuses.
 
         Raises:
-            ValueError: it is no share, or none of a step.
+            ValueError: it is no share, or none of a step; or no step may reuse.
         """
         most = min(round(most_saved * self.num_steps), len(self.open))
+        if not self.open:
+            raise ValueError(
+                f"None of the {self.num_steps} steps may reuse: the first {self.open.start} and the last compute. Take more."
+            )
         if most_saved > 1 or most < 1:
             raise ValueError(
                 f"`most_saved` must be a share of the steps, of one of the {self.num_steps} at least; got {most_saved}."

@@ -10,7 +10,7 @@ from torch import Tensor
 from variants import LEVELS, Judged
 
 from ada.policy import AdaPolicy
-from ada.processes import default_processes, work_off
+from ada.processes import num_processes, work_off
 from ada.progress import progress
 from ada.rewards.damage import bounded_damage, visibly_changed
 from ada.rollouts import Case, FrozenPipeline, Table
@@ -109,7 +109,7 @@ def try_out(
 
     batches = [[todo[start : start + batch_size]] for start in range(0, len(todo), batch_size)]
     with progress(f"Running {name} on test captions", len(todo)) as advance:
-        for rows, values in work_off(batches, run, default_processes(pipeline.device)):
+        for rows, values in work_off(batches, run, num_processes(pipeline.device)):
             table.add(rows, values)
             advance(len(rows) // len(names))
     damage, saved = (torch.stack([table.values(case, names, name) for case in cases]) for name in ("damage", "saved"))

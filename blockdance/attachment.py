@@ -145,10 +145,10 @@ def attach(session: Session) -> None:
     Raises:
         BlockDanceError: one is on already, for the same pipeline or for a transformer whoever drives it.
     """
-    for transformer in session.transformers.values():
-        _refuse_second(transformer, session)
-    for transformer in session.transformers.values():
-        with _CREATING:
+    with _CREATING:
+        for transformer in session.transformers.values():
+            _refuse_second(transformer, session)
+        for transformer in session.transformers.values():
             attachment = attachment_of(transformer)
             if attachment is None:
                 attachment = Attachment(transformer)
@@ -166,11 +166,11 @@ def detach(session: Session) -> None:
     """Turns a plan off; does nothing where it is off."""
     with between_calls(session.transformers.values()):
         session.reset()
-    for transformer in session.transformers.values():
-        attachment = attachment_of(transformer)
-        if attachment is None or session not in attachment.sessions:
-            continue
-        with _CREATING:
+    with _CREATING:
+        for transformer in session.transformers.values():
+            attachment = attachment_of(transformer)
+            if attachment is None or session not in attachment.sessions:
+                continue
             attachment.sessions = [other for other in attachment.sessions if other is not session]
             if not attachment.sessions:
                 attachment.let_go()

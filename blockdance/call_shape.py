@@ -46,7 +46,7 @@ class CallShape:
         leaves, spec = tree_flatten(given)
         key = (str(spec), *(_signature(leaf) for leaf in leaves))
         kept = [_without_memory(leaf) for leaf in leaves]
-        values = tuple(leaf.contiguous().view(torch.uint8).numpy().tobytes() for leaf in kept if isinstance(leaf, Tensor))
+        values = tuple(leaf.flatten().view(torch.uint8).numpy().tobytes() for leaf in kept if isinstance(leaf, Tensor))
         return CallShape(key, values, kept, spec)
 
     def inputs(self, device: torch.device) -> dict[str, Any]:

@@ -42,5 +42,6 @@ def _mark(axis: Axes, actions: Tensor, schedule: ReuseSchedule) -> None:
         if action != COMPUTE
         for block in schedule.kinds[action - 1].skipped_blocks
     ]
-    steps, blocks = zip(*skipped, strict=True)
-    axis.scatter(steps, blocks, s=8, color="white", edgecolors="black", linewidths=0.4)
+    if skipped:
+        steps, blocks = zip(*skipped, strict=True)
+        axis.scatter(steps, blocks, s=8, color="white", edgecolors="black", linewidths=0.4)

@@ -169,7 +169,7 @@ class OutcomeSearch:
     def _beginnings(self) -> list[BlockDanceConfig]:
         """The paper's settings, and every N from early, middle and late steps on."""
         deepest = BlockDanceConfig(boundary=self._boundaries[-1], order=1, weight=0.5)
-        paper = BlockDanceConfig(boundary=min(self._num_blocks - 1, round(PAPER_BOUNDARY * self._num_blocks)))
+        paper = BlockDanceConfig(boundary=BlockDanceConfig().kind(self._num_blocks).boundary)
         spread = product((0.2, 0.4, 0.6), _INTERVALS)
         return [paper, *(replace(deepest, interval=interval, reuse_range=(start, 0.95)) for start, interval in spread)]
 

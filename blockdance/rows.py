@@ -101,8 +101,9 @@ class RowPlan:
             ]
         if isinstance(first, Tensor):
             return self._joiner.join(parts)
-        if type(first) is tuple:
-            return tuple(self.join(leaves) for leaves in zip(*parts, strict=True))
+        if isinstance(first, tuple):
+            joined = [self.join(leaves) for leaves in zip(*parts, strict=True)]
+            return tuple(joined) if type(first) is tuple else type(first)(*joined)  # a named tuple
         if isinstance(first, dict):  # diffusers' output classes
             return type(first)(**{name: self.join([part[name] for part in parts]) for name in first})
         return first

@@ -179,7 +179,7 @@ class BlockDanceConfig:
 
     def kind(self, num_blocks: int) -> Reuse:
         """The kind of reuse on a model of `num_blocks` blocks."""
-        boundary = round(PAPER_BOUNDARY * num_blocks) if self.boundary is None else self.boundary
+        boundary = min(num_blocks - 1, round(PAPER_BOUNDARY * num_blocks)) if self.boundary is None else self.boundary
         return Reuse(boundary=boundary, order=self.order, weight=self.weight)
 
     def schedule(self, num_steps: int, num_blocks: int) -> ReuseSchedule:

@@ -20,7 +20,7 @@ from ada.evaluation.report.table import terminal_table
 from ada.evaluation.request import EMBEDDED, GATES, EvaluationOptions, Request, Settings, ladder_of
 from ada.noise import EVALUATION, SEARCH_OF_EVALUATION
 from ada.policy import AdaPolicy
-from ada.processes import default_processes
+from ada.processes import num_processes
 from ada.rollouts import FrozenPipeline
 from ada.rollouts.fingerprints import name_of, networks_digest, parts_digest
 from ada.schedules import Ladder
@@ -132,10 +132,10 @@ def _evaluate(
     # the prompts that the grid shows, spread evenly
     shown = frozenset(place * len(request.prompts) // GRID_PROMPTS for place in range(GRID_PROMPTS))
     kept = frozenset(range(len(cases.prompts))) if request.keep_images else shown
-    processes = request.processes or default_processes(frozen.device)
+    processes = num_processes(frozen.device, request.processes)
     plan = Plan(frozen, methods, cases, request.measured, request.embed, store, kept, request.most_images, processes)
     reasons = measure.measure_methods(plan, console)
-    timed = [method for method in methods if request.times(method) and reasons[method.name] is None]
+    timed = [method for method in methods if (request.times(method) or method is methods[0]) and reasons[method.name] is None]
     timings = measure.time_methods(plan, timed, request.timing(), console)
     if reason := reasons[request.compare_with]:
         raise EvaluationError(f"The row {request.compare_with!r} that all are compared with does not apply: {reason}")

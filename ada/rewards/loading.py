@@ -37,7 +37,7 @@ def find_weights(model: str, names: Sequence[str]) -> Path:
         try:
             return Path(hf_hub_download(model, name))
         except (EntryNotFoundError, HfHubHTTPError, HFValidationError) as error:
-            trouble = str(error).strip().splitlines()[0]
+            trouble = str(error).strip().partition("\n")[0]
     raise FileNotFoundError(
         f"Neither a file nor a folder is at {model!r}, and none of {', '.join(names)} could be had from the Hub under this name "
         f"({trouble}). Download the file and give its path."
@@ -54,14 +54,14 @@ def read_tensors(path: Path, nested: str | None = None) -> dict[str, Tensor]:
     Raises:
         WeightsError: the file holds something else than named tensors.
     """
-    if path.suffix == ".safetensors":
-        return load_file(path)
     try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # whatever the unpickler stumbles over in a file of another kind
+    except Exception as error:  # whatever a reader stumbles over in a file of another kind
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise WeightsError(
-            f"{path} is no file of tensors alone, and nothing else is unpickled ({str(error).splitlines()[0]}). "
-            f"Use the published file or a .safetensors copy."
+            f"{path} is no file of tensors alone, and nothing else is unpickled ({reason}). Use the published file or a .safetensors copy."
         ) from error
     if nested is not None and isinstance(content, dict) and nested in content:
         content = content[nested]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ada.policy.sight import describe
-from ada.processes import default_processes, work_off
+from ada.processes import num_processes, work_off
 from ada.rewards import RewardError, WeightedReward
 from ada.rewards.weighted import QUALITY
 from ada.rollouts.driver import roll_out
@@ -138,9 +138,9 @@ class Collector:
 
     def missing(self, cases: Sequence[Case]) -> list[Case]:
         """The cases of which something is not in the table yet."""
-        return [case for case in dict.fromkeys(cases) if self._open(case)]
+        return [case for case in dict.fromkeys(cases) if self.missing_rungs(case)]
 
-    def _open(self, case: Case) -> tuple[int, ...]:
+    def missing_rungs(self, case: Case) -> tuple[int, ...]:
         """The rungs that must be run for what is not known of a case, the reference with them."""
         rungs, beginnings = self.names(case)
         found = {rung for rung, name in enumerate(rungs) if not self.table.knows(case, name)}
@@ -158,13 +158,13 @@ class Collector:
         """
 
         def alike(case: Case) -> tuple[Any, ...]:
-            return case.settings, self._open(case)
+            return case.settings, self.missing_rungs(case)
 
         batches = []
         for (_, rungs), group in groupby(sorted(self.missing(cases), key=alike), key=alike):
             todo = list(group)
             batches += [[(todo[start : start + self.batch_size], rungs)] for start in range(0, len(todo), self.batch_size)]
-        processes = self.processes or default_processes(self.pipeline.device)
+        processes = num_processes(self.pipeline.device, self.processes)
         for rows, values, seen, sights in work_off(batches, lambda batch: self.run(*batch), processes):
             self.table.add(rows, values, seen, sights)
             advance(len({case for case, _ in rows}))

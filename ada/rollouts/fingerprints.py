@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
+from functools import partial
 from inspect import ismethod
 from typing import Any
 
@@ -122,6 +123,10 @@ def described(value: Any, holders: tuple[Any, ...] = ()) -> Any:
         return [list(array.shape), hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]]
     if isinstance(value, nn.Module):
         return weights_digest(value)
+    if isinstance(value, partial):
+        return [name_of(value), described([value.func, value.args, value.keywords], holders)]
+    if ismethod(value):
+        return [name_of(value), described(value.__self__, holders)]
     if hasattr(value, "__qualname__"):
         return [name_of(value), {}]
     if not hasattr(value, "__dict__"):

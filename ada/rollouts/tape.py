@@ -50,7 +50,10 @@ class Tape:
         self._files: OrderedDict[Path, int] = OrderedDict()
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            known = [(file.stat(), file) for file in self.folder.glob("*.safetensors")]
+            known = []
+            for file in self.folder.glob("*.safetensors"):
+                with suppress(FileNotFoundError):  # another process made room
+                    known.append((file.stat(), file))
             self._files.update((file, stat.st_size) for stat, file in sorted(known, key=lambda entry: entry[0].st_mtime))
             self._limit_files()
 
@@ -78,7 +81,7 @@ class Tape:
 
     def _file(self, case: Case) -> Path:
         assert self.folder is not None
-        return self.folder / f"{digest([case.prompt, case.seed])}.safetensors"
+        return self.folder / f"{digest(case.to_json())}.safetensors"
 
     def _read(self, case: Case) -> Record | None:
         """The record in a case's file; a file that cannot be read is put aside."""

@@ -138,8 +138,9 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever the unpickler stumbles over in a broken file
+        reason = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
         raise RunError(
-            f"The checkpoint {file} cannot be read: {str(error).splitlines()[0]} Put an older copy in its place, or delete it and the "
+            f"The checkpoint {file} cannot be read: {reason}. Put an older copy in its place, or delete it and the "
             "same command begins again; rollouts that are in a table are not lost."
         ) from error
     return content

@@ -203,6 +203,10 @@ class LadderTraining(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = torch.optim.Adam(self.trained.parameters(), self.learning_rate)
+        if not math.isfinite(self.trainer.estimated_stepping_batches):
+            raise RunError(
+                "A run needs an end, which its learning rate falls to: give `--trainer.max_epochs` or `--trainer.max_steps`."
+            )
         cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}
 
@@ -256,13 +260,13 @@ def kept_by_folds(captions: Tensor, folds: int) -> list[Tensor]:
 
     Args:
         captions: int64 `(cases,)`, a number for every caption.
-        folds: how many.
+        folds: how many; no more than there are captions.
 
     Returns:
         bool `(cases,)` each.
     """
     order = captions.unique(return_inverse=True)[1]
-    return [order % folds != fold for fold in range(folds)]
+    return [order % folds != fold for fold in range(min(folds, int(order.max()) + 1))]
 
 
 def critic_targets(cost: Tensor, chosen: Tensor, num_directions: int | None = None) -> Tensor:

@@ -22,16 +22,18 @@ class ProgressLines(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        total = int(trainer.num_training_batches) * (trainer.max_epochs or 1)
+        epochs = trainer.max_epochs or -1
+        total = int(trainer.num_training_batches) * epochs if epochs > 0 else None  # else as long as it may
         done, now = self._done(trainer), monotonic()
-        if not trainer.is_global_zero or (now - self._shown < SECONDS_BETWEEN and done < total):
+        if not trainer.is_global_zero or (now - self._shown < SECONDS_BETWEEN and done != total):
             return
         self._shown = now
-        left = (now - self._started) / max(1, done - self._before) * (total - done)
+        seconds = (now - self._started) / max(1, done - self._before)
+        of, left = ("", "") if total is None else (f" of {total}", f", about {seconds * (total - done):.0f} s left")
+        epoch = f"{trainer.current_epoch + 1} of {epochs}" if epochs > 0 else str(trainer.current_epoch + 1)
         values = ", ".join(f"{name} {float(value):.4g}" for name, value in trainer.progress_bar_metrics.items())
         print(
-            f"Epoch {trainer.current_epoch + 1} of {trainer.max_epochs}, step {done} of {total}: {values}; {now - self._started:.0f} s, "
-            f"about {left:.0f} s left",
+            f"Epoch {epoch}, step {done}{of}: {values}; {now - self._started:.0f} s{left}",
             flush=True,
         )
 

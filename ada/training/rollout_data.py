@@ -149,7 +149,7 @@ class RolloutDataModule(LightningDataModule):
         rounds = -(-int(trainer.strategy.reduce(longest, reduce_op="max")) // size)
         if not rounds:
             return
-        started, done = monotonic(), len(todo) * len(self.ladder)
+        started, done = monotonic(), sum(len(self.collector.missing_rungs(case)) for case in todo)
         with progress(f"Rolling out {len(self.ladder)} schedules on {title} captions", len(todo)) as advance:
             for start in range(0, rounds * size, size):
                 together(partial(self.collector.fill, todo[start : start + size], advance))

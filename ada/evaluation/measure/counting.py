@@ -135,15 +135,21 @@ def weighed(device: torch.device, call: Callable[[], Result]) -> tuple[Result, i
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         result = call()
+    peak = _peak(profiler)
+    # the profiler is part of a cycle and holds hundreds of megabytes of events
+    del profiler
+    gc.collect()
+    return result, peak
+
+
+def _peak(profiler: Any) -> int:
+    """The most bytes that were held at once, by the allocations that a profiler saw."""
     held = peak = 0
     for event in profiler.profiler.kineto_results.events():
         if event.name() == MEMORY_EVENT:
             held += event.nbytes()
             peak = max(peak, held)
-    # the profiler is part of a cycle and holds hundreds of megabytes of events
-    del profiler, event
-    gc.collect()
-    return result, peak
+    return peak
 
 
 @dataclass(frozen=True)

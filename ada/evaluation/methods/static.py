@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ada.evaluation.methods.base import FEWER_STEPS, FULL_COMPUTE, STATIC, Method
-from ada.rollouts import FrozenPipeline
+from ada.rollouts import FrozenPipeline, name_of
 from ada.schedules import Ladder
 from blockdance import BlockDanceConfig, BlockReuse, FeatureRecorder, Plan, ReuseSchedule, ScheduleError
 
@@ -132,7 +132,7 @@ def ladder_methods(ladder: Ladder, num_inference_steps: int, num_blocks: int) ->
         Method(
             name=f"Static rung {place}, {reused[place]:.0%}", family=STATIC, group="static", timed=place in timed,
             num_inference_steps=num_inference_steps, plan=fitted.schedule(torch.tensor([place])), reason=reason,
-            note=f"Rung {place} of the ladder: {''.join(map(str, rung))}, searched on training prompts.",
+            note=f"Rung {place} of the ladder: {name_of(rung)}, searched on training prompts.",
         )
         for place, rung in rows.items()
     ]  # fmt: skip

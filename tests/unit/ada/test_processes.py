@@ -9,7 +9,7 @@ from multiprocessing import get_context
 import pytest
 import torch
 
-from ada.processes import work_off
+from ada.processes import num_processes, work_off
 
 GROUPS = [[(group, task) for task in range(4)] for group in range(3)]
 
@@ -80,6 +80,29 @@ def test_an_error_in_a_process_is_an_error_here() -> None:
     with pytest.raises(OSError, match="The disk is full at") as caught:
         list(work_off(GROUPS[:1], work, 2))
     assert "in work" in str(caught.value.__cause__)  # where it was raised
+
+
+class FailedAtError(Exception):
+    """Cannot be made anew from its message alone, as unpickling does."""
+
+    def __init__(self, place: int, what: str) -> None:
+        super().__init__(f"{what} at {place}.")
+
+
+def test_an_error_that_cannot_be_sent_says_what_it_said() -> None:
+    def work(task: tuple[int, int]) -> None:
+        raise FailedAtError(task[1], "Nothing was drawn")
+
+    with pytest.raises(RuntimeError, match=r"FailedAtError: Nothing was drawn at \d") as caught:
+        list(work_off(GROUPS[:1], work, 2))
+    assert "in work" in str(caught.value.__cause__)
+
+
+def test_an_accelerator_has_one_process() -> None:
+    assert num_processes(torch.device("cuda")) == num_processes(torch.device("cuda"), 1) == 1
+    assert num_processes(torch.device("cpu"), 3) == 3
+    with pytest.raises(ValueError, match="3 processes are asked for, and on cuda one is all"):
+        num_processes(torch.device("cuda"), 3)
 
 
 def test_a_process_that_is_killed_is_told() -> None:

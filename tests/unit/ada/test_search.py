@@ -170,6 +170,8 @@ def test_a_search_that_cannot_be_is_refused_before_anything_is_run(tmp_path: Pat
         assert message in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"`most_saved` must be a share of the steps.* got 1\.5"):
         make_search().ladder(1.5)
+    with pytest.raises(ValueError, match="None of the 8 steps may reuse: the first 7 and the last compute"):
+        make_search(first=0.9).ladder()
 
 
 def test_an_interrupted_search_says_that_it_goes_on(

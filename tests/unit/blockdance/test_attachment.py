@@ -4,6 +4,8 @@ import copy
 import inspect
 import io
 import pickle
+import threading
+import time
 from collections.abc import Iterator
 from types import MethodType, SimpleNamespace
 from typing import Any
@@ -16,6 +18,7 @@ from diffusers import FirstBlockCacheConfig, FluxTransformer2DModel
 from diffusers.hooks import apply_first_block_cache
 from torch import Tensor, nn
 
+import blockdance.attachment as attachment_module
 from blockdance import (
     BlockDanceConfig,
     BlockDanceError,
@@ -187,6 +190,30 @@ def test_a_half_done_generation_is_freed_by_remove() -> None:
     assert handle.report().cache_bytes > 0
     handle.remove()
     assert handle.report().cache_bytes == 0
+
+
+def test_two_threads_turn_it_on_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, outcomes = build_pixart_again(), list[str]()
+    look = attachment_module._refuse_second
+
+    def look_slowly(*args: Any) -> None:
+        look(*args)
+        time.sleep(0.2)
+
+    def turn_on() -> None:
+        try:
+            apply_blockdance(model, CONFIG, num_inference_steps=4)
+            outcomes.append("on")
+        except BlockDanceError:
+            outcomes.append("refused")
+
+    monkeypatch.setattr(attachment_module, "_refuse_second", look_slowly)
+    threads = [threading.Thread(target=turn_on) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == ["on", "refused"]
 
 
 def test_get_blockdance_finds_the_handle() -> None:

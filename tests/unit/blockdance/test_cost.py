@@ -314,6 +314,13 @@ def test_padding_to_anothers_caption_is_not_counted(name: str, make: Any, length
     assert found.tolist() == pytest.approx(expected, rel=1e-9)
 
 
+def test_whole_numbers_that_a_call_is_given_tell_it_from_others() -> None:
+    calls = [{"x": torch.ones(1, 2), "frames": torch.tensor(frames)} for frames in (16, 16, 8, [16])]
+    one, same, *others = [(shape.key, shape.values) for shape in (CallShape.of(call, "timestep") for call in calls)]
+    assert one == same
+    assert one not in others
+
+
 def test_costs_that_are_not_read_any_more_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     """Captions of ever new lengths do not fill the memory, and what is asked for again is not counted anew."""
     monkeypatch.setattr(costs, "_MOST", 4)  # the shape itself, and three lengths

@@ -1,9 +1,11 @@
 """Rows of a batch: taken out, put in their places and joined again, against plain indexing."""
 
 from itertools import product
+from typing import NamedTuple
 
 import pytest
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from blockdance.pieces import RowSet
@@ -44,6 +46,13 @@ def test_contiguous_rows_are_narrowed_and_others_take_one_kernel() -> None:
     assert index.copies == 1
 
 
+class Output(NamedTuple):
+    """What some models return instead of a tuple."""
+
+    sample: Tensor
+    kind: str
+
+
 ACTIONS = list(product(range(2), repeat=4))
 TWINS = [None, [0, 0, 0, 0], [0, 0, 2, 2], [0, 1, 0, 1], [0, 1, 2, 0]]
 
@@ -60,6 +69,9 @@ def test_every_row_gets_what_its_first_twin_of_the_same_action_computed(twins: l
         expected = inputs + 100 * torch.tensor(actions).repeat(branches)[:, None]
         assert torch.equal(step.join(outputs), expected)
         assert step.join([list(output) for output in outputs]) == list(expected)
+        named = step.join([Output(output, "eps") for output in outputs])
+        assert torch.equal(named.sample, expected)
+        assert named.kind == "eps"
         buffer = torch.full_like(inputs, -1.0)
         for group, output in zip(step.groups, outputs, strict=True):
             group.placement.put(buffer, output)

@@ -23,6 +23,7 @@ def test_blockdance_n_reuses_the_papers_steps(interval: int, reused: list[int]) 
 def test_default_boundary_scales_the_papers_20_of_28() -> None:
     assert BlockDanceConfig().kind(28).boundary == 20
     assert BlockDanceConfig().kind(16).boundary == 11
+    assert BlockDanceConfig().kind(1).boundary == 0
     assert BlockDanceConfig(boundary=15).kind(16).boundary == 15
 
 

@@ -367,9 +367,18 @@ def test_a_damaged_config_is_named(policy: LadderPolicy, tmp_path: Path, damage:
 
 def test_another_class_than_the_folders_is_named(policy: LadderPolicy, tmp_path: Path) -> None:
     policy.save_pretrained(tmp_path)
-    with pytest.raises(IncompatiblePolicyError, match="form 'ladder'; StepPolicy reads"):
+    with pytest.raises(IncompatiblePolicyError, match=r"form 'ladder'; StepPolicy reads \['steps'\]"):
         StepPolicy.from_pretrained(tmp_path)
     assert isinstance(LadderPolicy.from_pretrained(tmp_path), LadderPolicy)
+
+
+def test_a_subclass_takes_no_folder_from_the_class_it_derives_from(policy: LadderPolicy, tmp_path: Path) -> None:
+    class Mine(LadderPolicy):
+        pass
+
+    policy.save_pretrained(tmp_path)
+    assert type(AdaPolicy.from_pretrained(tmp_path)) is LadderPolicy
+    assert type(Mine.from_pretrained(tmp_path)) is Mine
 
 
 def test_another_architecture_is_named(collector: Collector, sights: Tensor) -> None:
@@ -422,15 +431,12 @@ def test_images_on_no_rung_compute_to_the_end(collector: Collector, policy: Ladd
     seen: list[PolicyState] = []
 
     class Watching(LadderPolicy):
-        form = "watching"
-
         def decide(self, state: PolicyState):  # type: ignore[no-untyped-def]
             seen.append(state)
             return super().decide(state)
 
     watching = Watching(**policy.config)
     watching.load_state_dict(policy.state_dict())
-    AdaPolicy.forms.pop("watching")
     run(frozen, watching.with_options(compute=0.74), CASES[:2])
     assert [state.step for state in seen] == [3, 5]
     strange = replace(seen[1], actions=seen[1].actions.clone())

@@ -58,6 +58,10 @@ def test_nothing_but_tensors_is_unpickled(tmp_path: Path) -> None:
     (tmp_path / "bad.pt").write_bytes(b"an error page of a web server")
     with pytest.raises(WeightsError, match=r"bad\.pt is no file of tensors alone"):
         read_tensors(tmp_path / "bad.pt")
+    for name in ("empty.pt", "empty.safetensors"):
+        (tmp_path / name).touch()
+        with pytest.raises(WeightsError, match=rf"{name} is no file of tensors alone"):
+            read_tensors(tmp_path / name)
     torch.save({"weight": torch.zeros(1), "epoch": 3}, tmp_path / "bad.pt")
     with pytest.raises(WeightsError, match="not a dictionary of tensors by name"):
         read_tensors(tmp_path / "bad.pt")

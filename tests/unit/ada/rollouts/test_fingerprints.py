@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,17 @@ def test_tensors_are_told_apart_by_content_and_callables_by_name_and_attributes(
     told = build_frozen(inputs=FromImages(zeros))
     assert "inputs" not in plain.fingerprint(), "tables that were made without stay valid"
     assert told.fingerprint() != build_frozen(inputs=FromImages(ones)).fingerprint()
+
+
+def test_callables_are_told_apart_by_what_they_were_made_with() -> None:
+    """An `inputs` of another size is another base: it must not take the other's rollouts."""
+    ones, zeros = FromImages(torch.ones(2, 3)), FromImages(torch.zeros(2, 3))
+    for one, other in [
+        (partial(ones, size=512), partial(ones, size=1024)),
+        (partial(len, []), partial(sum, [])),
+        (ones.__call__, zeros.__call__),
+    ]:
+        assert described(one) == described(one) != described(other)
 
 
 def test_weights_are_told_apart_whatever_the_order_in_which_they_are_added_up() -> None:

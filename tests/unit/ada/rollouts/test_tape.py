@@ -54,6 +54,7 @@ def test_what_memory_has_no_room_for_is_read_from_disk(tmp_path: Path) -> None:
         assert reader.num_bytes == RECORD_BYTES
     assert Tape(RECORD_BYTES, tmp_path, {"base": 2}).get(FIRST) is None, "other settings are another folder"
     assert tape.get(Case(FIRST.prompt, 9)) is None
+    assert tape.get(Case(FIRST.prompt, FIRST.seed, (("num_inference_steps", 30),))) is None
 
 
 def test_files_are_bounded_and_the_least_recently_used_goes_first(tmp_path: Path) -> None:

@@ -212,6 +212,7 @@ def test_folds_keep_a_captions_cases_together() -> None:
     captions = torch.tensor([7, 7, 2, 5, 5, 9])
     judged = [(~kept).tolist() for kept in kept_by_folds(captions, 2)]
     assert judged == [[True, True, True, False, False, False], [False, False, False, True, True, True]]
+    assert len(kept_by_folds(captions, 8)) == 4, "a policy that has seen all captions judges none"
 
 
 def test_parts_are_judged_by_their_own_policies() -> None:
