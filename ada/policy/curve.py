@@ -8,6 +8,10 @@ from typing import Any
 
 from ada.policy.wishes import WishError
 
+ROUNDING = 1e-6
+JUMP, CLOSE = 0.1, 1.25
+"""A curve jumps where λ that differ by a quarter at most differ by more than this in the mean share of the compute."""
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -44,15 +48,53 @@ class Curve:
             raise ValueError("`curve` must be ordered by `quality_weight`.")
         return curve
 
+    def reachable(self) -> list[tuple[float, float]]:
+        """The mean shares of the compute that some λ spends: ranges from least to most.
+
+        Between neighbouring λ ever more images change their rung, so every mean between is met; where they all change at once, none is.
+        """
+        points = [(1 - saved, 1 - saved) for saved in self.saved]
+        ranges: list[tuple[float, float]] = []
+        for low, high in sorted([*points, *(tuple(sorted(pair)) for pair in self._steps().values())]):
+            if ranges and low <= ranges[-1][1]:
+                ranges[-1] = ranges[-1][0], max(high, ranges[-1][1])
+            else:
+                ranges.append((low, high))
+        return ranges
+
+    def spends(self, compute: float) -> bool:
+        """Whether some λ spends this share of the compute on average."""
+        return any(low - ROUNDING <= compute <= high + ROUNDING for low, high in self.reachable())
+
     def weight_for_compute(self, compute: float) -> float:
-        """λ at which images spend this share of the compute on average; between two that were measured, in proportion of its logarithm, as
-        ever more images change their rung on the way from one to the other.
+        """λ at which images spend this share of the compute on average; between two that were measured, in proportion of its logarithm.
 
         Raises:
             WishError: no λ does; it says which can be had.
         """
-        spent = [1 - saved for saved in self.saved]
-        return self._invert(spent, compute, "mean_compute", "a mean compute")
+        ranges = self.reachable()
+        if not self.spends(compute):
+            raise WishError(
+                f"`mean_compute` must lie between {' or between '.join(f'{low:.3f} and {high:.3f}' for low, high in ranges)}, a mean "
+                f"compute that this policy can meet; got {compute}. `batch_compute` shares a budget among the images of every batch."
+            )
+        wanted = min(max(compute, ranges[0][0]), ranges[-1][1])
+        for place, pair in self._steps().items():
+            if min(pair) - ROUNDING <= wanted <= max(pair) + ROUNDING:
+                weight, next_weight = self.quality_weight[place : place + 2]
+                part = (wanted - pair[0]) / (pair[1] - pair[0]) if pair[1] != pair[0] else 0.0
+                return float(weight * (next_weight / weight) ** part)
+        return min(zip(self.saved, self.quality_weight, strict=True), key=lambda point: abs(1 - point[0] - wanted))[1]
+
+    def _steps(self) -> dict[int, tuple[float, float]]:
+        """What neighbouring λ spend, by the place of the first; without the jumps."""
+        return {
+            place: (1 - saved, 1 - next_saved)
+            for place, ((weight, saved), (next_weight, next_saved)) in enumerate(
+                pairwise(zip(self.quality_weight, self.saved, strict=True))
+            )
+            if abs(saved - next_saved) <= JUMP or next_weight > CLOSE * weight
+        }
 
     def weight_for_changed(self, changed: float) -> float:
         """The smallest λ at which no more than this share of the images is visibly changed.
@@ -70,17 +112,3 @@ class Curve:
             for place, weight in enumerate(self.quality_weight)
             if all(later <= changed for later in self.changed[place:])
         )
-
-    def _invert(self, values: Sequence[float], wanted: float, name: str, what: str) -> float:
-        low, high = min(values), max(values)
-        if not low - 1e-6 <= wanted <= high + 1e-6:
-            raise WishError(
-                f"`{name}` must lie between {low:.3f} and {high:.3f}, {what} that this policy can meet; got {wanted}."
-            )
-        wanted = min(max(wanted, low), high)
-        place = next(
-            place for place, (one, other) in enumerate(pairwise(values)) if min(one, other) <= wanted <= max(one, other)
-        )
-        (one, other), (weight, next_weight) = values[place : place + 2], self.quality_weight[place : place + 2]
-        part = (wanted - one) / (other - one) if other != one else 0.0
-        return float(weight * (next_weight / weight) ** part)

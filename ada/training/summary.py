@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from ada.training.outcome import Outcome
+from ada.training.outcome import LEVELS, Outcome
 
 WIDTH = 132
 
@@ -43,6 +43,9 @@ def print_outcome(outcome: Outcome, num_training_cases: int, minutes: float) -> 
             f"[{colours[level.verdict]}]{level.verdict}[/]",
         )  # fmt: skip
     console.print(table)
+    missing = [f"{level:.0%}" for level in LEVELS if level not in {round(found.saved, 6) for found in outcome.levels}]
+    if missing:
+        console.print(f"Not reached: {', '.join(missing)}. {_what_is_saved(outcome)}", highlight=False)
     console.print(verdict(outcome), highlight=False)
     console.print(
         f"Learnt from {num_training_cases} images in {minutes:.1f} minutes, rollouts of this run included.", highlight=False
@@ -53,6 +56,8 @@ def verdict(outcome: Outcome) -> str:
     """In one or two sentences."""
     better = [f"{level.saved:.0%}" for level in outcome.levels if level.verdict == "better"]
     worse = [f"{level.saved:.0%}" for level in outcome.levels if level.verdict == "worse"]
+    if not outcome.levels and max(outcome.curve.saved) >= min(LEVELS):
+        return f"The policy cannot be judged at any level. {_what_is_saved(outcome)}"
     if not outcome.levels:
         return "The policy saves nothing: it learnt nothing. More training captions, or a ladder with gentler rungs, may help."
     first = (
@@ -61,6 +66,13 @@ def verdict(outcome: Outcome) -> str:
         else "The policy beats the mixture of static schedules nowhere with an interval clear of zero: more captions may help."
     )
     return first + (f" It is worse at {', '.join(worse)}." if worse else "")
+
+
+def _what_is_saved(outcome: Outcome) -> str:
+    """What a user can have of a policy on average, and which setting that depends on."""
+    ranges = [(1 - high, 1 - low) for low, high in reversed(outcome.curve.reachable())]
+    told = [f"{low:.0%}" if high - low < 0.005 else f"{low:.0%} to {high:.0%}" for low, high in ranges]
+    return f"On average it saves {' or '.join(told)}, by λ; `visible_damage` says what damage counts."
 
 
 def print_history(history: Sequence[dict[str, float]], minutes: float) -> None:

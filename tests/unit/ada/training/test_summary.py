@@ -50,7 +50,16 @@ def test_every_level_is_a_row(capsys: pytest.CaptureFixture[str]) -> None:
     ids=["better and worse", "better", "level", "saves nothing"],
 )
 def test_a_verdict_claims_what_is_clear_of_zero(levels: tuple[LevelOutcome, ...], words: str) -> None:
-    assert verdict(Outcome(levels, CURVE, 240)) == words
+    curve = CURVE if levels else Curve([1.0], [0.0], [0.0], [0.0])
+    assert verdict(Outcome(levels, curve, 240)) == words
+
+
+def test_levels_that_no_weight_reaches_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    jumping = Curve([1.0, 1.1, 2.0, 2.1], [0.42, 0.37, 0.34, 0.0], [0.0] * 4, [0.0] * 4)
+    print_outcome(Outcome((level(0.35, 0.01, 0.02), level(0.4, 0.01, 0.02)), jumping, 240), 240, 1.0)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "Not reached: 10%, 15%, 20%, 25%, 30%, 45%, 50%. On average it saves 0% or 34% to 42%, by λ;" in printed
+    assert verdict(Outcome((), jumping, 240)).startswith("The policy cannot be judged at any level. On average it saves")
 
 
 def test_the_best_validation_is_set_beside_the_start(capsys: pytest.CaptureFixture[str]) -> None:
