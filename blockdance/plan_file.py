@@ -61,7 +61,10 @@ def load_plan(path: str | Path, target: Any) -> BlockDanceConfig | ReuseSchedule
         plan = _plan(content)
         made_for = content["model"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ScheduleError(f"{path} is no plan that `save_plan` wrote ({error!r}). Calibrate again to make one.") from error
+        raise ScheduleError(
+            f"{path} is no plan that `save_plan` wrote ({type(error).__name__}: {error}). `python -m blockdance calibrate` makes one; a "
+            "trained policy is given by its folder."
+        ) from error
     model = _model(target)
     if made_for != model:
         raise ScheduleError(

@@ -67,9 +67,9 @@ def _load(plan: str | Path, transformers: Mapping[str, nn.Module]) -> Plan:
             f"There is no plan file and no policy folder {path}. `python -m blockdance calibrate` makes a plan file, `python train.py` a "
             "policy folder; a policy on the Hub is `user/name`."
         )
-    if path.name == "config.json" and (path.parent / "model.safetensors").is_file():
+    if path.name in ("config.json", "model.safetensors") and (path.parent / "model.safetensors").is_file():
         raise ScheduleError(f"{path} is one of a policy's files, which are loaded together. Give its folder: {path.parent}.")
-    return next(load_plan(path, transformer) for transformer in transformers.values())
+    return load_plan(path, next(iter(transformers.values())))
 
 
 def _load_policy(source: str) -> Plan:

@@ -27,7 +27,8 @@ class BlockDanceReport:
         cache_bytes: bytes that the cache holds now.
         peak_cache_bytes: most bytes that it held.
         predicted_damage: `(images,)`, what the policy expected its last decision to do to each image, on the scale of its training (for an
-            `ada` policy bounded, 0 to 1); None where nothing that expects has decided.
+            `ada` policy bounded, 0 to 1), NaN where it cannot tell, as between two rungs of a ladder; None where nothing that expects
+            has decided.
     """
 
     actions: Tensor

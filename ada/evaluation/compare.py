@@ -17,11 +17,11 @@ from ada.evaluation.measure.metrics import VIDEO_COLUMNS
 from ada.evaluation.methods import Cases, Method, NotApplicableError
 from ada.evaluation.report import write_reports
 from ada.evaluation.report.table import terminal_table
-from ada.evaluation.request import EMBEDDED, GATES, EvaluationOptions, Request, Settings, ladder_of
+from ada.evaluation.request import GATES, EvaluationOptions, Request, Settings, ladder_of
 from ada.noise import EVALUATION, SEARCH_OF_EVALUATION
 from ada.policy import AdaPolicy
 from ada.processes import num_processes
-from ada.rollouts import FrozenPipeline
+from ada.rollouts import EMBEDDED, FrozenPipeline
 from ada.rollouts.fingerprints import name_of, networks_digest, parts_digest
 from ada.schedules import Ladder
 

@@ -14,14 +14,13 @@ from ada.evaluation.methods.base import FULL_COMPUTE
 from ada.policy import AdaPolicy
 from ada.rewards import Reward
 from ada.rewards.damage import VISIBLE_DISTANCE
-from ada.rollouts.pipeline import Dtype
+from ada.rollouts.pipeline import EMBEDDED, Dtype
 from ada.schedules import Ladder
 
 ROUNDS, QUICK_ROUNDS = 10, 2
 TIMING_MINUTES, QUICK_TIMING_MINUTES = 8.0, 0.4
 QUICKLY_TIMED = ("plain", "ada")
 BRIEF = "Latency is that of plain pipelines and the policy, at batch 1 and in two rounds alone, and no memory was weighed."
-EMBEDDED = "checkpoints/emoji-dit"
 GATES = {"Gate after BAG": "checkpoints/gates/imitation", "Gate of six scalars": "checkpoints/gates/critic"}
 """Rivals of the embedded model's policies."""
 LADDER = "configs/ladders/emoji.json"

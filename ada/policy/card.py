@@ -77,7 +77,7 @@ from blockdance import apply_blockdance
 
 pipe = DiffusionPipeline.from_pretrained("{base}")
 handle = apply_blockdance(pipe, "{address}"{wish})
-{output} = pipe(prompts, {arguments}).{output}
+{output} = pipe({prompts}, {arguments}).{output}
 print(handle.report())  # per image: which steps reused, and what was saved
 ```
 
@@ -166,6 +166,7 @@ def _address(
     call = {"num_inference_steps": _num_steps(policy), **(pipeline_settings.get("arguments") or {})}
     arguments = ", ".join(f"{name}={value!r}" for name, value in call.items())
     usage = USAGE.format(
+        prompts="class_labels" if task == "unconditional-image-generation" else "prompts",
         base=_shown(base or "path/to/the/base/model"), address=address, wish=wish, arguments=arguments, output=OUTPUTS[task],
         wishes=LADDER_WISHES if "ladder" in policy.config else "",
     )  # fmt: skip

@@ -15,6 +15,6 @@ def number(name: str, value: Any) -> float:
     Raises:
         WishError: it is no number.
     """
-    if not isinstance(value, SupportsFloat):
+    if not isinstance(value, SupportsFloat) or isinstance(value, bool):
         raise WishError(f"`{name}` must be a number; got {value!r}.")
     return float(value)

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from ada.sharing import plan_distinct
 
+IMAGE_DIMENSIONS = 4
+"""`(images, channels, height, width)`; videos have one more."""
+
 
 class RewardError(ValueError):
     """A reward that cannot be given: its value is no finite number, or its weights do not fit."""
@@ -133,14 +136,29 @@ def score_images(
         name: what errors call the reward; by default its class.
 
     Raises:
-        RewardError: it does not give one value an image.
+        RewardError: it does not give one value an image, or fails on what is no image.
     """
     if not len(images):
         return reward(images, prompts, reference)
     plan = plan_distinct([images, reference], max_images, prompts)
     parts = []
     for rows in (group.rows for group in plan.groups):
-        scores = reward(rows.take(images), [prompts[row] for row in rows.rows], rows.take(reference))
+        try:
+            scores = reward(rows.take(images), [prompts[row] for row in rows.rows], rows.take(reference))
+        except RewardError:
+            raise
+        except Exception as error:
+            if images.ndim == IMAGE_DIMENSIONS:
+                raise
+            what = (
+                "videos: wrap it in `ada.rewards.VideoReward`"
+                if images.ndim == IMAGE_DIMENSIONS + 1
+                else "no images, such as sounds: take `PSNR`, or a reward of your own"
+            )
+            raise RewardError(
+                f"The reward `{name or type(reward).__name__}` failed on the shape {tuple(images.shape)} "
+                f"({type(error).__name__}: {error}). These are {what}."
+            ) from error
         if scores.shape != (len(rows),):
             raise RewardError(
                 f"The reward `{name or type(reward).__name__}` gave the shape {tuple(scores.shape)} for {len(rows)} images; it must give "

@@ -3,12 +3,13 @@
 from ada.rollouts.collect import Collector, measure, open_table
 from ada.rollouts.driver import Rollout, probe, roll_out
 from ada.rollouts.loop import SamplingLoop
-from ada.rollouts.pipeline import FrozenPipeline, Generated
+from ada.rollouts.pipeline import EMBEDDED, FrozenPipeline, Generated
 from ada.rollouts.references import References
 from ada.rollouts.table import Case, Table, name_of
 from ada.rollouts.tape import Tape
 
 __all__ = [
+    "EMBEDDED",
     "Case",
     "Collector",
     "FrozenPipeline",

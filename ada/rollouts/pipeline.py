@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,6 +31,8 @@ from blockdance import (
     full_compute,
 )
 
+EMBEDDED = "checkpoints/emoji-dit"
+"""The model that comes with a clone of the repository."""
 Dtype = Literal["float32", "bfloat16", "float16"]
 Inputs = Callable[[Sequence[Any]], Mapping[str, Any]]
 """What a call takes of its prompts, one per image: arguments by name, each with one row (or element) per prompt."""
@@ -259,6 +262,21 @@ def _settings_of(scheduler: Any) -> dict[str, Any]:
     return {name: value for name, value in scheduler.config.items() if name != "_use_default_values"}
 
 
+class _LongCaptions(logging.Filter):
+    """Shows once that captions are longer than an encoder reads: every rung of every caption would say so again."""
+
+    has_told = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not record.getMessage().startswith("The following part of your input was truncated"):
+            return True
+        is_first, self.has_told = not self.has_told, True
+        return is_first
+
+
+_LONG_CAPTIONS = _LongCaptions()
+
+
 def load_pipeline(model: str, dtype: torch.dtype, device_map: DeviceMap | None = None) -> Any:
     """Loads a diffusers pipeline, frozen and silent; with a `device_map`, its transformer spread over devices.
 
@@ -273,6 +291,8 @@ def load_pipeline(model: str, dtype: torch.dtype, device_map: DeviceMap | None =
         )
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
+    for handler in logging.getLogger("diffusers").handlers:
+        handler.addFilter(_LONG_CAPTIONS)
     try:
         spread = {} if device_map is None else load_spread(model, dtype, device_map)
         pipeline = DiffusionPipeline.from_pretrained(model, dtype=dtype, **spread)

@@ -100,7 +100,8 @@ class Ladder:
             steps += (max(earliest, round((step + 1) * num_steps / self.num_steps) - 1),)
         if steps[-1] >= num_steps - 1:
             raise LadderError(
-                f"The ladder's {len(steps)} decisions need more than {num_steps} steps: {len(steps) + 3} at least."
+                f"The ladder's {len(steps)} decisions need {len(steps) + 3} steps or more, and this generation has {num_steps}. Give it "
+                "more steps, or generate without reuse."
             )
         rows: list[Tensor] = []
         nodes = torch.stack([self.nodes(stage) for stage in range(len(steps))], 1).tolist()

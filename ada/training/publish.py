@@ -2,7 +2,9 @@
 
 import json
 import platform
+import shlex
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from ada.policy import AdaPolicy, HubError
 from ada.policy.card import write_card
 from ada.policy.folder import OUTCOME, TRAINING
 from ada.policy.hub import hub_id, make_repository
+from ada.rollouts import EMBEDDED
 from ada.training.errors import RunError
 from ada.training.outcome import Outcome
 
@@ -90,6 +93,48 @@ def describe_training(identity: dict[str, Any], minutes: float, device: torch.de
         "hardware": f"{name}, {torch.get_num_threads()} threads" if device.type == "cpu" else name,
         "settings": settings,
     }
+
+
+def evaluation_command(policy: Path, settings: Mapping[str, Any]) -> str:
+    """The command that compares a policy with everything else, on the model and with the settings that it was trained with.
+
+    Args:
+        policy: its folder.
+        settings: of the run, as JSON.
+    """
+    model, data = (settings[part]["init_args"] for part in ("model", "data"))
+    pipeline = (data.get("pipeline") or model["pipeline"])["init_args"]
+    options: dict[str, Any] = {"policy": policy}
+    if pipeline["model"] != EMBEDDED:
+        is_held_out = data.get("validation_split") is not None
+        options |= {
+            "base_model": pipeline["model"],
+            "num_inference_steps": pipeline.get("num_inference_steps"),
+            "arguments": json.dumps(pipeline.get("arguments") or {}),
+            "dtype": pipeline.get("dtype"),
+            "scorer": _perceptual_model(settings),
+            "visible_damage": data.get("visible_damage"),
+            "ladder": data.get("ladder"),
+            "prompts": data["source"] if is_held_out else "CAPTIONS_THAT_IT_HAS_NOT_SEEN",
+            "split": data.get("validation_split"),
+            "column": data.get("column"),
+            "search_prompts": "null" if pipeline.get("prompt_argument") else data["source"],
+            "search_split": data.get("train_split"),
+        }
+    given = {name: str(value) for name, value in options.items() if value is not None}
+    return " ".join(["python evaluate.py", *(f"--{name} {shlex.quote(value)}" for name, value in given.items())])
+
+
+def _perceptual_model(settings: Any) -> str | None:
+    """The network that images were compared by, wherever the settings name it."""
+    if isinstance(settings, list):
+        return next(filter(None, map(_perceptual_model, settings)), None)
+    if not isinstance(settings, Mapping):
+        return None
+    if str(settings.get("class_path", "")).endswith("PerceptualDistance"):
+        model: str | None = settings.get("init_args", {}).get("model")
+        return model
+    return _perceptual_model(list(settings.values()))
 
 
 def write_figures(

@@ -19,7 +19,7 @@ from ada.training.ladder import LadderTraining
 from ada.training.lines import ProgressLines
 from ada.training.outcome import Outcome
 from ada.training.pictures import draw_outcome, picture_decisions
-from ada.training.publish import PushPolicy, describe_training, write_figures
+from ada.training.publish import PushPolicy, describe_training, evaluation_command, write_figures
 from ada.training.rollout_data import RolloutDataModule
 from ada.training.signals import GreedySignals
 from ada.training.steps import StepTraining
@@ -123,7 +123,7 @@ class Run:
             self.module.policy.save_pretrained(self.folder / "policy")
             self._describe(self.module.policy, self.module.pipeline, minutes)
             print_history(self.module.validation_history, minutes)
-            print_files(self.folder)
+            print_files(self.folder, evaluation_command(self.folder / "policy", self._identity))
         self._publish()
 
     def _finish_ladder(self, module: LadderTraining, data: RolloutDataModule, minutes: float, require_gain: bool) -> None:
@@ -136,7 +136,7 @@ class Run:
         draw_outcome(outcome, *module.static_points()).savefig(pictures / "outcome.png", dpi=130)
         self._picture(data, outcome, pictures / "decisions.png")
         self._describe(policy, data.pipeline, minutes, outcome)
-        print_files(self.folder)
+        print_files(self.folder, evaluation_command(self.folder / "policy", self._identity))
         if require_gain:
             check_gain(outcome)
 

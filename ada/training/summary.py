@@ -96,13 +96,13 @@ def print_history(history: Sequence[dict[str, float]], minutes: float) -> None:
         )
 
 
-def print_files(folder: Path) -> None:
-    """Says where everything lies and what to do next."""
+def print_files(folder: Path, evaluation: str) -> None:
+    """Says where everything lies, and what to do next: the command `evaluation`."""
     _console().print(
         f"policy      {folder / 'policy'}\npictures    {folder / 'pictures'}\nTensorBoard tensorboard --logdir {folder}\n"
-        f"Compare it with everything else: python evaluate.py --policy {folder / 'policy'}",
-        highlight=False,
-    )
+        f"Compare it with everything else: {evaluation}",
+        highlight=False, soft_wrap=True, markup=False,
+    )  # fmt: skip
 
 
 def _console() -> Console:

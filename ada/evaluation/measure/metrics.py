@@ -196,8 +196,13 @@ def measure_batch(
     Returns:
         By metric, a value per image or video; a video's is the mean over its frames. Beside the metrics, the distance of the latents,
         and for videos the worst frame and the flicker.
+
+    Raises:
+        ValueError: they are neither images nor videos.
     """
     images, others = generated.images, reference.images
+    if images.ndim not in (4, 5):
+        raise ValueError(f"An evaluation measures images and videos, and this pipeline gives the shape {tuple(images.shape)}.")
     frames = images.shape[1] if images.ndim == 5 else 1
     flat, other_flat = images.flatten(0, -4), others.flatten(0, -4)
     repeated = [prompt for prompt in prompts for _ in range(frames)]

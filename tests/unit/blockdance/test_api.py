@@ -115,8 +115,13 @@ def test_a_path_that_is_no_plan_says_what_would_be(tmp_path: Path) -> None:
             apply_blockdance(model, missing)
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_text("{}")
-    with pytest.raises(ScheduleError, match=rf"config\.json is one of a policy's files.* Give its folder: {tmp_path}\."):
-        apply_blockdance(model, tmp_path / "config.json")
+    for name in ("config.json", "model.safetensors"):
+        with pytest.raises(ScheduleError, match=rf"{name} is one of a policy's files.* Give its folder: {tmp_path}\."):
+            apply_blockdance(model, tmp_path / name)
+    (tmp_path / "bytes.json").write_bytes(b"\xd0\x01" * 400)
+    with pytest.raises(ScheduleError, match=r"is no plan that `save_plan` wrote \(UnicodeDecodeError") as error:
+        apply_blockdance(model, tmp_path / "bytes.json")
+    assert len(str(error.value)) < 500
     (tmp_path / "model.safetensors").unlink()
     save_plan(PLAN, tmp_path / "config.json", model)
     with apply_blockdance(model, tmp_path / "config.json") as handle:

@@ -21,7 +21,7 @@ def test_a_policy_that_cannot_serve_is_refused_at_once(tmp_path: Path) -> None:
     shutil.copytree(CHECKPOINTS / "ada-emoji", tmp_path, dirs_exist_ok=True)
     config = json.loads((tmp_path / "config.json").read_text())
     engine(tmp_path)
-    with pytest.raises(LadderError, match="decisions need more than 6 steps"):
+    with pytest.raises(LadderError, match="decisions need 10 steps or more, and this generation has 6"):
         engine(tmp_path, steps=6)
     (tmp_path / "config.json").write_text(json.dumps(config | {"compute": 0.41}))
     with pytest.raises(WishError, match="the most saving rung at 10 steps"):

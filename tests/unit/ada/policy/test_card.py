@@ -89,7 +89,8 @@ def test_the_card_says_what_the_model_makes(policy: AdaPolicy, folder: Path, tra
     write_card(folder, policy, "someone/base")
     card = ModelCard.load(folder / "README.md")
     assert card.data.pipeline_tag == task
-    assert re.search(rf"^{output} = pipe\(prompts, .*\)\.{output}$", card.text, re.MULTILINE)
+    given = "class_labels" if task.startswith("unconditional") else "prompts"
+    assert re.search(rf"^{output} = pipe\({given}, .*\)\.{output}$", card.text, re.MULTILINE)
 
 
 def test_the_card_offers_the_wishes_that_the_policy_takes(policy: AdaPolicy, folder: Path, tmp_path: Path) -> None:

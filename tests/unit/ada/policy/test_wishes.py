@@ -9,7 +9,7 @@ from ladders import ARGUMENTS, MORE_CASES, STEPS, build_frozen, build_ladder, bu
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor
 
-from ada.policy import LadderPolicy, PerImage
+from ada.policy import LadderPolicy, PerImage, WishError
 from ada.rollouts import Collector, FrozenPipeline
 from blockdance import BlockDanceConfig, BlockDanceReport, ScheduleError, apply_blockdance
 
@@ -99,6 +99,8 @@ def test_wishes_that_a_plan_cannot_take_are_named(collector: Collector, policy: 
         apply_blockdance(pipeline, compute=0.8)
     with pytest.raises(ValueError, match=r"Give one of .*; got compute, quality"):
         apply_blockdance(pipeline, policy, compute=0.8, quality=0.1)
+    with pytest.raises(WishError, match="`compute` must be a number; got True"):
+        policy.with_options(compute=True)
     with pytest.raises(ValueError, match=r"`mean_compute` must lie between 0\.750 and 0\.900.*got 0\.5"):
         apply_blockdance(pipeline, policy, mean_compute=0.5)
 

@@ -1,5 +1,6 @@
 """Rewards of videos, on frames whose scores are known."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from golden.builders import save_clip_model
 from golden.formula import formula_image, to_tensor
 from torch import Tensor
 
-from ada.rewards import SSIM, Relative, Reward, TemporalConsistency, VideoReward, WeightedReward, load_features
+from ada.rewards import SSIM, Relative, Reward, RewardError, TemporalConsistency, VideoReward, WeightedReward, load_features
 
 
 class Brightness(Reward):
@@ -75,3 +76,13 @@ def test_wrong_shapes_and_choices_are_named(tmp_path: Path) -> None:
         TemporalConsistency(str(build_clip_folder(tmp_path)))(torch.zeros(2, 1, 3, 16, 16), ["a", "b"])
     with pytest.raises(ValueError, match="'mean' or 'worst'; got 'median'"):
         VideoReward(Brightness(), "median")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"), [((2, 3, 3, 16, 16), "videos: wrap it in `ada.rewards.VideoReward`"), ((2, 1, 15), "`PSNR`")]
+)
+def test_a_reward_of_images_that_fails_on_something_else_says_what_to_take(shape: tuple[int, ...], words: str) -> None:
+    images = torch.rand(shape)
+    reward = WeightedReward({"ssim": SSIM()}, {"ssim": 1.0})
+    with pytest.raises(RewardError, match=rf"The reward `ssim` failed on the shape {re.escape(str(shape))} .*{words}"):
+        reward(images, ["a", "b"], images)

@@ -145,7 +145,7 @@ def test_same_number_of_steps_is_the_ladder_itself() -> None:
 
 
 def test_too_few_steps_for_the_decisions_are_named() -> None:
-    with pytest.raises(LadderError, match=r"decisions need more than 6 steps"):
+    with pytest.raises(LadderError, match=r"decisions need 10 steps or more, and this generation has 6"):
         Ladder.load(EMOJI).for_steps(6)
 
 

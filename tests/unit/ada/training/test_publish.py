@@ -1,11 +1,15 @@
 """Publishing at the end of training."""
 
+import json
+import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ada.policy import AdaPolicy, HubError
 from ada.training import PushPolicy
+from ada.training.publish import evaluation_command
 
 SHIPPED = Path(__file__).parents[4] / "checkpoints" / "ada-emoji"
 
@@ -19,3 +23,30 @@ def test_a_policy_that_the_hub_refuses_is_kept_and_told_how_to_publish(monkeypat
         PushPolicy("someone/policy").publish(SHIPPED)
     command = f"`python -m ada push --policy {SHIPPED} --repo_id someone/policy`"
     assert str(error.value) == f"The Hub refuses. The trained policy is in {SHIPPED}: {command}."
+
+
+def settings(model: str, **data: Any) -> dict[str, Any]:
+    pipeline = {"model": model, "num_inference_steps": 28, "arguments": {"guidance_scale": 4.5}, "dtype": "bfloat16"}
+    reward = {"rewards": {"near": {"class_path": "ada.rewards.PerceptualDistance", "init_args": {"model": "some/clip"}}}}
+    given = {"source": "captions/", "train_split": "train", "ladder": "ladder.json", "visible_damage": 0.01, "column": None}
+    given |= {"pipeline": {"init_args": pipeline}, "reward": {"class_path": "ada.rewards.WeightedReward", "init_args": reward}}
+    return {"model": {"init_args": {}}, "data": {"init_args": given | data}}
+
+
+def test_the_embedded_model_needs_no_options() -> None:
+    assert evaluation_command(Path("runs/default/policy"), settings("checkpoints/emoji-dit")) == (
+        "python evaluate.py --policy runs/default/policy"
+    )
+
+
+def test_another_model_is_compared_with_the_settings_it_was_trained_with() -> None:
+    words = shlex.split(evaluation_command(Path("my runs/policy"), settings("some/model", validation_split="validation")))
+    given = dict(zip(words[2::2], words[3::2], strict=True))
+    assert words[:2] == ["python", "evaluate.py"]
+    assert json.loads(given.pop("--arguments")) == {"guidance_scale": 4.5}
+    assert given == {
+        "--policy": "my runs/policy", "--base_model": "some/model", "--num_inference_steps": "28", "--dtype": "bfloat16",
+        "--scorer": "some/clip", "--visible_damage": "0.01", "--ladder": "ladder.json", "--prompts": "captions/",
+        "--split": "validation", "--search_prompts": "captions/", "--search_split": "train",
+    }  # fmt: skip
+    assert "--prompts CAPTIONS_THAT_IT_HAS_NOT_SEEN" in evaluation_command(Path("policy"), settings("some/model"))

@@ -75,5 +75,5 @@ def test_the_best_validation_is_set_beside_the_start(capsys: pytest.CaptureFixtu
 
 
 def test_files_come_with_the_next_command(capsys: pytest.CaptureFixture[str]) -> None:
-    print_files(Path("runs/mine"))
-    assert "python evaluate.py --policy runs/mine/policy" in capsys.readouterr().out
+    print_files(Path("runs/mine"), "python evaluate.py --policy runs/mine/policy")
+    assert "Compare it with everything else: python evaluate.py --policy runs/mine/policy\n" in capsys.readouterr().out
