@@ -134,9 +134,7 @@ _COUNTING = threading.RLock()
 """Counting sets torch's stance for the whole process: threads that set it in turns would leave it set for ever."""
 
 
-def count_macs(
-    transformer: nn.Module, layout: BlockLayout, args: Sequence[Any], kwargs: Mapping[str, Any], *, shared: Sequence[Any] = ()
-) -> ForwardCost:
+def count_macs(transformer: nn.Module, layout: BlockLayout, args: Sequence[Any], kwargs: Mapping[str, Any]) -> ForwardCost:
     """Counts the MACs of one forward call.
 
     It runs on fake tensors, which compute nothing and take no memory; where the model reads values from its inputs (lengths
@@ -146,19 +144,18 @@ def count_macs(
         transformer: the model.
         layout: where its blocks are.
         args, kwargs: the inputs of the call, or tensors of their shapes and dtypes on the model's device.
-        shared: objects that the model refers to and that need no copy.
     """
-    cost = _count_on_fake_tensors(transformer, layout, args, kwargs, shared)
+    cost = _count_on_fake_tensors(transformer, layout, args, kwargs)
     return _count_for_real(transformer, layout, args, kwargs) if cost is None else cost
 
 
 def _count_on_fake_tensors(
-    transformer: nn.Module, layout: BlockLayout, args: Sequence[Any], kwargs: Mapping[str, Any], shared: Sequence[Any] = ()
+    transformer: nn.Module, layout: BlockLayout, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> ForwardCost | None:
     """None where the model does something that fake tensors cannot do, such as reading a value."""
     try:
         with _eager(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
-            copied = fake_copy(transformer, mode, shared)
+            copied = fake_copy(transformer, mode)
             inputs = tree_map_only(Tensor, mode.from_tensor, (tuple(args), dict(kwargs)))
             # the math backend breaks attention into the matrix products that the counter knows on every device
             with sdpa_kernel(SDPBackend.MATH):

@@ -2,7 +2,6 @@
 
 import copy
 from collections import OrderedDict
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,15 +13,14 @@ _STAND_INS = ("forward", "cache_context", "_old_forward", "_hf_hook", "_diffuser
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs")
 
 
-def fake_copy(transformer: nn.Module, mode: FakeTensorMode, shared: Sequence[Any] = ()) -> nn.Module:
+def fake_copy(transformer: nn.Module, mode: FakeTensorMode) -> nn.Module:
     """Copies a model into a mode. It must be a copy: models keep tensors between calls (rotary tables), and fake ones must not stay.
 
     Args:
         transformer: the model; its weights may be offloaded.
         mode: the mode of the copy's tensors.
-        shared: objects that the model refers to and that need no copy.
     """
-    memo: dict[int, Any] = {id(item): item for item in shared}
+    memo: dict[int, Any] = {}
     for module in transformer.modules():
         own = vars(module)
         memo |= {id(own[name]): None for name in _STAND_INS if name in own}

@@ -73,13 +73,6 @@ class PolicyState:
                 joined[name] = _cat_padded(values) if name.startswith("prompt") else torch.cat(values)
         return PolicyState(**joined)
 
-    def to(self, device: torch.device | str) -> "PolicyState":
-        """The same on another device."""
-        moved: dict[str, Any] = {
-            name: value.to(device) if isinstance(value, Tensor) else value for name, value in vars(self).items()
-        }
-        return PolicyState(**moved)
-
 
 _PER_IMAGE = (
     "latents", "clean", "features", "feature_change", "prompt_embeds", "prompt_mask", "class_labels", "actions"

@@ -29,17 +29,15 @@ class GivenSchedules:
     """A decider that does as it is told and keeps what it was shown: so training sees what inference sees, made by the same code.
 
     Args:
-        schedule: one row per image.
+        actions: int64 `(images, num_steps)`.
+        kinds: the kinds of reuse that the actions refer to; it sees features at the first one's boundary.
         decision_steps: when it wants to be shown.
-        boundary: where it sees features.
     """
 
-    def __init__(self, schedule: ReuseSchedule, decision_steps: Sequence[int], boundary: int) -> None:
-        self._schedule = schedule
+    def __init__(self, actions: Tensor, kinds: Sequence[Reuse], decision_steps: Sequence[int]) -> None:
+        self.kinds = tuple(kinds)
+        self._schedule = ReuseSchedule(actions, self.kinds)
         self._decision_steps = tuple(decision_steps)
-        given = tuple(kind for kind in schedule.kinds if isinstance(kind, Reuse))
-        self.kinds = given if given and given[0].boundary == boundary else (Reuse(boundary=boundary), *given)
-        self._shift = len(self.kinds) - len(given)
         self.states: dict[int, PolicyState] = {}
 
     def decision_steps(self, num_steps: int) -> tuple[int, ...]:
@@ -47,8 +45,7 @@ class GivenSchedules:
 
     def decide(self, state: PolicyState) -> ReuseSchedule:
         self.states[state.step - 1] = state
-        actions = self._schedule.actions
-        return ReuseSchedule(torch.where(actions > 0, actions + self._shift, 0), self.kinds)
+        return self._schedule
 
     def check(self, transformer: nn.Module) -> None:
         """It was made for whatever it is used on."""
@@ -61,7 +58,6 @@ def roll_out(
     actions: Tensor,
     kinds: Sequence[Reuse],
     decision_steps: Sequence[int],
-    boundary: int | None = None,
 ) -> Rollout:
     """Runs schedules of each prompt.
 
@@ -72,12 +68,9 @@ def roll_out(
         actions: int64 `(prompts, schedules, num_steps)`; every one computes up to the first decision step.
         kinds: the kinds of reuse that the actions refer to.
         decision_steps: the steps after which a policy looks.
-        boundary: the block whose output it sees; by default that of the first kind.
     """
     count, group, _ = actions.shape
-    plan = GivenSchedules(
-        ReuseSchedule(actions.flatten(0, 1), tuple(kinds)), decision_steps, kinds[0].boundary if boundary is None else boundary
-    )
+    plan = GivenSchedules(actions.flatten(0, 1), kinds, decision_steps)
     generated = pipeline.generate(
         [prompt for prompt in prompts for _ in range(group)],
         [seed for seed in seeds for _ in range(group)],
@@ -103,7 +96,6 @@ class Probe:
 def probe(pipeline: FrozenPipeline, kinds: Sequence[Reuse], prompt: Any) -> Probe:
     """One generation of any prompt, to see what the first kind's boundary shows and what the kinds cost."""
     steps = pipeline.num_inference_steps
-    schedule = ReuseSchedule(torch.zeros(1, steps, dtype=torch.int64), tuple(kinds))
-    plan = GivenSchedules(schedule, [steps - 2], kinds[0].boundary)
+    plan = GivenSchedules(torch.zeros(1, steps, dtype=torch.int64), kinds, [steps - 2])
     generated = pipeline.generate([prompt], [0], plan)
     return Probe(plan.states[steps - 2], generated.reuse_costs(kinds))

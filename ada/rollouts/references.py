@@ -10,7 +10,7 @@ from ada.rollouts.driver import GivenSchedules
 from ada.rollouts.pipeline import FrozenPipeline
 from ada.rollouts.table import Case
 from ada.rollouts.tape import Record, Tape
-from blockdance import Recorded, Reuse, ReuseSchedule
+from blockdance import Recorded, Reuse
 from blockdance.trees import fit_tokens, map_tensors, tensors_of
 
 REFERENCE = "reference"
@@ -97,7 +97,7 @@ class References:
         record: Record = {}
         actions = torch.zeros(1, self._pipeline.num_inference_steps, dtype=torch.int64)
         # as a decider's it keeps what a policy sees, and in the caches of rollouts
-        plan = GivenSchedules(ReuseSchedule(actions, self._kinds), (self._decision_step,), self._kinds[0].boundary)
+        plan = GivenSchedules(actions, self._kinds, (self._decision_step,))
         generated = self._pipeline.generate([case.prompt], [case.seed], plan, recording=self.steps([record]))
         record[REFERENCE] = _own(generated.images[0].cpu())
         self._tape.put(case, record)

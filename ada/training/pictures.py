@@ -16,7 +16,7 @@ from ada.policy import LadderPolicy, StepPolicy
 from ada.rollouts import FrozenPipeline
 from ada.training.outcome import Outcome
 from ada.training.sampling import SampledRollout
-from blockdance import Plan, Reuse, full_compute
+from blockdance import Reuse, full_compute
 
 
 def reuse_probability(logits: Tensor, steps: Sequence[int], kinds: Sequence[Reuse]) -> Figure:
@@ -135,19 +135,14 @@ def picture_decisions(
     path: Path,
 ) -> None:
     """Held-out captions as the policy draws them in the stock pipeline, beside every step computed; each with what it saved."""
-
-    def draw(plan: Plan) -> tuple[Tensor, list[float]]:
-        generated = pipeline.generate(prompts, seeds, plan)
-        return generated.images, generated.report.compute_saved.tolist()
-
     plain = full_compute(1, pipeline.num_inference_steps)
     shape = pipeline.generate(prompts[:1], seeds[:1], plain).images.shape
     if len(shape) != 4 or shape[1] != 3:
         return  # videos, audio and latents have no picture here
-    reference, _ = draw(plain)
-    ours, saved = draw(policy.with_options(mean_compute=mean_compute))
+    reference = pipeline.generate(prompts, seeds, plain)
+    ours = pipeline.generate(prompts, seeds, policy.with_options(mean_compute=mean_compute))
     rows = [
-        Row("every step", list(reference.cpu()), [""] * len(prompts)),
-        Row("policy", list(ours.cpu()), [f"{share:.0%} saved" for share in saved]),
+        Row("every step", list(reference.images.cpu()), [""] * len(prompts)),
+        Row("policy", list(ours.images.cpu()), [f"{share:.0%} saved" for share in ours.report.compute_saved.tolist()]),
     ]
     save_grid(rows, [str(prompt) for prompt in prompts], path)

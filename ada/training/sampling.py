@@ -206,9 +206,8 @@ class Sampler:
         except OutcomeKnown:
             if not decider.open:
                 return None
-        kinds, steps = decider.kinds, decider.decision_steps(self._pipeline.num_inference_steps)
-        schedule = ReuseSchedule(decider.schedule.actions[decider.open], kinds)
-        return generate(decider.open, GivenSchedules(schedule, steps, kinds[0].boundary))
+        steps = decider.decision_steps(self._pipeline.num_inference_steps)
+        return generate(decider.open, GivenSchedules(decider.schedule.actions[decider.open], decider.kinds, steps))
 
     def _look_up(
         self, table: Table, rows: Sequence[Case], decider: SampledSchedules, scored: RewardResult | None

@@ -138,7 +138,7 @@ def count_rows(frozen: FrozenPipeline) -> list[int]:
 def roll_out(frozen: FrozenPipeline, cases: list[Case], references: References | None) -> tuple[Tensor, PolicyState]:
     """Two schedules of each case, whose first steps come from the tape where there is one."""
     actions = actions_of("00000101", "00000110").repeat(len(cases), 1)
-    plan = GivenSchedules(ReuseSchedule(actions, KINDS), (DECISION_STEP,), KINDS[0].boundary)
+    plan = GivenSchedules(actions, KINDS, (DECISION_STEP,))
     rows = [case for case in cases for _ in range(2)]
     steps = None
     if references is not None:
