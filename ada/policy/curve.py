@@ -1,6 +1,7 @@
 """What each λ saves and changes, measured on held-out prompts: the way from a user's wish to a λ."""
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -8,7 +9,7 @@ from typing import Any
 
 from ada.policy.wishes import WishError
 
-ROUNDING = 1e-6
+ROUNDING, TINY = 1e-6, 1e-12
 JUMP, CLOSE = 0.1, 1.25
 """A curve jumps where λ that differ by a quarter at most differ by more than this in the mean share of the compute."""
 
@@ -48,53 +49,53 @@ class Curve:
             raise ValueError("`curve` must be ordered by `quality_weight`.")
         return curve
 
-    def reachable(self) -> list[tuple[float, float]]:
-        """The mean shares of the compute that some λ spends: ranges from least to most.
-
-        Between neighbouring λ ever more images change their rung, so every mean between is met; where they all change at once, none is.
-        """
-        points = [(1 - saved, 1 - saved) for saved in self.saved]
-        ranges: list[tuple[float, float]] = []
-        for low, high in sorted([*points, *(tuple(sorted(pair)) for pair in self._steps().values())]):
-            if ranges and low <= ranges[-1][1]:
-                ranges[-1] = ranges[-1][0], max(high, ranges[-1][1])
-            else:
-                ranges.append((low, high))
-        return ranges
-
-    def spends(self, compute: float) -> bool:
-        """Whether some λ spends this share of the compute on average."""
-        return any(low - ROUNDING <= compute <= high + ROUNDING for low, high in self.reachable())
-
     def weight_for_compute(self, compute: float) -> float:
-        """λ at which images spend this share of the compute on average; between two that were measured, in proportion of its logarithm.
+        """λ at which images spend this share of the compute on average; between two that were measured, in proportion of its logarithm, as
+        ever more images change their rung on the way from one to the other. Within a jump, a warning says what they may spend instead.
 
         Raises:
             WishError: no λ does; it says which can be had.
         """
-        ranges = self.reachable()
-        if not self.spends(compute):
+        spent = [1 - saved for saved in self.saved]
+        low, high = min(spent), max(spent)
+        if not low - ROUNDING <= compute <= high + ROUNDING:
             raise WishError(
-                f"`mean_compute` must lie between {' or between '.join(f'{low:.3f} and {high:.3f}' for low, high in ranges)}, a mean "
-                f"compute that this policy can meet; got {compute}. `batch_compute` shares a budget among the images of every batch."
+                f"`mean_compute` must lie between {low:.3f} and {high:.3f}, a mean compute that this policy can meet; got {compute}. "
+                "`batch_compute` shares a budget among the images of every batch."
             )
-        wanted = min(max(compute, ranges[0][0]), ranges[-1][1])
-        for place, pair in self._steps().items():
-            if min(pair) - ROUNDING <= wanted <= max(pair) + ROUNDING:
-                weight, next_weight = self.quality_weight[place : place + 2]
-                part = (wanted - pair[0]) / (pair[1] - pair[0]) if pair[1] != pair[0] else 0.0
-                return float(weight * (next_weight / weight) ** part)
-        return min(zip(self.saved, self.quality_weight, strict=True), key=lambda point: abs(1 - point[0] - wanted))[1]
+        if jump := self.jump(compute):
+            warnings.warn(
+                f"Where this policy would spend {compute:g} on average, nearly all images change at once: they may spend {jump[0]:.2f} or "
+                f"{jump[1]:.2f} instead. `batch_compute={compute:g}` meets it in every batch.",
+                stacklevel=3,
+            )
+        wanted = min(max(compute, low), high)
+        place = self._place(wanted)
+        (one, other), (weight, next_weight) = spent[place : place + 2], self.quality_weight[place : place + 2]
+        part = (wanted - one) / (other - one) if other != one else 0.0
+        return float(weight * (next_weight / weight) ** part)
 
-    def _steps(self) -> dict[int, tuple[float, float]]:
-        """What neighbouring λ spend, by the place of the first; without the jumps."""
-        return {
-            place: (1 - saved, 1 - next_saved)
-            for place, ((weight, saved), (next_weight, next_saved)) in enumerate(
-                pairwise(zip(self.quality_weight, self.saved, strict=True))
-            )
-            if abs(saved - next_saved) <= JUMP or next_weight > CLOSE * weight
-        }
+    def jump(self, compute: float) -> tuple[float, float] | None:
+        """The mean shares of the compute on either side of the jump in which this share lies; None where it lies in none.
+
+        Between neighbouring λ ever more images change their rung, so every mean between is met. Where nearly all change at once, as
+        where damage saturates, none is.
+        """
+        if not 1 - max(self.saved) < compute < 1 - min(self.saved):
+            return None
+        place = self._place(compute)
+        low, high = sorted(1 - saved for saved in self.saved[place : place + 2])
+        weight, next_weight = self.quality_weight[place : place + 2]
+        is_within = low + ROUNDING < compute < high - ROUNDING
+        return (low, high) if is_within and high - low > JUMP and next_weight <= CLOSE * weight else None
+
+    def _place(self, compute: float) -> int:
+        """The first of the neighbouring λ that spend this share of the compute between them."""
+        return next(
+            place
+            for place, (saved, next_saved) in enumerate(pairwise(self.saved))
+            if min(saved, next_saved) <= 1 - compute + TINY and 1 - compute - TINY <= max(saved, next_saved)
+        )
 
     def weight_for_changed(self, changed: float) -> float:
         """The smallest λ at which no more than this share of the images is visibly changed.

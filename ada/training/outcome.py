@@ -151,11 +151,10 @@ def measure_outcome(parts: Sequence[HeldOut], tree: Tree, visible: float, levels
         changed.gather(1, rungs.T).mean(0).tolist(),
     )
     captions = torch.cat([part.captions for part in parts])
-    means = spent.mean(1)
-    most = min(float(means.max()), *(mixture.saved[-1] for mixture in mixtures))
+    reach = min(float(spent.mean(1).max()), *(mixture.saved[-1] for mixture in mixtures))
     found = []
     for level in levels:
-        if float(means.min()) <= level <= most and curve.spends(1 - level):
+        if float(spent.mean(1).min()) <= level <= reach:
             chances = rung_chances(rungs, spent, level, len(saved))
             shares = torch.stack([mixture.shares(level, len(saved)) for mixture in mixtures])
             shares = shares.repeat_interleave(torch.tensor([len(part.damage) for part in parts]), 0).to(cost)

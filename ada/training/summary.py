@@ -43,9 +43,8 @@ def print_outcome(outcome: Outcome, num_training_cases: int, minutes: float) -> 
             f"[{colours[level.verdict]}]{level.verdict}[/]",
         )  # fmt: skip
     console.print(table)
-    missing = [f"{level:.0%}" for level in LEVELS if level not in {round(found.saved, 6) for found in outcome.levels}]
-    if missing:
-        console.print(f"Not reached: {', '.join(missing)}. {_what_is_saved(outcome)}", highlight=False)
+    for line in _reservations(outcome):
+        console.print(line, highlight=False)
     console.print(verdict(outcome), highlight=False)
     console.print(
         f"Learnt from {num_training_cases} images in {minutes:.1f} minutes, rollouts of this run included.", highlight=False
@@ -56,8 +55,6 @@ def verdict(outcome: Outcome) -> str:
     """In one or two sentences."""
     better = [f"{level.saved:.0%}" for level in outcome.levels if level.verdict == "better"]
     worse = [f"{level.saved:.0%}" for level in outcome.levels if level.verdict == "worse"]
-    if not outcome.levels and max(outcome.curve.saved) >= min(LEVELS):
-        return f"The policy cannot be judged at any level. {_what_is_saved(outcome)}"
     if not outcome.levels:
         return "The policy saves nothing: it learnt nothing. More training captions, or a ladder with gentler rungs, may help."
     first = (
@@ -68,11 +65,24 @@ def verdict(outcome: Outcome) -> str:
     return first + (f" It is worse at {', '.join(worse)}." if worse else "")
 
 
-def _what_is_saved(outcome: Outcome) -> str:
-    """What a user can have of a policy on average, and which setting that depends on."""
-    ranges = [(1 - high, 1 - low) for low, high in reversed(outcome.curve.reachable())]
-    told = [f"{low:.0%}" if high - low < 0.005 else f"{low:.0%} to {high:.0%}" for low, high in ranges]
-    return f"On average it saves {' or '.join(told)}, by λ; `visible_damage` says what damage counts."
+def _reservations(outcome: Outcome) -> list[str]:
+    """What the table does not say: levels that no λ reaches, and levels at which a user gets something else."""
+    curve, found = outcome.curve, {round(level.saved, 6) for level in outcome.levels}
+    missing = [f"{level:.0%}" for level in LEVELS if level not in found]
+    lines = []
+    if missing and outcome.levels:
+        lines.append(
+            f"Not reached: {', '.join(missing)}. On average the policy saves {min(curve.saved):.0%} to {max(curve.saved):.0%}, by λ; the "
+            "last rung bounds it, and `visible_damage`, by which reuse costs."
+        )
+    jumps = {f"{level.saved:.0%}": jump for level in outcome.levels if (jump := curve.jump(1 - level.saved))}
+    if jumps:
+        ends = dict.fromkeys(f"{1 - high:.0%} or {1 - low:.0%}" for low, high in jumps.values())
+        lines.append(
+            f"At {', '.join(jumps)} nearly all images change at once: a user's images save {', '.join(ends)} instead, unless "
+            "`batch_compute` shares a budget. A `visible_damage` that fits the model, or rungs between those that there are, may help."
+        )
+    return lines
 
 
 def print_history(history: Sequence[dict[str, float]], minutes: float) -> None:

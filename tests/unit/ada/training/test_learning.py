@@ -129,18 +129,17 @@ def test_worse_anywhere_is_no_gain() -> None:
 
 
 def test_outcome_of_a_policy_that_knows_nothing_is_the_mixture() -> None:
-    """All images take the same rung at each λ, as static schedules do; what lies between two rungs is not offered."""
+    """All images take the same rung at each λ; mixed to a level, that is a static mixture, and no better than the best one."""
     sights, damage = toy_cases(300, seed=5)
     policy = build_policy()
     policy.calibrate(sights, toy_tree().nodes[:, 0], bounded_damage(damage, VISIBLE))
-    levels = [*policy.ladder.saved(COSTS).unique().tolist()[1:], 0.30]
-    outcome = measure_outcome([held_out(policy.eval(), sights, damage, damage)], toy_tree(), VISIBLE, levels)
-    assert [level.saved for level in outcome.levels] == [pytest.approx(0.225), pytest.approx(0.3375)]
+    outcome = measure_outcome([held_out(policy.eval(), sights, damage, damage)], toy_tree(), VISIBLE)
+    assert outcome.levels
     for level in outcome.levels:
         assert level.policy >= level.mixture - 1e-9
         assert level.verdict != "better", "rounding is no gain"
         assert level.oracle < level.mixture
-        assert level.distinct == 1
+        assert level.distinct <= 2
     assert all(later <= earlier for earlier, later in zip(outcome.curve.saved, outcome.curve.saved[1:], strict=False))
 
 
@@ -238,10 +237,10 @@ def test_the_mixture_is_chosen_on_other_cases() -> None:
     policy.calibrate(sights, toy_tree().nodes[:, 0], bounded_damage(damage, VISIBLE))
     judged = damage.clone()
     judged[:, 3] = 0.0
-    unseen = measure_outcome([held_out(policy.eval(), sights, judged, damage)], toy_tree(), VISIBLE, levels=(0.225,)).at(0.225)
-    seen = measure_outcome([held_out(policy.eval(), sights, judged, judged)], toy_tree(), VISIBLE, levels=(0.225,)).at(0.225)
+    unseen = measure_outcome([held_out(policy.eval(), sights, judged, damage)], toy_tree(), VISIBLE, levels=(0.2,)).at(0.2)
+    seen = measure_outcome([held_out(policy.eval(), sights, judged, judged)], toy_tree(), VISIBLE, levels=(0.2,)).at(0.2)
     chosen = Mixture.of(bounded_damage(damage, VISIBLE).double(), policy.ladder.saved(COSTS))
-    assert unseen.mixture == pytest.approx(float(chosen.errors(bounded_damage(judged, VISIBLE).double(), 0.225).mean()))
+    assert unseen.mixture == pytest.approx(float(chosen.errors(bounded_damage(judged, VISIBLE).double(), 0.2).mean()))
     assert seen.mixture < 0.8 * unseen.mixture
 
 

@@ -8,7 +8,7 @@ from ada.policy import Curve
 from ada.training import LevelOutcome, Outcome
 from ada.training.summary import print_files, print_history, print_outcome, verdict
 
-CURVE = Curve([1.0], [0.2], [0.1], [0.1])
+CURVE = Curve([1.0, 2.0], [0.5, 0.0], [0.1] * 2, [0.1] * 2)
 
 
 def level(saved: float, low: float, high: float) -> LevelOutcome:
@@ -50,16 +50,15 @@ def test_every_level_is_a_row(capsys: pytest.CaptureFixture[str]) -> None:
     ids=["better and worse", "better", "level", "saves nothing"],
 )
 def test_a_verdict_claims_what_is_clear_of_zero(levels: tuple[LevelOutcome, ...], words: str) -> None:
-    curve = CURVE if levels else Curve([1.0], [0.0], [0.0], [0.0])
-    assert verdict(Outcome(levels, curve, 240)) == words
+    assert verdict(Outcome(levels, CURVE, 240)) == words
 
 
-def test_levels_that_no_weight_reaches_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_levels_that_a_user_does_not_get_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     jumping = Curve([1.0, 1.1, 2.0, 2.1], [0.42, 0.37, 0.34, 0.0], [0.0] * 4, [0.0] * 4)
-    print_outcome(Outcome((level(0.35, 0.01, 0.02), level(0.4, 0.01, 0.02)), jumping, 240), 240, 1.0)
+    print_outcome(Outcome((level(0.2, 0.01, 0.02), level(0.35, 0.01, 0.02)), jumping, 240), 240, 1.0)
     printed = " ".join(capsys.readouterr().out.split())
-    assert "Not reached: 10%, 15%, 20%, 25%, 30%, 45%, 50%. On average it saves 0% or 34% to 42%, by λ;" in printed
-    assert verdict(Outcome((), jumping, 240)).startswith("The policy cannot be judged at any level. On average it saves")
+    assert "Not reached: 10%, 15%, 25%, 30%, 40%, 45%, 50%. On average the policy saves 0% to 42%, by λ;" in printed
+    assert "At 20% nearly all images change at once: a user's images save 0% or 34% instead, unless" in printed
 
 
 def test_the_best_validation_is_set_beside_the_start(capsys: pytest.CaptureFixture[str]) -> None:
