@@ -10,8 +10,9 @@ from typing import Any
 from ada.policy.wishes import WishError
 
 ROUNDING, TINY = 1e-6, 1e-12
-JUMP, CLOSE = 0.1, 1.25
-"""A curve jumps where λ that differ by a quarter at most differ by more than this in the mean share of the compute."""
+JUMP, CLOSE, NEAR = 0.1, 1.25, 0.02
+"""A curve jumps where λ that differ by a quarter at most differ by more than a tenth in the mean share of the compute; what lies near one
+end of a jump is met by it."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ class Curve:
 
     def weight_for_compute(self, compute: float) -> float:
         """λ at which images spend this share of the compute on average; between two that were measured, in proportion of its logarithm, as
-        ever more images change their rung on the way from one to the other. Within a jump, a warning says what they may spend instead.
+        ever more images change their rung on the way from one to the other. Where nearly all change at once, as where damage
+        saturates, it is the nearer of the two, with a warning.
 
         Raises:
             WishError: no λ does; it says which can be had.
@@ -63,31 +65,31 @@ class Curve:
                 f"`mean_compute` must lie between {low:.3f} and {high:.3f}, a mean compute that this policy can meet; got {compute}. "
                 "`batch_compute` shares a budget among the images of every batch."
             )
-        if jump := self.jump(compute):
-            warnings.warn(
-                f"Where this policy would spend {compute:g} on average, nearly all images change at once: they may spend {jump[0]:.2f} or "
-                f"{jump[1]:.2f} instead. `batch_compute={compute:g}` meets it in every batch.",
-                stacklevel=3,
-            )
         wanted = min(max(compute, low), high)
         place = self._place(wanted)
         (one, other), (weight, next_weight) = spent[place : place + 2], self.quality_weight[place : place + 2]
+        if (met := self.met_instead(compute)) is not None:
+            warnings.warn(
+                f"With `mean_compute={compute:g}` images will spend {met:.2f} on average: at what lies between {min(one, other):.2f} and "
+                f"{max(one, other):.2f} this policy changes nearly all of them at once. `batch_compute={compute:g}` meets every batch.",
+                stacklevel=3,
+            )
+        if self._is_jump(place):
+            return weight if abs(one - wanted) <= abs(other - wanted) else next_weight
         part = (wanted - one) / (other - one) if other != one else 0.0
         return float(weight * (next_weight / weight) ** part)
 
-    def jump(self, compute: float) -> tuple[float, float] | None:
-        """The mean shares of the compute on either side of the jump in which this share lies; None where it lies in none.
-
-        Between neighbouring λ ever more images change their rung, so every mean between is met. Where nearly all change at once, as
-        where damage saturates, none is.
-        """
-        if not 1 - max(self.saved) < compute < 1 - min(self.saved):
+    def met_instead(self, compute: float) -> float | None:
+        """The mean share that images spend in place of this one, which lies in a jump of the curve; None where they meet it."""
+        if not 1 - max(self.saved) <= compute <= 1 - min(self.saved):
             return None
         place = self._place(compute)
-        low, high = sorted(1 - saved for saved in self.saved[place : place + 2])
-        weight, next_weight = self.quality_weight[place : place + 2]
-        is_within = low + ROUNDING < compute < high - ROUNDING
-        return (low, high) if is_within and high - low > JUMP and next_weight <= CLOSE * weight else None
+        nearest = min((1 - saved for saved in self.saved[place : place + 2]), key=lambda spent: abs(spent - compute))
+        return nearest if self._is_jump(place) and abs(nearest - compute) > NEAR else None
+
+    def _is_jump(self, place: int) -> bool:
+        (saved, next_saved), (weight, next_weight) = self.saved[place : place + 2], self.quality_weight[place : place + 2]
+        return abs(saved - next_saved) > JUMP and next_weight <= CLOSE * weight
 
     def _place(self, compute: float) -> int:
         """The first of the neighbouring λ that spend this share of the compute between them."""

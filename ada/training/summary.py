@@ -75,12 +75,12 @@ def _reservations(outcome: Outcome) -> list[str]:
             f"Not reached: {', '.join(missing)}. On average the policy saves {min(curve.saved):.0%} to {max(curve.saved):.0%}, by λ; the "
             "last rung bounds it, and `visible_damage`, by which reuse costs."
         )
-    jumps = {f"{level.saved:.0%}": jump for level in outcome.levels if (jump := curve.jump(1 - level.saved))}
-    if jumps:
-        ends = dict.fromkeys(f"{1 - high:.0%} or {1 - low:.0%}" for low, high in jumps.values())
+    met = {f"{level.saved:.0%}": curve.met_instead(1 - level.saved) for level in outcome.levels}
+    missed = [f"{level} (a user gets {1 - spent:.0%})" for level, spent in met.items() if spent is not None]
+    if missed:
         lines.append(
-            f"At {', '.join(jumps)} nearly all images change at once: a user's images save {', '.join(ends)} instead, unless "
-            "`batch_compute` shares a budget. A `visible_damage` that fits the model, or rungs between those that there are, may help."
+            f"Judged by a draw between two λ: {', '.join(missed)}, as nearly all images change at once between them. `batch_compute` meets "
+            "such levels; a `visible_damage` that fits the model, or rungs between those that there are, may help."
         )
     return lines
 

@@ -17,13 +17,14 @@ def test_a_mean_beside_a_plateau_of_the_curve_lies_between_its_neighbours() -> N
 def test_a_mean_within_a_jump_is_no_promise() -> None:
     """From λ = 2 to 2.1 nearly all images stop reusing: between 0.6 and 0.95 nothing can be had on average."""
     jumping = Curve([1.0, 1.1, 2.0, 2.1, 2.2], [0.5, 0.45, 0.4, 0.05, 0.0], [0.0] * 5, [0.0] * 5)
-    assert [jumping.jump(compute) for compute in (0.5, 0.57, 0.6, 0.95, 0.96, 1.0)] == [None] * 6
-    assert jumping.jump(0.8) == pytest.approx((0.6, 0.95))
-    with pytest.warns(UserWarning, match=r"may spend 0\.60 or 0\.95 instead\. `batch_compute=0\.8` meets it"):
-        assert 2.0 < jumping.weight_for_compute(0.8) < 2.1
+    assert [jumping.met_instead(compute) for compute in (0.5, 0.57, 0.6, 0.61, 0.94, 0.95, 0.96, 1.0)] == [None] * 8
+    assert [jumping.met_instead(compute) for compute in (0.7, 0.8)] == [pytest.approx(0.6), pytest.approx(0.95)]
+    with pytest.warns(UserWarning, match=r"spend 0\.95 on average: .* between 0\.60 and 0\.95 .* `batch_compute=0\.8` meets"):
+        assert jumping.weight_for_compute(0.8) == 2.1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert jumping.weight_for_compute(0.6) == pytest.approx(2.0)
+        assert jumping.weight_for_compute(0.61) == pytest.approx(2.0)
         assert 2.1 < jumping.weight_for_compute(0.97) < 2.2
         wide = Curve([1.0, 2.0], [0.5, 0.3], [0.0] * 2, [0.0] * 2)
         assert wide.weight_for_compute(0.6) == pytest.approx(2**0.5), "what lies between was not looked at"

@@ -58,7 +58,7 @@ def test_levels_that_a_user_does_not_get_are_named(capsys: pytest.CaptureFixture
     print_outcome(Outcome((level(0.2, 0.01, 0.02), level(0.35, 0.01, 0.02)), jumping, 240), 240, 1.0)
     printed = " ".join(capsys.readouterr().out.split())
     assert "Not reached: 10%, 15%, 25%, 30%, 40%, 45%, 50%. On average the policy saves 0% to 42%, by λ;" in printed
-    assert "At 20% nearly all images change at once: a user's images save 0% or 34% instead, unless" in printed
+    assert "Judged by a draw between two λ: 20% (a user gets 34%), as nearly all images change at once" in printed
 
 
 def test_the_best_validation_is_set_beside_the_start(capsys: pytest.CaptureFixture[str]) -> None:
