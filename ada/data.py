@@ -1,5 +1,6 @@
 """Prompts, on Hugging Face `datasets`."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -38,6 +39,8 @@ PROMPT_SETS = {
 COLUMNS = ("prompt", "Prompt", "Prompts", "prompts", "caption", "text", "label")
 """Tried in this order where no column is named."""
 
+BYTE_ORDER_MARK = "\ufeff"
+"""What some editors write before the first line."""
 FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
 
 
@@ -72,13 +75,22 @@ def load_prompts(source: str, split: str | None = None, column: str | None = Non
     if column not in dataset.column_names:
         raise PromptsError(f"{origin} has no column `{column}`; it has {', '.join(dataset.column_names)}. Set `column`.")
     prompts = list(dataset[column])
-    strange = [place for place, prompt in enumerate(prompts) if not isinstance(prompt, str | int)]
-    if not prompts or strange:
+    if path.suffix == ".txt":
+        prompts = [prompt.removeprefix(BYTE_ORDER_MARK) for prompt in prompts]
+    # a blank line of a text is none of its prompts
+    rows = [row for row, prompt in enumerate(prompts) if path.suffix != ".txt" or prompt.strip()]
+    kind = type(prompts[rows[0]]) if rows else str
+    strange = [
+        row for row in rows if type(prompts[row]) not in (str, int) or type(prompts[row]) is not kind or prompts[row] == ""
+    ]
+    if not rows or strange:
         wrong = f"row {strange[0]} is {prompts[strange[0]]!r}" if strange else "there is no row"
-        raise PromptsError(f"The column `{column}` of {origin} must hold a text or a class label in every row; {wrong}.")
-    chosen = list(range(len(prompts)))
-    if limit is not None and limit < len(prompts):
-        chosen = [position * len(prompts) // limit for position in range(limit)]
+        raise PromptsError(
+            f"The column `{column}` of {origin} must hold a text in every row, or a class label in every row; {wrong}."
+        )
+    chosen = rows
+    if limit is not None and limit < len(rows):
+        chosen = [rows[position * len(rows) // limit] for position in range(limit)]
     return Dataset.from_dict({"prompt": [prompts[index] for index in chosen], "index": chosen})
 
 
@@ -131,6 +143,29 @@ def _root(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0].rstrip('.')}"
+
+
+def check_held_out(train: Sequence[Any], validation: Sequence[Any]) -> None:
+    """Sees that validation has captions of its own. Class labels, of which there are few, may be the same: their noise is another.
+
+    Raises:
+        PromptsError: all captions of validation are captions of training.
+    """
+    held_out = {prompt for prompt in validation if isinstance(prompt, str)}
+    shared = held_out & set(train)
+    if not shared:
+        return
+    if shared == held_out:
+        raise PromptsError(
+            "All validation captions are training captions, so what is learnt by heart would count as learnt. A single file has no splits: "
+            "give a folder with train.jsonl and validation.jsonl; or, to train on a ladder, leave `validation_split` out (null), and every "
+            "caption is judged by a policy that did not see it."
+        )
+    warnings.warn(
+        f"{len(shared)} of {len(held_out)} validation captions are training captions too, such as {min(shared)!r}: what is learnt by heart "
+        "counts as learnt.",
+        stacklevel=2,
+    )
 
 
 def check_counts(**counts: int | None) -> None:
@@ -201,6 +236,7 @@ class PromptDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         self.train_prompts, self.validation_prompts = self.prompts("train"), self.prompts("validation")
+        check_held_out(self.train_prompts["prompt"], self.validation_prompts["prompt"])
         processes = 1 if self.trainer is None else self.trainer.world_size
         if len(self.validation_prompts) < processes:
             raise PromptsError(

@@ -24,8 +24,6 @@ from ada.rollouts import Case
 from ada.training import LadderTraining, Outcome, RolloutDataModule
 from ada.training.quiet import quieten_libraries
 
-NOISE_OF_TEST = 2**41
-
 
 def save_gates(data: RolloutDataModule, base: BaseModel, options: Mapping[str, Any], folder: Path) -> None:
     """Trains the gates of six scalars, ours and the one after BAG, and writes a folder for each, its curve measured by cross-fitting.
@@ -90,7 +88,7 @@ def main(
         return
     prompts = load_prompts("checkpoints/emoji-prompts", "test", limit=test_limit)
     cases = [
-        Case(prompt, NOISE_OF_TEST + index * 16 + noise)
+        Case(prompt, index * 16 + noise)
         for noise in range(noises)
         for prompt, index in zip(prompts["prompt"], prompts["index"], strict=True)
     ]

@@ -34,7 +34,6 @@ KINDS = (Reuse(boundary=11), Reuse(boundary=15))
 SCHEDULES = torch.tensor([[0, *rest] for rest in product((0, 1), repeat=NUM_STEPS - 1)])
 ORACLE_LEVELS = (0.05, 0.10, 0.15, 0.20, 0.30, 0.40, 0.50, 0.60)
 POLICY_LEVELS = (0.05, 0.10, 0.15, 0.20)
-NOISE = 2**42
 BATCH_SIZE = 64
 """Images per call."""
 HEADS = (
@@ -185,7 +184,7 @@ def main(
     slow = FrozenPipeline(teacher, 20, {**call, "guidance_scale": 4.0})
     fast = FrozenPipeline(student, NUM_STEPS, {**call, "guidance_scale": 1.0})
     prompts = load_prompts("checkpoints/emoji-prompts", "composed_validation", limit=limit)
-    cases = [Case(prompt, NOISE + index) for prompt, index in zip(prompts["prompt"], prompts["index"], strict=True)]
+    cases = [Case(prompt, index) for prompt, index in zip(prompts["prompt"], prompts["index"], strict=True)]
     by_steps = {
         steps: draw(slow.with_settings(num_inference_steps=steps), cases, [f"teacher, {steps} steps, guidance"])[0]
         for steps in (20, 8, NUM_STEPS)

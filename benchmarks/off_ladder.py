@@ -99,7 +99,7 @@ def main(
     """
     data, options = load_data(training, None)
     prompts = load_prompts(CAPTIONS, "composed_train", limit=limit)["prompt"]
-    cases, places = [Case(prompt, 2**43 + place) for place, prompt in enumerate(prompts)], torch.arange(len(prompts))
+    cases, places = [Case(prompt, place) for place, prompt in enumerate(prompts)], torch.arange(len(prompts))
     data.reuse_costs = data.pipeline.reuse_costs(data.ladder.kinds, cases[0].prompt)
     rows = []
     for rung in rungs:

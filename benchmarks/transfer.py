@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from diffusers import UniPCMultistepScheduler
-from evidence import NOISE_OF_TEST, load_data
+from evidence import load_data
 from jsonargparse import auto_cli
 from torch import Tensor
 from variants import LEVELS
@@ -115,9 +115,7 @@ def main(
         data.collector.fill(todo, advance)
     data.train_data = data.tensors(train)
     prompts = load_prompts("checkpoints/emoji-prompts", "test", limit=test_limit)
-    cases = [
-        Case(prompt, NOISE_OF_TEST + index * 16) for prompt, index in zip(prompts["prompt"], prompts["index"], strict=True)
-    ]
+    cases = [Case(prompt, index * 16) for prompt, index in zip(prompts["prompt"], prompts["index"], strict=True)]
     rows = []
     for setting in SETTINGS:
         seen = look(setting, data, cases)

@@ -11,6 +11,7 @@ from ada.evaluation.measure import MOST_IMAGES, PUBLISHED, Metric, TimingPlan
 from ada.evaluation.measure.metrics import DISTANCE
 from ada.evaluation.methods import Cases, Method
 from ada.evaluation.methods.base import FULL_COMPUTE
+from ada.noise import EVALUATION_OF_LABELS
 from ada.policy import AdaPolicy
 from ada.rewards import Reward
 from ada.rewards.damage import VISIBLE_DISTANCE
@@ -119,13 +120,18 @@ class Request(Settings):
     @property
     def cases(self) -> Cases:
         """Every prompt with every noise seed."""
-        return Cases.of(self.prompts, self.indices, self.batch_size, self.seed, self.seeds)
+        use = EVALUATION_OF_LABELS if self.has_labels else 0
+        return Cases.of(self.prompts, self.indices, self.batch_size, self.seed, self.seeds, use)
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether prompts are class labels, of which training knows the same."""
+        return not all(isinstance(prompt, str) for prompt in self.prompts)
 
     @property
     def measured(self) -> dict[str, Metric]:
         """The metrics that apply: of class labels, those that need no text."""
-        has_text = all(isinstance(prompt, str) for prompt in self.prompts)
-        return {name: metric for name, metric in self.metrics.items() if has_text or not metric.reward.needs_text}
+        return {name: metric for name, metric in self.metrics.items() if not (self.has_labels and metric.reward.needs_text)}
 
     @property
     def without_text(self) -> str | None:

@@ -136,19 +136,29 @@ class AdaPolicy(nn.Module, ABC):
     # --- its folder ---
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, *, revision: str | None = None) -> Self:
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+    ) -> Self:
         """Loads a policy, in evaluation mode.
 
         Args:
             source: folder, or Hub id; `user/name@revision` names a revision too.
             revision: branch, tag or commit on the Hub; a folder has none.
+            cache_dir, local_files_only, token: where downloads are kept, whether only those are looked at, and the login, as everywhere
+                in huggingface_hub.
 
         Raises:
             PolicyNotFoundError: there is no such folder, repository or revision.
             HubError: the Hub cannot be reached, or the download broke off.
             IncompatiblePolicyError: it is none, incomplete, of a later version, or of another class than the one asked.
         """
-        folder = find_folder(source, revision)
+        folder = find_folder(source, revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token)
         form, config, weights = read_folder(folder, str(source))
         readable = {name: kind for name, kind in AdaPolicy.forms.items() if issubclass(kind, cls) or issubclass(cls, kind)}
         if form not in readable:

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
@@ -43,13 +44,14 @@ def hub_id(name: str) -> str | None:
     return name if "/" in name and not name.startswith(OURS) and not Path(name).exists() else None
 
 
-def find_folder(source: str | Path, revision: str | None = None, beside: Sequence[str] = ()) -> Path:
+def find_folder(source: str | Path, revision: str | None = None, beside: Sequence[str] = (), **download: Any) -> Path:
     """The policy's folder: a local one, or the snapshot of a Hub repository, fetched where it is not in the cache.
 
     Args:
         source: folder, or Hub id; `user/name@revision` names a revision too.
         revision: branch, tag or commit on the Hub; a folder has none.
         beside: patterns of further files to fetch.
+        download: further arguments of huggingface_hub's `snapshot_download`.
 
     Raises:
         PolicyNotFoundError: there is none; it says why and what to do.
@@ -72,7 +74,7 @@ def find_folder(source: str | Path, revision: str | None = None, beside: Sequenc
         raise PolicyNotFoundError(f"{source!r} and `revision` {revision!r} name different revisions. Give one of them.")
     revision = revision or named_revision or None
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=[CONFIG, WEIGHTS, *beside]))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=[CONFIG, WEIGHTS, *beside], **download))
     except HFValidationError as error:
         raise PolicyNotFoundError(
             f"No policy in {source}: it is neither a folder nor a Hub id of the form `user/name`. Train one with `python train.py`, or "

@@ -1,5 +1,7 @@
 """What a reward is: a small callable. Subclass `Reward` in ten lines and name it by `class_path` in a configuration."""
 
+import hashlib
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -67,13 +69,25 @@ class Reward(ABC):
 
     def describe(self) -> list[Any]:
         """What tells it from other rewards, as JSON, so that scores that are kept are not taken for another's: its class, and the numbers,
-        strings, paths and rewards that it holds, also in lists, tuples and mappings. Networks are told by what they were loaded from."""
+        strings, paths and rewards that it holds, also in lists, tuples and mappings. Networks are told by what they were loaded from; of
+        a class outside this package its source tells, which changes while it is developed."""
         held = {
             name: _told(value)
             for name, value in vars(self).items()
             if isinstance(value, int | float | str | Path | Reward | Mapping | list | tuple)
         }
-        return [type(self).__name__, held]
+        return [_name_of(type(self)), held]
+
+
+def _name_of(kind: type) -> str:
+    """A reward's class: one of this package by its name, another by its module and source."""
+    if kind.__module__.startswith("ada."):
+        return kind.__name__
+    try:
+        source = inspect.getsource(kind)
+    except (OSError, TypeError):  # typed into an interpreter
+        source = ""
+    return f"{kind.__module__}.{kind.__qualname__} {hashlib.sha256(source.encode()).hexdigest()[:16]}"
 
 
 def _told(value: Any) -> Any:
@@ -159,10 +173,11 @@ def score_images(
                 f"The reward `{name or type(reward).__name__}` failed on the shape {tuple(images.shape)} "
                 f"({type(error).__name__}: {error}). These are {what}."
             ) from error
-        if scores.shape != (len(rows),):
+        if not isinstance(scores, Tensor) or scores.shape != (len(rows),):
+            gave = f"the shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else f"a {type(scores).__name__}"
             raise RewardError(
-                f"The reward `{name or type(reward).__name__}` gave the shape {tuple(scores.shape)} for {len(rows)} images; it must give "
-                "one value an image."
+                f"The reward `{name or type(reward).__name__}` gave {gave} for {len(rows)} images; it must give a tensor of one value an "
+                "image."
             )
         parts.append(scores)
     joined: Tensor = plan.join(parts)

@@ -171,7 +171,9 @@ class WeightedReward:
             for image in (~finite).nonzero().flatten().tolist():
                 message = f"The reward `{name}` gave {part.blame(image)} of the batch, prompt {prompts[image]!r}."
                 if self.on_broken == "stop":
-                    raise RewardError(f"{message} Check that the model decodes this prompt to a finite image in its precision.")
+                    raise RewardError(
+                        f"{message} Check that the model decodes this prompt to a finite image in its precision, and the reward."
+                    )
                 logger.warning("%s The image is left out.", message)
             kept = kept & finite
         if not kept.any():

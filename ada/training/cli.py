@@ -29,6 +29,7 @@ class TrainingCLI(LightningCLI):
             run=False,
             seed_everything_default=0,
             save_config_callback=None,
+            auto_configure_optimizers=False,  # each algorithm has its own
             # the run keeps checkpoints of its own
             trainer_defaults={"enable_checkpointing": False},
             parser_kwargs={"default_config_files": [str(DEFAULT_CONFIG)], "allow_abbrev": False},

@@ -1,5 +1,6 @@
 """The data that a ladder's policy learns from: captions, the rollouts of every rung on them, and batches of both."""
 
+import inspect
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from ada.data import check_counts, load_prompts
+from ada.data import check_counts, check_held_out, load_prompts
 from ada.noise import VALIDATION, noise_seed
 from ada.progress import progress
 from ada.rewards import WeightedReward
@@ -45,7 +46,8 @@ class RolloutDataModule(LightningDataModule):
         visible_damage: τ, the damage that a person just sees.
         seed: of the noise and of the order; None for that of the command line (`seed_everything`), or 0.
         ranges: numbers of the pipeline's call that are drawn for every case between two bounds, so that one policy serves them all:
-            `{num_inference_steps: [12, 30], guidance_scale: [3.0, 6.0]}`. The ladder is stretched to the steps.
+            `{num_inference_steps: [12, 30], guidance_scale: [3.0, 6.0]}`; whole ones where the call's annotation says so. The ladder is
+            stretched to the steps.
     """
 
     def __init__(
@@ -84,9 +86,16 @@ class RolloutDataModule(LightningDataModule):
         if self.ladder.num_steps != pipeline.num_inference_steps:
             self.ladder = self.ladder.for_steps(pipeline.num_inference_steps).distinct()
         self._ranges = dict(ranges or {})
+        self._whole: set[str] = set()
+        parameters = inspect.signature(type(pipeline.pipeline).__call__).parameters
         for name, (low, high) in self._ranges.items():
             if low > high:
                 raise ValueError(f"`ranges` must give the lower bound first; got {low} to {high} for `{name}`.")
+            kind = str(parameters[name].annotation) if name in parameters else ""
+            if "bool" in kind:
+                raise ValueError(f"`ranges` are of numbers, and `{name}` is a switch: set it in the pipeline's `arguments`.")
+            if name == "num_inference_steps" or ("int" in kind and "float" not in kind):
+                self._whole.add(name)
             pipeline.with_settings(**dict(self._draw(0)))  # names an argument that the call does not have
         if "num_inference_steps" in self._ranges:
             self.ladder.for_steps(int(self._ranges["num_inference_steps"][0]))  # names too few steps
@@ -111,12 +120,10 @@ class RolloutDataModule(LightningDataModule):
         ]
 
     def _draw(self, seed: int) -> tuple[tuple[str, Any], ...]:
-        """The settings of a case: whole steps, and other numbers with two decimals."""
+        """The settings of a case: whole numbers where the call takes those, others with two decimals."""
         source = Random(f"settings {seed}")
         drawn = {name: source.uniform(low, high) for name, (low, high) in sorted(self._ranges.items())}
-        return tuple(
-            (name, round(value) if name == "num_inference_steps" else round(value, 2)) for name, value in drawn.items()
-        )
+        return tuple((name, round(value) if name in self._whole else round(value, 2)) for name, value in drawn.items())
 
     def setup(self, stage: str) -> None:
         trainer = self.trainer
@@ -132,6 +139,7 @@ class RolloutDataModule(LightningDataModule):
         self.pipeline.to(device)
         self.collector.reward.to(device)
         train, validation = self.cases("train"), self.cases("validation")
+        check_held_out([case.prompt for case in train], [case.prompt for case in validation])
         self.reuse_costs = self.pipeline.reuse_costs(self.ladder.kinds, train[0].prompt)
         for title, cases in (("training", train), ("held-out", validation)):
             self._roll_out(title, cases[trainer.global_rank :: trainer.world_size], trainer)

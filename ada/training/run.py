@@ -45,6 +45,10 @@ class Run:
 
     def __init__(self, trainer: Trainer, module: LightningModule, data: LightningDataModule, config: Any) -> None:
         check_precision(str(trainer.precision))
+        if trainer.max_epochs == 0 or trainer.limit_train_batches == 0:
+            raise RunError(
+                "With `trainer.max_epochs` or `trainer.limit_train_batches` 0 nothing would be learnt. Give 1 or more."
+            )
         self.trainer, self.module, self.data, self._config = trainer, module, data, config
         self.folder = Path(trainer.default_root_dir)
         self._last = self.folder / "checkpoints" / "last.ckpt"
@@ -58,7 +62,8 @@ class Run:
         best = KeepBest(self._last.parent, "validation/reward", "max") if isinstance(self.module, StepTraining) else None
         signals = [GreedySignals()] if isinstance(self.module, LadderTraining) else []
         callbacks = [FiniteGradients(), StopTogether(), *signals, *([best] if best else [])]
-        callbacks.append(KeepLast(self._last, files, within_epochs=isinstance(self.data, PromptDataModule)))
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            callbacks.append(KeepLast(self._last, files, within_epochs=isinstance(self.data, PromptDataModule)))
         bar = trainer.progress_bar_callback
         if bar is not None and not sys.stderr.isatty():
             trainer.callbacks.remove(bar)  # type: ignore[attr-defined]
@@ -67,13 +72,17 @@ class Run:
         return best
 
     def train(self, require_gain: bool = False) -> None:
-        """Trains to the end, exports the policy and says what came of it.
+        """Trains to the end, exports the policy and says what came of it. Lightning's dry run (`fast_dev_run`) leaves nothing but rollouts.
 
         Raises:
             RunError: the folder holds a run of other settings, or the run cannot go on.
             NothingLearntError: with `require_gain`, the policy does not beat the mixture of static schedules.
             SystemExit: the run was told to stop by SIGTERM.
         """
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.trainer.fit(self.module, self.data)
+            print("A dry run (`trainer.fast_dev_run`): training works, and nothing was exported.", flush=True)
+            return
         started = time.monotonic()
         self._identity = identify(self.trainer, self.module, self.data, self._config)
         claim_folder(self.folder, self._identity, self.trainer.is_global_zero)

@@ -9,6 +9,7 @@ from rich.table import Table
 from ada.training.outcome import LEVELS, Outcome
 
 WIDTH = 132
+FEWEST_CASES, USUAL_CASES = 20, 240
 
 
 def print_outcome(outcome: Outcome, num_training_cases: int, minutes: float) -> None:
@@ -57,6 +58,8 @@ def verdict(outcome: Outcome) -> str:
     worse = [f"{level.saved:.0%}" for level in outcome.levels if level.verdict == "worse"]
     if not outcome.levels:
         return "The policy saves nothing: it learnt nothing. More training captions, or a ladder with gentler rungs, may help."
+    if outcome.num_cases < FEWEST_CASES:
+        return f"{outcome.num_cases} images are too few to judge a policy by: {FEWEST_CASES} or more, better {USUAL_CASES}, say something."
     first = (
         f"The policy beats every mixture of static schedules at {', '.join(better)} saved, interval clear of zero."
         if better
@@ -97,8 +100,10 @@ def print_history(history: Sequence[dict[str, float]], minutes: float) -> None:
             f"{row['rollouts']:.0f}", f"{row['reward']:+.4f}", f"{row['quality']:+.4f}", f"{row['compute_saved']:.1%}"
         )
     console.print(table)
-    if history:
-        best = max(history[1:] or history, key=lambda row: row["reward"])
+    if len(history) < 2:
+        console.print(f"Nothing was validated after the start; the last weights are exported. {minutes:.1f} minutes.")
+    else:
+        best = max(history[1:], key=lambda row: row["reward"])
         gained = best["reward"] - history[0]["reward"]
         console.print(
             f"The best, after {best['rollouts']:.0f} rollouts, is exported: its validation reward is {abs(gained):.4f} "

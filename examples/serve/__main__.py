@@ -1,6 +1,7 @@
 """`python -m examples.serve`: runs the service."""
 
 import logging
+import sys
 
 import uvicorn
 from jsonargparse import auto_cli
@@ -19,10 +20,12 @@ def serve(model: ModelSettings, limits: Limits, host: str = "127.0.0.1", port: i
         port: port to listen on.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    try:
+        app = create_app(model, limits)
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(f"error: {error}")
     # every request ends by its own timeout, so a shutdown that waits for all of them ends too
-    uvicorn.run(
-        create_app(model, limits), host=host, port=port, access_log=False, timeout_graceful_shutdown=int(limits.timeout) + 5
-    )
+    uvicorn.run(app, host=host, port=port, access_log=False, timeout_graceful_shutdown=int(limits.timeout) + 5)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from examples.serve.model import Answer, Job, ModelDiedError, ModelError, ModelP
 
 logger = logging.getLogger(__name__)
 PAGE = Path(__file__).parent / "index.html"
+SECONDS_BETWEEN_LOOKS = 1.0
 CLIENT_LEFT = 499  # nginx's number for it; nobody is there to read it
 
 
@@ -38,6 +39,9 @@ class Limits:
         timeout: seconds after which a request gets 504.
         max_prompt: most characters of a prompt.
         max_body: most bytes of a request's body.
+
+    Raises:
+        ValueError: one of them leaves no request through.
     """
 
     max_batch: int = 16
@@ -47,11 +51,18 @@ class Limits:
     max_prompt: int = 300
     max_body: int = 16_384
 
+    def __post_init__(self) -> None:
+        for name in ("max_batch", "max_waiting", "timeout", "max_prompt", "max_body"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"`{name}` must be positive; got {getattr(self, name)}.")
+        if self.linger < 0:
+            raise ValueError(f"`linger` must be 0 or more; got {self.linger}.")
+
 
 class ImageRequest(BaseModel):
     """What a user sends: a prompt, and at most one wish."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True, str_strip_whitespace=True)
     prompt: str = Field(min_length=1)
     seed: int | None = Field(None, ge=0, lt=2**63)
     compute: float | None = None
@@ -108,6 +119,8 @@ class Service:
     def __init__(self, settings: ModelSettings, limits: Limits) -> None:
         self.settings, self.limits, self.metrics = settings, limits, Metrics()
         self.policy = None if settings.policy is None else AdaPolicy.from_pretrained(settings.policy)
+        if self.policy is not None:
+            self.policy.check_budget(settings.steps)
         self.model: ModelProcess | None = None
         self.batcher: Batcher | None = None
 
@@ -124,9 +137,21 @@ class Service:
             metrics=self.metrics,
         )
         self.metrics.restarts.set_function(lambda: self.model.num_restarts if self.model else 0)
+        watching = asyncio.create_task(self._watch(self.model, self.batcher))
         yield
+        watching.cancel()
         await self.batcher.close()
         await asyncio.to_thread(self.model.close)
+
+    async def _watch(self, model: ModelProcess, batcher: Batcher) -> None:
+        """Starts the model again where it died with no request to notice: while `/health` says 503, none is sent here."""
+        while True:
+            await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
+            if not model.is_alive and not batcher.is_closing:
+                try:
+                    await batcher.beside_batches(model.revive)
+                except ModelDiedError:
+                    logger.exception("The model could not be started again; the next try follows.")
 
     def job(self, wanted: ImageRequest) -> Job:
         """A request as a job.
@@ -141,7 +166,8 @@ class Service:
             if wish is not None and self.policy is None:
                 raise ValueError(f"This service has no policy, so it takes no `{wish[0]}`.")
             if wish is not None and self.policy is not None:
-                self.policy.with_options(**dict([wish]))
+                # a batch of which one wish cannot be met would be made image by image
+                self.policy.with_options(**dict([wish])).check_budget(self.settings.steps)
         except (ValueError, TypeError) as error:  # TypeError: a form of policy that does not have this wish
             self.metrics.requests.labels("refused").inc()
             raise HTTPException(422, str(error)) from error
@@ -211,7 +237,7 @@ def create_app(settings: ModelSettings, limits: Limits) -> FastAPI:
         limits: what it takes on.
 
     Raises:
-        FileNotFoundError, IncompatiblePolicyError: there is no such policy.
+        FileNotFoundError, BlockDanceError: there is no such policy, or it cannot decide or keep to its own budget in so many steps.
     """
     service = Service(settings, limits)
     app = FastAPI(title="BlockDance-Ada", lifespan=service.running)

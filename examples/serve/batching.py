@@ -76,6 +76,10 @@ class Batcher:
         finally:
             self._waiting.pop(answer, None)
 
+    async def beside_batches(self, function: Callable[[], None]) -> None:
+        """Calls a function in the model's thread, between two batches."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, function)
+
     async def close(self) -> None:
         """Takes no more jobs, and returns when all that were taken are answered."""
         self._is_closing = True

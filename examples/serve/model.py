@@ -183,6 +183,14 @@ class ModelProcess:
                 return [answer for job in jobs for answer in self([job])]
         raise AssertionError("one of the two tries has returned")
 
+    def revive(self) -> None:
+        """Starts the process again where it is dead."""
+        if not self.is_alive:
+            logger.error("The model's process died between batches and begins anew.")
+            self.close()
+            self.num_restarts += 1
+            self._start()
+
     def close(self) -> None:
         """Ends the process."""
         self._connection.close()

@@ -110,6 +110,9 @@ def test_requests_of_different_budgets_share_a_batch_and_equal_each_alone(runnin
         ({"prompt": "dog", "compute": 0.1}, 422, "`compute` must lie between"),
         ({"prompt": "dog", "mean_compute": 3}, 422, "`mean_compute` must lie between"),
         ({"prompt": "dog", "compute": "much"}, 422, "compute: Input should be a valid number"),
+        ({"prompt": "dog", "compute": True}, 422, "compute: Input should be a valid number"),
+        ({"prompt": "  "}, 422, "prompt: String should have at least 1 character"),
+        ({"prompt": "dog", "compute": 0.41}, 422, "the most saving rung at 12 steps"),
         ({"prompt": "x" * 3000}, 413, "more than 2000 bytes"),
     ],
 )
@@ -232,6 +235,18 @@ def test_a_killed_model_begins_anew_and_no_request_is_lost(running: Running) -> 
     assert health.json()["model_pid"] != pid
     again = running.make(PROMPTS[0], 0, compute=0.7).result().json()
     assert np.abs(pixels(again) - pixels(replies[0].json())).max() <= 1
+
+
+def test_a_model_that_dies_while_nobody_asks_begins_anew(running: Running) -> None:
+    """A load balancer sends nothing to a service that is not ready, so no request would ever bring it back."""
+    before = running.client.get("/health").json()
+    os.kill(before["model_pid"], signal.SIGKILL)
+    deadline = time.monotonic() + 300
+    while (now := running.client.get("/health")).status_code == 503 or now.json()["restarts"] == before["restarts"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert now.json()["model_pid"] != before["model_pid"]
+    assert running.make(PROMPTS[0], 0).result().status_code == 200
 
 
 def test_a_shutdown_answers_what_was_taken() -> None:

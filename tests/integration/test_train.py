@@ -127,6 +127,21 @@ def test_the_default_run_says_nothing_but_what_is_of_the_run(tmp_path: Path) -> 
     assert not re.search(r"(?i)warning|deprecat|💡|https?://|it/s|\d%\|", finished.stdout)
 
 
+def test_a_dry_run_leaves_the_folder_to_the_real_one(models: dict[str, str], tmp_path: Path) -> None:
+    config = str(write_ladder_config(tmp_path, models))
+    train.main(["--config", config, "--trainer.fast_dev_run", "true"])
+    left = {str(file.relative_to(tmp_path / "run")) for file in (tmp_path / "run").rglob("*") if file.is_file()}
+    assert not {name for name in left if not name.startswith("events")}
+    train.main(["--config", config])
+    assert (tmp_path / "run" / "policy" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("option", ["max_epochs", "limit_train_batches"])
+def test_a_run_that_would_learn_nothing_is_refused(models: dict[str, str], tmp_path: Path, option: str) -> None:
+    with pytest.raises(RunError, match="0 nothing would be learnt"):
+        train.main(["--config", str(write_ladder_config(tmp_path, models)), f"--trainer.{option}", "0"])
+
+
 def test_a_folder_of_another_run_is_refused(models: dict[str, str], tmp_path: Path) -> None:
     config = str(write_ladder_config(tmp_path, models))
     train.main(["--config", config])

@@ -269,11 +269,25 @@ def test_a_policy_serves_the_steps_between_and_beyond_those_it_was_trained_over(
         assert made.images.isfinite().all()
 
 
+def test_whole_numbers_are_drawn_where_the_call_takes_those(tmp_path: Path) -> None:
+    LADDER.save(tmp_path / "ladder.json")
+    (tmp_path / "captions.txt").write_text("sun\nmoon\nsea\n")
+    data = RolloutDataModule(
+        with_rows(CASES["pixart_sigma"]).frozen(), WeightedReward({"distance": Distance()}, {"distance": 1.0}),
+        str(tmp_path / "ladder.json"), str(tmp_path / "captions.txt"), table=None,
+        ranges={"max_sequence_length": (4.0, 120.0), "guidance_scale": (3.0, 7.0)},
+    )  # fmt: skip
+    drawn = [dict(case.settings) for case in data.cases("train")]
+    assert all(type(one["max_sequence_length"]) is int and type(one["guidance_scale"]) is float for one in drawn)
+    assert len({one["max_sequence_length"] for one in drawn}) == 3
+
+
 @pytest.mark.parametrize(
     ("ranges", "message"),
     [
         ({"num_inference_steps": (30.0, 12.0)}, "lower bound first"),
         ({"guidance": (1.0, 2.0)}, "takes no argument `guidance`"),
+        ({"clean_caption": (0.0, 1.0)}, "`clean_caption` is a switch: set it in the pipeline's `arguments`"),
         ({"num_inference_steps": (4.0, 12.0)}, r"need \d+ steps or more, and this generation has 4"),
     ],
 )

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ada.data import PromptDataModule, PromptsError, load_prompts
+from ada.data import PromptDataModule, PromptsError, check_held_out, load_prompts
 
 
 def test_files_and_limits(tmp_path: Path) -> None:
@@ -15,6 +15,37 @@ def test_files_and_limits(tmp_path: Path) -> None:
         load_prompts(str(tmp_path), "validation", column="text")
     with pytest.raises(FileNotFoundError, match=r"test\.jsonl"):
         load_prompts(str(tmp_path), "test")
+
+
+def test_blank_lines_and_a_byte_order_mark_are_no_prompts(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfred apple\n\n  \nblue bird\n\n")
+    assert load_prompts(str(tmp_path / "list.txt"))[:] == {"prompt": ["red apple", "blue bird"], "index": [0, 3]}
+    assert load_prompts(str(tmp_path / "list.txt"), limit=1)["prompt"] == ["red apple"]
+    (tmp_path / "blank.txt").write_text("\n\n")
+    with pytest.raises(PromptsError, match="there is no row"):
+        load_prompts(str(tmp_path / "blank.txt"))
+
+
+@pytest.mark.parametrize("row", ['{"prompt": 3}', '{"prompt": ""}', '{"prompt": null}'])
+def test_rows_that_are_no_prompts_are_named(tmp_path: Path, row: str) -> None:
+    (tmp_path / "list.jsonl").write_text('{"prompt": "a"}\n' + row)
+    with pytest.raises(PromptsError, match=r"cannot be read|row 1 is"):
+        load_prompts(str(tmp_path / "list.jsonl"))
+
+
+def test_captions_to_validate_on_are_none_of_training() -> None:
+    check_held_out(["a", "b"], ["c"])
+    check_held_out([0, 1, 2], [0, 1])  # class labels
+    with pytest.warns(UserWarning, match="1 of 2 validation captions are training captions too, such as 'b'"):
+        check_held_out(["a", "b"], ["b", "c"])
+    with pytest.raises(PromptsError, match="All validation captions are training captions"):
+        check_held_out(["a", "b"], ["b"])
+
+
+def test_a_single_file_has_no_validation_captions(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("one\ntwo\n")
+    with pytest.raises(PromptsError, match="A single file has no splits"):
+        PromptDataModule(str(tmp_path / "list.txt")).setup("fit")
 
 
 def test_class_labels_need_no_column_named() -> None:

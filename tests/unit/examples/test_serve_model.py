@@ -8,6 +8,7 @@ import pytest
 
 from ada.policy import IncompatiblePolicyError, WishError
 from ada.schedules import LadderError
+from examples.serve.app import Limits, create_app
 from examples.serve.model import Engine, ModelSettings
 
 CHECKPOINTS = Path(__file__).parents[3] / "checkpoints"
@@ -26,7 +27,15 @@ def test_a_policy_that_cannot_serve_is_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config | {"compute": 0.41}))
     with pytest.raises(WishError, match="the most saving rung at 10 steps"):
         engine(tmp_path, steps=10)
+    with pytest.raises(WishError, match="the most saving rung at 10 steps"):
+        create_app(ModelSettings(policy=str(tmp_path), steps=10), Limits())
     config["base_model"]["num_blocks"] = 28
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(IncompatiblePolicyError, match="num_blocks: 28 here, 16 there"):
         engine(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "value"), [("max_batch", 0), ("max_waiting", -1), ("timeout", 0.0), ("linger", -1.0)])
+def test_limits_that_let_no_request_through_are_refused(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"`{name}` must be"):
+        Limits(**{name: value})

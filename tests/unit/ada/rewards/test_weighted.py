@@ -1,7 +1,10 @@
 """The base, differences to the reference, and the weighted sum, on cases worked out by hand."""
 
+import importlib
 import json
 import logging
+import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -70,6 +73,32 @@ def test_rewards_that_differ_in_a_setting_of_any_sort_are_told_apart() -> None:
     told = [json.dumps(Bands(**some).describe()) for some in settings]
     assert len(set(told)) == len(settings)
     assert told == [json.dumps(Bands(**some).describe()) for some in settings], "and equal ones are not"
+
+
+def test_a_users_reward_is_told_by_its_module_and_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is edited, or has another's name, must not be given what is kept of the other."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    source = (
+        "from ada.rewards import Reward\n\n\nclass Contrast(Reward):\n    def __call__(self, images, prompts, reference):\n"
+    )
+    told = []
+    for module, value in (("mine", "std"), ("mine", "amax"), ("theirs", "std")):
+        (tmp_path / f"{module}.py").write_text(f"{source}        return images.flatten(1).{value}(1)\n")
+        sys.modules.pop(module, None)
+        importlib.invalidate_caches()
+        shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+        told.append(importlib.import_module(module).Contrast().describe()[0])
+    assert len(set(told)) == 3
+    assert [name.partition(" ")[0] for name in told] == ["mine.Contrast", "mine.Contrast", "theirs.Contrast"]
+
+
+def test_what_is_no_tensor_is_named() -> None:
+    class Plain(Reward):
+        def __call__(self, images: Tensor, prompts: Sequence[str], reference: Tensor) -> Tensor:
+            return images.flatten(1).mean(1).tolist()
+
+    with pytest.raises(RewardError, match="`plain` gave a list for 2 images; it must give a tensor of one value an image"):
+        WeightedReward({"plain": Plain()}, {"plain": 1.0})(grey(0.1, 0.2), ["a", "b"], grey(0.1, 0.2))
 
 
 def test_names_that_tables_need_are_refused() -> None:

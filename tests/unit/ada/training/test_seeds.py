@@ -1,7 +1,7 @@
 """One seed reaches everything that is random, and training shares no noise with what it is judged on."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,8 +12,11 @@ from ladders import build_frozen, build_ladder, build_reward
 from training_runs import build_models, write_config, write_ladder_config
 
 import train
+from ada.evaluation.measure.metrics import Column, Metric
 from ada.evaluation.methods import Cases
-from ada.noise import EVALUATION, SEARCH_OF_EVALUATION, VALIDATION
+from ada.evaluation.request import Request
+from ada.noise import SEARCH_AMONG_LABELS
+from ada.rewards import PSNR
 from ada.training import RolloutDataModule, RunError, StepTraining, TrainingCLI
 from ada.training.sampling import Sampler
 
@@ -36,17 +39,25 @@ def test_training_and_validation_share_no_noise(data: RolloutDataModule) -> None
     data.seed = 3
     others = {case.seed for split in ("train", "validation") for case in data.cases(split)}
     assert not others & {*train, *held_out}
-    assert min(held_out) > VALIDATION > max(train)
+    assert not noises(train) & noises(held_out)
 
 
-def test_an_evaluation_of_the_same_prompts_shares_no_noise_with_training(data: RolloutDataModule) -> None:
+def noises(seeds: Collection[int]) -> set[float]:
+    """What generators of these seeds draw first; seeds that differ may draw the same."""
+    return {float(torch.randn((), generator=torch.Generator().manual_seed(seed))) for seed in seeds}
+
+
+def test_an_evaluation_of_class_labels_shares_no_noise_with_training(data: RolloutDataModule) -> None:
     """Class labels are few: a policy is trained, searched for and judged on the same ones."""
     learnt = {case.seed for split in ("train", "validation") for case in data.cases(split)}
-    uses = (EVALUATION, SEARCH_OF_EVALUATION)
-    judged, chosen = (set(Cases.of(range(40), range(40), 8, data.seed, 3, use).seeds) for use in uses)
-    assert judged == set(Cases.of(range(40), range(40), 8, data.seed, 3).seeds)
-    assert not learnt & judged
-    assert not (learnt | judged) & chosen
+    metrics = {"perceptual_distance": Metric(PSNR(), Column("Distance"))}
+    labels = Request(
+        prompts=range(40), indices=range(40), metrics=metrics, embed=lambda images: images, seed=data.seed, seeds=3
+    )  # fmt: skip
+    judged = set(labels.cases.seeds)
+    chosen = set(Cases.of(range(40), range(40), 1, data.seed, use=SEARCH_AMONG_LABELS).seeds)
+    assert not noises(learnt) & noises(judged)
+    assert not noises(learnt | judged) & noises(chosen)
 
 
 def test_the_papers_training_and_validation_share_no_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,6 +53,19 @@ def test_a_verdict_claims_what_is_clear_of_zero(levels: tuple[LevelOutcome, ...]
     assert verdict(Outcome(levels, CURVE, 240)) == words
 
 
+def test_a_handful_of_images_judges_nothing() -> None:
+    assert (
+        verdict(Outcome(LEVELS, CURVE, 2))
+        == "2 images are too few to judge a policy by: 20 or more, better 240, say something."
+    )
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_a_run_that_validated_nothing_says_so(rows: int, capsys: pytest.CaptureFixture[str]) -> None:
+    print_history([{"rollouts": 0.0, "reward": 0.5, "quality": -0.1, "compute_saved": 0.25}] * rows, 3.0)
+    assert "Nothing was validated after the start; the last weights are exported." in capsys.readouterr().out
+
+
 def test_levels_that_a_user_does_not_get_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     jumping = Curve([1.0, 1.1, 2.0, 2.1], [0.42, 0.37, 0.34, 0.0], [0.0] * 4, [0.0] * 4)
     print_outcome(Outcome((level(0.2, 0.01, 0.02), level(0.35, 0.01, 0.02)), jumping, 240), 240, 1.0)
