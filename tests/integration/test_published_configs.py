@@ -95,11 +95,14 @@ def test_a_configuration_trains_on_a_small_pipeline_of_its_class(name: str, scor
     for kind in ladder["kinds"]:
         kind["boundary"] = 2
     (tmp_path / "ladder.json").write_text(json.dumps(ladder))
-    prompts = [2, 0] if settings["column"] == "label" else ["a dog", "sun"]
-    (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps({settings["column"]: prompt}) for prompt in prompts))
+    is_labels, source = settings["column"] == "label", tmp_path / "prompts"
+    source.mkdir()
+    for split, prompts in (("train", ["a dog", "sun"]), ("validation", ["a cat", "moon"])):
+        rows = [json.dumps({settings["column"]: prompt}) for prompt in ([2, 0] if is_labels else prompts)]
+        (source / f"{settings[f'{split}_split']}.jsonl").write_text("\n".join(rows))
     settings |= {
         "reward": replace_scorers(settings["reward"], scorers), "ladder": str(tmp_path / "ladder.json"),
-        "source": str(tmp_path / "prompts.jsonl"), "table": str(tmp_path / "tables"), "noise_seeds": 1,
+        "source": str(source), "table": str(tmp_path / "tables"), "noise_seeds": 1,
     }  # fmt: skip
     config["trainer"] |= {
         "accelerator": "cpu", "devices": 1, "strategy": "auto", "max_epochs": 2, "default_root_dir": str(tmp_path / "run"),
