@@ -145,25 +145,30 @@ def _root(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0].rstrip('.')}"
 
 
-def check_held_out(train: Sequence[Any], validation: Sequence[Any]) -> None:
-    """Sees that validation has captions of its own. Class labels, of which there are few, may be the same: their noise is another.
+def check_held_out(source: str, train: Sequence[Any], validation: Sequence[Any]) -> None:
+    """Sees that validation has captions of its own, and warns of those that it shares. Class labels, of which there are few, may be the
+    same: their noise is another.
+
+    Args:
+        source: what they were loaded from.
+        train, validation: the prompts.
 
     Raises:
-        PromptsError: all captions of validation are captions of training.
+        PromptsError: it is one file, which has no splits.
     """
     held_out = {prompt for prompt in validation if isinstance(prompt, str)}
     shared = held_out & set(train)
     if not shared:
         return
-    if shared == held_out:
+    learnt_by_heart = "what is learnt of them by heart would count as learnt"
+    if Path(source).suffix in FORMATS:
         raise PromptsError(
-            "All validation captions are training captions, so what is learnt by heart would count as learnt. A single file has no splits: "
-            "give a folder with train.jsonl and validation.jsonl; or, to train on a ladder, leave `validation_split` out (null), and every "
-            "caption is judged by a policy that did not see it."
+            f"{source} is one file, which has no splits: captions of training would be judged, and {learnt_by_heart}. Give a folder "
+            "with train.jsonl and validation.jsonl; or, for a ladder's policy, `validation_split` null: then every caption is judged by a "
+            "policy that did not see it."
         )
     warnings.warn(
-        f"{len(shared)} of {len(held_out)} validation captions are training captions too, such as {min(shared)!r}: what is learnt by heart "
-        "counts as learnt.",
+        f"{len(shared)} of {len(held_out)} validation captions are training captions too, such as {min(shared)!r}: {learnt_by_heart}.",
         stacklevel=2,
     )
 
@@ -236,7 +241,7 @@ class PromptDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         self.train_prompts, self.validation_prompts = self.prompts("train"), self.prompts("validation")
-        check_held_out(self.train_prompts["prompt"], self.validation_prompts["prompt"])
+        check_held_out(self.source, self.train_prompts["prompt"], self.validation_prompts["prompt"])
         processes = 1 if self.trainer is None else self.trainer.world_size
         if len(self.validation_prompts) < processes:
             raise PromptsError(

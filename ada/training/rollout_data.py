@@ -139,7 +139,7 @@ class RolloutDataModule(LightningDataModule):
         self.pipeline.to(device)
         self.collector.reward.to(device)
         train, validation = self.cases("train"), self.cases("validation")
-        check_held_out([case.prompt for case in train], [case.prompt for case in validation])
+        check_held_out(self._source, [case.prompt for case in train], [case.prompt for case in validation])
         self.reuse_costs = self.pipeline.reuse_costs(self.ladder.kinds, train[0].prompt)
         for title, cases in (("training", train), ("held-out", validation)):
             self._roll_out(title, cases[trainer.global_rank :: trainer.world_size], trainer)

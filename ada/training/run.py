@@ -175,9 +175,8 @@ class Run:
         cases = data.cases("validation") or data.cases("train")
         shown = cases[:: max(1, len(cases) // NUM_PICTURED)][:NUM_PICTURED]
         policy = LadderPolicy.from_pretrained(self.folder / "policy")
-        picture_decisions(
-            data.pipeline, policy, [case.prompt for case in shown], [case.seed for case in shown], 1 - saved, path
-        )
+        spent = outcome.curve.met_instead(1 - saved) or 1 - saved
+        picture_decisions(data.pipeline, policy, [case.prompt for case in shown], [case.seed for case in shown], spent, path)
 
 
 def check_gain(outcome: Outcome) -> None:

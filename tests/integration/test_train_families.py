@@ -24,6 +24,7 @@ from ada.training import LadderTraining, RolloutDataModule, StepTraining
 from ada.training.outcome import choose_rungs
 from blockdance import Reuse, ReuseSchedule, ScheduleError, apply_blockdance, full_compute, register_layout
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*validation captions are training captions too")
 RUNGS = ("000000", "000010", "000020", "000110")
 LADDER = Ladder(
     torch.tensor([[int(action) for action in rung] for rung in RUNGS]),
@@ -42,7 +43,7 @@ class Distance(Reward):
 
 
 def train(frozen: FrozenPipeline, prompts: Sequence[Any], ladder: Ladder, folder: Path, **options: Any) -> LadderTraining:
-    """A few steps on three prompts, held out against two noises of them."""
+    """A few steps on three prompts, held out against two noises of them; a family may know no other."""
     for split in ("train", "validation"):
         (folder / f"{split}.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
     ladder.save(folder / "ladder.json")

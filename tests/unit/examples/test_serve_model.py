@@ -5,10 +5,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from fastapi import HTTPException
 
 from ada.policy import IncompatiblePolicyError, WishError
 from ada.schedules import LadderError
-from examples.serve.app import Limits, create_app
+from examples.serve.app import ImageRequest, Limits, create_app
 from examples.serve.model import Engine, ModelSettings
 
 CHECKPOINTS = Path(__file__).parents[3] / "checkpoints"
@@ -33,6 +34,16 @@ def test_a_policy_that_cannot_serve_is_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(IncompatiblePolicyError, match="num_blocks: 28 here, 16 there"):
         engine(tmp_path)
+
+
+def test_a_wish_that_the_services_steps_cannot_meet_joins_no_batch() -> None:
+    """The policy takes it at its own 20 steps."""
+    service = create_app(ModelSettings(policy=str(CHECKPOINTS / "ada-emoji"), steps=10), Limits()).state.service
+    assert service.job(ImageRequest(prompt="dog", compute=0.6)).wish == ("compute", 0.6)
+    with pytest.raises(HTTPException) as refused:
+        service.job(ImageRequest(prompt="dog", compute=0.41))
+    assert refused.value.status_code == 422
+    assert "the most saving rung at 10 steps" in refused.value.detail
 
 
 @pytest.mark.parametrize(("name", "value"), [("max_batch", 0), ("max_waiting", -1), ("timeout", 0.0), ("linger", -1.0)])
