@@ -48,8 +48,8 @@ def load_prompts(source: str, split: str | None = None, column: str | None = Non
     """Loads prompts as a dataset with the columns `prompt` and `index`.
 
     Args:
-        source: a name of `PROMPT_SETS`; a folder with `train.jsonl`, `validation.jsonl`, `test.jsonl`; a file (JSON lines, CSV, Parquet
-            or text, one prompt a line); or the Hub id of a dataset.
+        source: a name of `PROMPT_SETS`; a file of JSON lines, CSV, Parquet or text, one prompt a line; a folder with one of those for each
+            split, such as `train.jsonl` and `validation.jsonl`; or the Hub id of a dataset.
         split: its name; by default a named set's own, else `test`.
         column: the column that holds the prompt; by default a named set's own, else the first of `COLUMNS` that is there.
         limit: take only so many, spread evenly over the split.
@@ -63,22 +63,22 @@ def load_prompts(source: str, split: str | None = None, column: str | None = Non
     known = PROMPT_SETS.get(source)
     if known is not None and not Path(source).exists():
         source, split, column = known.source, split or known.split, column or known.column
-    path, split = Path(source), split or "test"
+    path, split, is_text = Path(source), split or "test", False
     with _without_bars():
         if path.is_dir() or path.suffix in FORMATS or source.startswith((".", "/", "checkpoints/")):
-            file = path / f"{split}.jsonl" if path.is_dir() or not path.suffix else path
-            dataset, origin = _read_file(file, split), str(file)
-            column = "text" if file.suffix == ".txt" else column
+            file = path if path.suffix and not path.is_dir() else _file_of(path, split)
+            dataset, origin, is_text = _read_file(file, split), str(file), file.suffix == ".txt"
+            column = "text" if is_text else column
         else:
             dataset, origin = _read_hub(source, split), f"{source}, split {split}"
     column = column or next((name for name in COLUMNS if name in dataset.column_names), COLUMNS[0])
     if column not in dataset.column_names:
         raise PromptsError(f"{origin} has no column `{column}`; it has {', '.join(dataset.column_names)}. Set `column`.")
     prompts = list(dataset[column])
-    if path.suffix == ".txt":
+    if is_text:
         prompts = [prompt.removeprefix(BYTE_ORDER_MARK) for prompt in prompts]
     # a blank line of a text is none of its prompts
-    rows = [row for row, prompt in enumerate(prompts) if path.suffix != ".txt" or prompt.strip()]
+    rows = [row for row, prompt in enumerate(prompts) if not is_text or prompt.strip()]
     kind = type(prompts[rows[0]]) if rows else str
     strange = [
         row for row in rows if type(prompts[row]) not in (str, int) or type(prompts[row]) is not kind or prompts[row] == ""
@@ -104,6 +104,12 @@ def _without_bars() -> Iterator[None]:
     finally:
         if were_there:
             enable_progress_bars()
+
+
+def _file_of(folder: Path, split: str) -> Path:
+    """A folder's file of a split, in whatever format it is there."""
+    files = [folder / f"{split}{suffix}" for suffix in FORMATS]
+    return next((file for file in files if file.is_file()), files[0])
 
 
 def _read_file(file: Path, split: str) -> Dataset:

@@ -26,6 +26,14 @@ def test_blank_lines_and_a_byte_order_mark_are_no_prompts(tmp_path: Path) -> Non
         load_prompts(str(tmp_path / "blank.txt"))
 
 
+@pytest.mark.parametrize(
+    ("name", "content"), [("train.csv", "prompt\na b\n"), ("train.txt", "a b\n\n"), ("train.json", '[{"prompt": "a b"}]')]
+)
+def test_a_folder_holds_splits_in_any_format(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    assert load_prompts(str(tmp_path), "train")["prompt"] == ["a b"]
+
+
 @pytest.mark.parametrize("row", ['{"prompt": 3}', '{"prompt": ""}', '{"prompt": null}'])
 def test_rows_that_are_no_prompts_are_named(tmp_path: Path, row: str) -> None:
     (tmp_path / "list.jsonl").write_text('{"prompt": "a"}\n' + row)
