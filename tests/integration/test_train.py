@@ -136,6 +136,11 @@ def test_a_dry_run_leaves_the_folder_to_the_real_one(models: dict[str, str], tmp
     assert (tmp_path / "run" / "policy" / "model.safetensors").is_file()
 
 
+def test_a_run_without_an_end_is_refused(models: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"A run needs an end.*`--trainer\.max_epochs`"):
+        train.main(["--config", str(write_ladder_config(tmp_path, models)), "--trainer.max_epochs", "-1"])
+
+
 @pytest.mark.parametrize("option", ["max_epochs", "limit_train_batches"])
 def test_a_run_that_would_learn_nothing_is_refused(models: dict[str, str], tmp_path: Path, option: str) -> None:
     with pytest.raises(RunError, match="0 nothing would be learnt"):

@@ -28,6 +28,7 @@ from blockdance import (
     apply_blockdance,
     block_caching,
     calibrate,
+    full_compute,
     load_plan,
     measure_feature_change,
     register_layout,
@@ -35,6 +36,7 @@ from blockdance import (
 )
 from blockdance.__main__ import main
 from blockdance.feature_recorder import MAX_POSITIONS
+from blockdance.figures import change_figure
 
 
 class Scale(nn.Module):
@@ -328,3 +330,12 @@ def test_a_prompt_file_without_prompts_is_told(
     (tmp_path / "prompts.txt").write_text("\n  \n")
     assert main(["calibrate", str(tmp_path), "--prompt-file", str(tmp_path / "prompts.txt")]) == 1
     assert f"error: There is no prompt in {tmp_path / 'prompts.txt'}" in capsys.readouterr().err
+
+
+def test_a_schedule_that_reuses_nothing_has_a_figure_without_marks() -> None:
+    change = feature_change(torch.tensor([[0.1, 0.3]]).expand(9, 2))
+    marked = [
+        len(change_figure(change, plan).axes[0].collections)
+        for plan in (full_compute(1, 10), BlockDanceConfig(boundary=1).schedule(10, 2))
+    ]
+    assert marked == [0, 1]

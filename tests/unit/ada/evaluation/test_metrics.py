@@ -88,3 +88,9 @@ def test_features_of_a_video_are_the_mean_of_its_frames(scorer: str) -> None:
     whole = embed(frames)
     expected = torch.stack([embed(video).mean(0) for video in frames])
     torch.testing.assert_close(whole, expected)
+
+
+def test_what_is_neither_image_nor_video_is_refused(scorer: str) -> None:
+    sounds = torch.rand(2, 1, 16)
+    with pytest.raises(ValueError, match=r"measures images and videos, and this pipeline gives the shape \(2, 1, 16\)"):
+        score(default_metrics(scorer), sounds, ["a", "b"], sounds)

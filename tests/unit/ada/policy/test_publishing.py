@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -131,3 +132,16 @@ def test_a_folder_has_no_revisions(folder: Path, capsys: pytest.CaptureFixture[s
             AdaPolicy.from_pretrained(source, revision="v9")
     assert main(["show", "--policy", str(folder), "--revision", "v9"]) == 1
     assert "which has no revisions" in capsys.readouterr().err
+
+
+def test_the_hubs_own_settings_reach_the_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def download(name: str, **given: Any) -> str:
+        asked.update(given)
+        return str(SHIPPED)
+
+    monkeypatch.setattr("ada.policy.hub.snapshot_download", download)
+    settings = {"cache_dir": tmp_path, "local_files_only": True, "token": "secret", "revision": "v1"}
+    AdaPolicy.from_pretrained("someone/policy", **settings)
+    assert asked.items() >= settings.items()
