@@ -1,10 +1,10 @@
-"""Seeds of noise: validation shares none with training, nor what is evaluated on class labels, which training knows too."""
+"""Seeds of noise: training, validation, evaluation and its search share none."""
 
 NUM_SEEDS = 2**32
 """PyTorch's generator on the CPU, which draws all noise, reads 32 bits of a seed: those that differ above give the same noise."""
 VALIDATION = 2**30
-EVALUATION_OF_LABELS = 2**31
-SEARCH_AMONG_LABELS = 2**31 + 2**30
+EVALUATION = 2**31
+SEARCH = 2**31 + 2**30
 
 
 def noise_seed(seed: int, index: int, use: int = 0) -> int:

@@ -18,6 +18,7 @@ from variants import GATE, IMITATION, LEVELS, THRESHOLD_RULE, Imitation, Variant
 from written_tables import cell, write_table
 
 from ada.data import load_prompts
+from ada.noise import EVALUATION, noise_seed
 from ada.policy import AdaPolicy, BaseModel
 from ada.progress import progress
 from ada.rollouts import Case
@@ -88,7 +89,7 @@ def main(
         return
     prompts = load_prompts("checkpoints/emoji-prompts", "test", limit=test_limit)
     cases = [
-        Case(prompt, index * 16 + noise)
+        Case(prompt, noise_seed(0, index * 16 + noise, EVALUATION))
         for noise in range(noises)
         for prompt, index in zip(prompts["prompt"], prompts["index"], strict=True)
     ]

@@ -18,6 +18,7 @@ from variants import LEVELS
 from written_tables import cell, write_table
 
 from ada.data import load_prompts
+from ada.noise import EVALUATION, noise_seed
 from ada.policy import AdaPolicy, LadderPolicy
 from ada.progress import progress
 from ada.rollouts import Case, Collector, FrozenPipeline
@@ -115,7 +116,8 @@ def main(
         data.collector.fill(todo, advance)
     data.train_data = data.tensors(train)
     prompts = load_prompts("checkpoints/emoji-prompts", "test", limit=test_limit)
-    cases = [Case(prompt, index * 16) for prompt, index in zip(prompts["prompt"], prompts["index"], strict=True)]
+    seeds = [noise_seed(0, index * 16, EVALUATION) for index in prompts["index"]]
+    cases = [Case(prompt, seed) for prompt, seed in zip(prompts["prompt"], seeds, strict=True)]
     rows = []
     for setting in SETTINGS:
         seen = look(setting, data, cases)

@@ -18,7 +18,7 @@ from ada.evaluation.methods import Cases, Method, NotApplicableError
 from ada.evaluation.report import write_reports
 from ada.evaluation.report.table import terminal_table
 from ada.evaluation.request import GATES, EvaluationOptions, Request, Settings, ladder_of
-from ada.noise import EVALUATION_OF_LABELS, SEARCH_AMONG_LABELS
+from ada.noise import EVALUATION, SEARCH
 from ada.policy import AdaPolicy
 from ada.processes import num_processes
 from ada.rollouts import EMBEDDED, FrozenPipeline
@@ -201,7 +201,7 @@ def _with_policy(
         rows += ways.rival_methods(name, rival.to(frozen.device).eval(), frozen.transformer, request.mean_budgets, steps)
     rows += ways.deep_cache(num_blocks, steps)
     if request.search_prompts:
-        use = SEARCH_AMONG_LABELS if request.has_labels else 0
+        use = SEARCH if request.has_labels else 0
         others = Cases.of(request.search_prompts, request.search_indices, 1, request.seed, use=use)
         rows += ways.calibrated_methods(frozen, others.prompts, others.seeds)
         rows += ways.threshold_methods(frozen, others.prompts, others.seeds, boundary)
@@ -235,7 +235,7 @@ def open_store(frozen: FrozenPipeline, request: Request) -> tuple[Store, dict[st
     rewards = {name: metric.reward for name, metric in request.measured.items()}
     kept = {
         "prompts": list(request.prompts), "indices": list(request.indices), "search_indices": list(request.search_indices),
-        **({"noise": [EVALUATION_OF_LABELS, SEARCH_AMONG_LABELS]} if request.has_labels else {}),
+        **({"noise": [EVALUATION, SEARCH]} if request.has_labels else {}),
         "metrics": {name: reward.describe() for name, reward in rewards.items()}, "embed": name_of(request.embed),
         "networks": networks_digest([rewards, request.embed]),
         "pipeline": drawn, "parts": parts_digest(frozen.pipeline), "environment": measure.describe_environment(frozen.device),

@@ -11,7 +11,7 @@ from ada.evaluation.measure import MOST_IMAGES, PUBLISHED, Metric, TimingPlan
 from ada.evaluation.measure.metrics import DISTANCE
 from ada.evaluation.methods import Cases, Method
 from ada.evaluation.methods.base import FULL_COMPUTE
-from ada.noise import EVALUATION_OF_LABELS
+from ada.noise import EVALUATION
 from ada.policy import AdaPolicy
 from ada.rewards import Reward
 from ada.rewards.damage import VISIBLE_DISTANCE
@@ -120,7 +120,7 @@ class Request(Settings):
     @property
     def cases(self) -> Cases:
         """Every prompt with every noise seed."""
-        use = EVALUATION_OF_LABELS if self.has_labels else 0
+        use = EVALUATION if self.has_labels else 0
         return Cases.of(self.prompts, self.indices, self.batch_size, self.seed, self.seeds, use)
 
     @property

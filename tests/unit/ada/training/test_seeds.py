@@ -15,7 +15,7 @@ import train
 from ada.evaluation.measure.metrics import Column, Metric
 from ada.evaluation.methods import Cases
 from ada.evaluation.request import Request
-from ada.noise import SEARCH_AMONG_LABELS
+from ada.noise import SEARCH
 from ada.rewards import PSNR
 from ada.training import RolloutDataModule, RunError, StepTraining, TrainingCLI
 from ada.training.sampling import Sampler
@@ -55,7 +55,7 @@ def test_an_evaluation_of_class_labels_shares_no_noise_with_training(data: Rollo
         prompts=range(40), indices=range(40), metrics=metrics, embed=lambda images: images, seed=data.seed, seeds=3
     )  # fmt: skip
     judged = set(labels.cases.seeds)
-    chosen = set(Cases.of(range(40), range(40), 1, data.seed, use=SEARCH_AMONG_LABELS).seeds)
+    chosen = set(Cases.of(range(40), range(40), 1, data.seed, use=SEARCH).seeds)
     assert not noises(learnt) & noises(judged)
     assert not noises(learnt | judged) & noises(chosen)
 
