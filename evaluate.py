@@ -14,7 +14,8 @@ def main() -> None:
     # --batch-size is understood as well as --batch_size
     words = [re.sub("^--[^=]+", lambda option: "--" + option[0][2:].replace("-", "_"), word) for word in sys.argv[1:]]
     set_parsing_settings(docstring_parse_attribute_docstrings=True)  # so that --help says what an option means
-    options = auto_cli(EvaluationOptions, args=words, as_positional=False, allow_abbrev=False)
+    usage = "evaluate.py --policy FOLDER_OR_HUB_ID [--OPTION VALUE …]"  # it stands above every error, so it names no more
+    options = auto_cli(EvaluationOptions, args=words, as_positional=False, allow_abbrev=False, usage=usage)
     try:
         run_options(options)
     except (OSError, ValueError, BlockDanceError) as error:

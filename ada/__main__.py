@@ -154,6 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             args=None if arguments is None else list(arguments),
             as_positional=False,
             allow_abbrev=False,
+            prog="python -m ada",
         )
     except (OSError, BlockDanceError, RewardError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -22,7 +22,7 @@ from ada.noise import EVALUATION, SEARCH
 from ada.policy import AdaPolicy
 from ada.processes import num_processes
 from ada.rollouts import EMBEDDED, FrozenPipeline
-from ada.rollouts.fingerprints import name_of, networks_digest, parts_digest
+from ada.rollouts.fingerprints import networks_digest, parts_digest, qualified_name
 from ada.schedules import Ladder
 
 GRID_PROMPTS = 8
@@ -236,7 +236,7 @@ def open_store(frozen: FrozenPipeline, request: Request) -> tuple[Store, dict[st
     kept = {
         "prompts": list(request.prompts), "indices": list(request.indices), "search_indices": list(request.search_indices),
         **({"noise": [EVALUATION, SEARCH]} if request.has_labels else {}),
-        "metrics": {name: reward.describe() for name, reward in rewards.items()}, "embed": name_of(request.embed),
+        "metrics": {name: reward.describe() for name, reward in rewards.items()}, "embed": qualified_name(request.embed),
         "networks": networks_digest([rewards, request.embed]),
         "pipeline": drawn, "parts": parts_digest(frozen.pipeline), "environment": measure.describe_environment(frozen.device),
     }  # fmt: skip

@@ -15,6 +15,7 @@ from typing_extensions import Self
 from ada.policy.folder import IncompatiblePolicyError, digest_of, read_folder, write_folder
 from ada.policy.hub import find_folder, hub_id
 from ada.policy.publishing import publish
+from ada.policy.wishes import WishError
 from ada.reinforce import check_quality_weights
 from blockdance import PolicyState, Reuse, ReuseSchedule, find_layout
 from blockdance.layouts import block_stack
@@ -96,7 +97,7 @@ class AdaPolicy(nn.Module, ABC):
         self.quality_weight = config["quality_weight"]
         self.quality_weight_range = check_quality_weights(config["quality_weight_range"])
         if not 0 < self.quality_weight < math.inf:
-            raise ValueError(f"`quality_weight` must be a positive number; got {self.quality_weight}.")
+            raise WishError(f"`quality_weight` must be a positive number; got {self.quality_weight}.")
 
     @abstractmethod
     def decision_steps(self, num_steps: int) -> tuple[int, ...]:

@@ -15,7 +15,6 @@ version is read for ever (`tests/golden`); a later one than this package knows i
 import hashlib
 import json
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ada.files import whole
 from blockdance import BlockDanceError
 
 VERSION = 7
@@ -62,16 +62,11 @@ def write_folder(folder: Path, form: str, config: Mapping[str, Any], weights: Ma
     earlier = _digest_in(folder)
     content = {"format": "blockdance-ada", "version": VERSION, "form": form} | dict(config)
     kept = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    partials = {name: folder / f"{name}.partial" for name in (CONFIG, WEIGHTS)}
     try:
-        partials[CONFIG].write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        save_file(kept, partials[WEIGHTS], {"format": "pt"})
-        for name, partial in partials.items():
-            partial.replace(folder / name)
+        with whole(folder / WEIGHTS) as weights_file, whole(folder / CONFIG) as config_file:
+            config_file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            save_file(kept, weights_file, {"format": "pt"})
     except (OSError, SafetensorError) as error:
-        for partial in partials.values():
-            with suppress(OSError):
-                partial.unlink()
         raise OSError(f"The policy could not be written to {folder}: {error}. Make room, or choose another folder.") from error
     if earlier is not None and earlier != digest_of(weights):
         _put_aside(folder, earlier)

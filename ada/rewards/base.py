@@ -3,7 +3,8 @@
 import hashlib
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +77,10 @@ class Reward(ABC):
             for name, value in vars(self).items()
             if isinstance(value, int | float | str | Path | Reward | Mapping | list | tuple)
         }
-        return [_name_of(type(self)), held]
+        return [_told_class(type(self)), held]
 
 
-def _name_of(kind: type) -> str:
+def _told_class(kind: type) -> str:
     """A reward's class: one of this package by its name, another by its module and source."""
     if kind.__module__.startswith("ada."):
         return kind.__name__
@@ -155,33 +156,36 @@ def score_images(
     if not len(images):
         return reward(images, prompts, reference)
     plan = plan_distinct([images, reference], max_images, prompts)
-    parts = []
+    called, parts = name or type(reward).__name__, []
     for rows in (group.rows for group in plan.groups):
-        try:
+        with _explained(called, images.shape):
             scores = reward(rows.take(images), [prompts[row] for row in rows.rows], rows.take(reference))
-        except RewardError:
-            raise
-        except Exception as error:
-            if images.ndim == IMAGE_DIMENSIONS:
-                raise
-            what = (
-                "videos: wrap it in `ada.rewards.VideoReward`"
-                if images.ndim == IMAGE_DIMENSIONS + 1
-                else "no images, such as sounds: take `PSNR`, or a reward of your own"
-            )
-            raise RewardError(
-                f"The reward `{name or type(reward).__name__}` failed on the shape {tuple(images.shape)} "
-                f"({type(error).__name__}: {error}). These are {what}."
-            ) from error
         if not isinstance(scores, Tensor) or scores.shape != (len(rows),):
             gave = f"the shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else f"a {type(scores).__name__}"
             raise RewardError(
-                f"The reward `{name or type(reward).__name__}` gave {gave} for {len(rows)} images; it must give a tensor of one value an "
-                "image."
+                f"The reward `{called}` gave {gave} for {len(rows)} images; it must give a tensor of one value an image."
             )
         parts.append(scores)
     joined: Tensor = plan.join(parts)
     return joined
+
+
+@contextmanager
+def _explained(called: str, shape: Sequence[int]) -> Iterator[None]:
+    """Says what to take instead where a reward fails on what is no image."""
+    try:
+        yield
+    except RewardError:
+        raise
+    except Exception as error:
+        if len(shape) == IMAGE_DIMENSIONS:
+            raise
+        what = "no images, such as sounds: take `PSNR`, or a reward of your own"
+        if len(shape) == IMAGE_DIMENSIONS + 1:
+            what = "videos: wrap it in `ada.rewards.VideoReward`"
+        raise RewardError(
+            f"The reward `{called}` failed on the shape {tuple(shape)} ({type(error).__name__}: {error}). These are {what}."
+        ) from error
 
 
 def check_cap(positive_cap: float) -> None:

@@ -110,7 +110,7 @@ def described(value: Any, holders: tuple[Any, ...] = ()) -> Any:
     if value is None or isinstance(value, str | int | float):
         return value
     if any(value is holder for holder in holders):
-        return [name_of(value), {}]
+        return [qualified_name(value), {}]
     holders = (*holders, value)
     if isinstance(value, Mapping):
         return {str(name): described(part, holders) for name, part in value.items()}
@@ -124,17 +124,17 @@ def described(value: Any, holders: tuple[Any, ...] = ()) -> Any:
     if isinstance(value, nn.Module):
         return weights_digest(value)
     if isinstance(value, partial):
-        return [name_of(value), described([value.func, value.args, value.keywords], holders)]
+        return [qualified_name(value), described([value.func, value.args, value.keywords], holders)]
     if ismethod(value):
-        return [name_of(value), described(value.__self__, holders)]
+        return [qualified_name(value), described(value.__self__, holders)]
     if hasattr(value, "__qualname__"):
-        return [name_of(value), {}]
+        return [qualified_name(value), {}]
     if not hasattr(value, "__dict__"):
-        return [name_of(value), str(value).partition(" at 0x")[0]]
-    return [name_of(value), {name: described(part, holders) for name, part in vars(value).items()}]
+        return [qualified_name(value), str(value).partition(" at 0x")[0]]
+    return [qualified_name(value), {name: described(part, holders) for name, part in vars(value).items()}]
 
 
-def name_of(value: Any) -> str:
+def qualified_name(value: Any) -> str:
     """The name of a function or class, with its module; of another object, that of its class."""
     kind = value if hasattr(value, "__qualname__") else type(value)
     return f"{kind.__module__}.{kind.__qualname__}"

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ada.files import whole
 from ada.rollouts.fingerprints import digest
 from ada.schedules import Ladder, Tree
 from ada.schedules.ladder import LETTERS
@@ -136,14 +136,11 @@ class Table:
             "seen": json.dumps([[cases[case], beginning] for case, beginning in seen]),
         }
         file = folder / f"{digest(content)}.safetensors"
-        partial = file.with_suffix(f".{os.getpid()}.partial")
         try:
-            save_file(tensors, partial, content)
-            partial.replace(file)
+            with whole(file) as partial:
+                save_file(tensors, partial, content)
             self._known.add(file)
         except (OSError, SafetensorError) as error:
-            with suppress(OSError):
-                partial.unlink()
             raise OSError(
                 f"The rollouts could not be written to {file}: {error}. Make room, or choose another folder for the table, and "
                 "give the same command again: it goes on where it was."

@@ -1,7 +1,6 @@
 """The tape: what was recorded of every case, bounded in memory and on disk; the least recently used goes first."""
 
 import logging
-import os
 import zlib
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ada.files import whole
 from ada.rollouts.fingerprints import digest
 from ada.rollouts.table import Case
 
@@ -109,14 +109,11 @@ class Tape:
 
     def _write(self, case: Case, record: Record) -> None:
         file = self._file(case)
-        partial = file.with_suffix(f".{os.getpid()}.partial")
         try:
-            save_file(record, partial, {"checksum": _checksum(record)})
-            size = partial.stat().st_size
-            partial.replace(file)
+            with whole(file) as partial:
+                save_file(record, partial, {"checksum": _checksum(record)})
+                size = partial.stat().st_size
         except (OSError, SafetensorError) as error:
-            with suppress(OSError):
-                partial.unlink()
             logger.warning("%s cannot be written (%s). The run goes on, with the tape in memory alone.", file, error)
             self.folder = None
             return

@@ -10,6 +10,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from ada.training.errors import RunError
 
 DEFAULT_CONFIG = Path(__file__).parents[2] / "configs" / "default.yaml"
+USAGE = "train.py [--config FILE] [--OPTION VALUE …]"
+"""It stands above every error, so it does not list the options."""
 
 
 class TrainingCLI(LightningCLI):
@@ -30,9 +32,8 @@ class TrainingCLI(LightningCLI):
             seed_everything_default=0,
             save_config_callback=None,
             auto_configure_optimizers=False,  # each algorithm has its own
-            # the run keeps checkpoints of its own
-            trainer_defaults={"enable_checkpointing": False},
-            parser_kwargs={"default_config_files": [str(DEFAULT_CONFIG)], "allow_abbrev": False},
+            trainer_defaults={"enable_checkpointing": False},  # the run keeps checkpoints of its own
+            parser_kwargs={"default_config_files": [str(DEFAULT_CONFIG)], "allow_abbrev": False, "usage": USAGE},
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

@@ -1,8 +1,9 @@
-"""Files that are there whole or not at all."""
+"""What a run writes of itself."""
 
 import os
-from contextlib import suppress
 from pathlib import Path
+
+from ada.files import whole
 
 
 def write_whole(file: Path, content: bytes) -> None:
@@ -11,16 +12,12 @@ def write_whole(file: Path, content: bytes) -> None:
     Raises:
         OSError: says which file, and what to do.
     """
-    partial = file.with_name(f"{file.name}.partial")
     try:
-        with partial.open("wb") as stream:
+        with whole(file) as partial, partial.open("wb") as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-        partial.replace(file)
     except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
         raise OSError(
             f"{file} could not be written ({error.strerror or error}); what was there before is intact. Make room and give the same "
             "command again: it goes on where it was."

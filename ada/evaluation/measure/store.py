@@ -1,11 +1,9 @@
 """Measurements on disk, written as they are made: a run that was killed goes on where it was, and so does one that asks for more."""
 
 import json
-import os
 import platform
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ada.evaluation.methods.base import Method
+from ada.files import whole
 from ada.grid import to_picture
 from ada.rollouts.fingerprints import digest
 
@@ -45,7 +44,9 @@ class Store:
 
     def write(self, name: str, content: Any) -> None:
         """Writes JSON."""
-        with _whole(self.parts / f"{name}.json") as partial:
+        file = self.parts / f"{name}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with whole(file) as partial:
             partial.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
 
     def reason(self, method: Method) -> str | None:
@@ -63,7 +64,9 @@ class Store:
 
     def add_batch(self, method: Method, batch: slice, measurements: Mapping[str, Any], features: Tensor) -> None:
         """Keeps a batch: features `(images, width)` first, so that the measurements mark it as complete."""
-        with _whole(self._features(method, batch)) as partial, partial.open("wb") as file:
+        path = self._features(method, batch)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole(path) as partial, partial.open("wb") as file:
             np.save(file, features.cpu().numpy())
         self.write(f"{key_of(method)}/batch-{batch.start}-{batch.stop}", measurements)
 
@@ -85,7 +88,9 @@ class Store:
         """
         for place, image in zip(places, images, strict=True):
             tall = torch.cat(list(image), dim=-2) if image.ndim == 4 else image
-            with _whole(self._picture(method, place)) as partial:
+            path = self._picture(method, place)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with whole(path) as partial:
                 to_picture(tall.cpu()).save(partial, "PNG")
 
     def has_images(self, method: Method, places: Sequence[int]) -> bool:
@@ -100,18 +105,6 @@ class Store:
 
     def _picture(self, method: Method, place: int) -> Path:
         return self.images / key_of(method) / f"{place:05d}.png"
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A place to write a file to, which is there whole or not at all: at the end it moves to its own, unless the writer was stopped."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def key_of(method: Method) -> str:

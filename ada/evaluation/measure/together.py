@@ -18,7 +18,7 @@ from ada.evaluation.measure.counting import MacCounter
 from ada.evaluation.methods.base import BatchReport, Cases, Generated, Method, generate, names_of, rows_of
 from ada.rollouts import FrozenPipeline
 from ada.rollouts.sharing import shared_components
-from blockdance import BlockDanceConfig, PolicyState, Reuse, ReuseSchedule, apply_blockdance
+from blockdance import BlockDanceConfig, BlockDanceError, PolicyState, Reuse, ReuseSchedule, apply_blockdance
 
 FIRST_DECISION = 2
 """A decider is asked after the third step at the earliest; schedules that reuse before run alone."""
@@ -93,7 +93,7 @@ class Together:
                 with self.counters[place] if self._counted else nullcontext():
                     decided = plan.decide(own)
                 self._decided[place] = self._numbers[place][decided.actions.cpu()].expand(self._num_images, -1)
-            except ValueError as error:  # a wish that the policy cannot meet, which its row says
+            except BlockDanceError as error:  # a wish that the policy cannot meet, which its row says
                 self.failures[place] = str(error)
                 self._decided.pop(place, None)
         return self._decided.get(place, torch.zeros(self._num_images, state.num_steps, dtype=torch.int64))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ada.evaluation.methods.base import ADA, ADA_BATCH, ADA_BUDGET, RANDOM, SHUFFLED, Cases, Group, Method, Run, planned
 from ada.policy import AdaPolicy, IncompatiblePolicyError, LadderPolicy
-from blockdance import Decider, PolicyState, Reuse, ReuseSchedule, full_compute, random_schedule
+from blockdance import BlockDanceError, Decider, PolicyState, Reuse, ReuseSchedule, full_compute, random_schedule
 
 
 def ada_methods(
@@ -81,7 +81,7 @@ def _policy_row(
     plan, reason = None, None
     try:
         plan = policy.with_options(**wish)
-    except ValueError as error:
+    except BlockDanceError as error:
         reason = str(error)
     return Method(
         name=name, family=family, group=group, num_inference_steps=num_inference_steps, plan=plan, reason=reason, settings=wish,

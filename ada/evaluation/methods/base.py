@@ -13,8 +13,8 @@ from torch import Tensor
 from ada.noise import noise_seed
 from ada.policy import AdaPolicy
 from ada.rollouts import FrozenPipeline
-from ada.rollouts.fingerprints import described, digest, name_of
-from blockdance import BlockDanceConfig, Plan, ReuseSchedule, apply_blockdance
+from ada.rollouts.fingerprints import described, digest, qualified_name
+from blockdance import BlockDanceConfig, BlockDanceError, Plan, ReuseSchedule, apply_blockdance
 from blockdance.kinds import Kind
 
 FULL_COMPUTE, FEWER_STEPS, STATIC = "Full compute", "Fewer steps", "Best static schedule"
@@ -205,7 +205,7 @@ class Method:
         elif isinstance(plan, AdaPolicy):
             known = {"policy": policy_digest(plan)}
         elif plan is not None:
-            known = {"decider": [name_of(plan), digest(described(vars(plan)))]}
+            known = {"decider": [qualified_name(plan), digest(described(vars(plan)))]}
         return known | dict(self.settings)
 
     @contextmanager
@@ -236,7 +236,7 @@ def planned(pipeline: Any, plan: Plan) -> Iterator[Run]:
 
         try:
             yield Run(report)
-        except ValueError as error:  # a wish that a policy finds out too late that it cannot meet
+        except BlockDanceError as error:  # a wish that a policy finds out too late that it cannot meet
             if isinstance(plan, BlockDanceConfig | ReuseSchedule):
                 raise
             raise NotApplicableError(str(error)) from error

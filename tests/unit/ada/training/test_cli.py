@@ -22,3 +22,21 @@ def test_logs_go_where_the_run_goes_unless_they_are_sent_elsewhere(
     assert TrainingCLI(command).trainer.logger.save_dir == str(tmp_path / "run")
     sent = TrainingCLI([*command, "--trainer.logger.init_args.save_dir", str(tmp_path / "logs")])
     assert sent.trainer.logger.save_dir == str(tmp_path / "logs")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--trainer.max_epoch", "3"],
+        ["--model.init_args.learning_rat", "1"],
+        ["--trainer.max_epochs", "three"],
+        ["--config", "no.yaml"],
+    ],
+)
+def test_what_is_wrong_stands_alone(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        TrainingCLI(wrong)
+    told = capsys.readouterr().err
+    assert wrong[1] in told or wrong[0].rpartition(".")[2] in told
+    assert "--trainer.devices" not in told, "nor do a hundred options that are right"
+    assert len(told.splitlines()) < 15
