@@ -90,20 +90,20 @@ def actions_of(plan: Any, **wishes: float) -> Tensor:
         return handle.report().actions
 
 
-def push(folder: Path, repo_id: str, options: dict[str, Any], **publishing: Any) -> str:
+def push(source: Path | str, repo_id: str, options: dict[str, Any], **publishing: Any) -> str:
     """Publishes a policy with options set; returns the commit's hash."""
     from ada import AdaPolicy
 
-    policy = AdaPolicy.from_pretrained(folder)
+    policy = AdaPolicy.from_pretrained(source, token=publishing.get("token"))
     address = policy.with_options(**options).push_to_hub(repo_id, **publishing)
     return address.rpartition("/")[2]
 
 
-def load(source: str, revision: str | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def load(source: str, revision: str | None = None, **login: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """A policy's config and weights."""
     from ada import AdaPolicy
 
-    policy = AdaPolicy.from_pretrained(source, revision=revision)
+    policy = AdaPolicy.from_pretrained(source, revision=revision, **login)
     return policy.config, policy.state_dict()
 
 

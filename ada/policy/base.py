@@ -198,6 +198,8 @@ class AdaPolicy(nn.Module, ABC):
         base_model: str | None = None,
         revision: str | None = None,
         private: bool | None = None,
+        commit_message: str = "Upload policy",
+        token: bool | str | None = None,
     ) -> str:
         """Publishes the policy, with the options that were set, and the card and figures that it was loaded with; returns the
         commit's address. Of a policy that was not loaded from anywhere, a card that the repository has is kept, and a new repository
@@ -209,6 +211,8 @@ class AdaPolicy(nn.Module, ABC):
             base_model: Hub id of the model that it was trained on, where that was a local copy.
             revision: branch to publish on, made if it is not there; by default the main one.
             private: whether a new repository is private.
+            commit_message: of the one commit.
+            token: the login, as everywhere in huggingface_hub.
 
         Raises:
             HubError: the Hub cannot be reached, broke off, or refuses.
@@ -217,7 +221,10 @@ class AdaPolicy(nn.Module, ABC):
             ValueError: `base_model` is no Hub id, or the card's metadata cannot be read.
         """
         place = None if evaluation is None else Path(evaluation)
-        return publish(self, repo_id, evaluation=place, base_model=base_model, revision=revision, private=private)
+        return publish(
+            self, repo_id, evaluation=place, base_model=base_model, revision=revision, private=private, commit_message=commit_message,
+            token=token,
+        )  # fmt: skip
 
     def on(self, device: torch.device | str) -> Self:
         """The policy on a device: itself where it is there, else a copy, so that whoever uses it on another device is not disturbed."""

@@ -117,42 +117,46 @@ def pull_folder(source: str, folder: Path, revision: str | None = None) -> None:
             shutil.copyfile(file, folder / file.name)
 
 
-def make_repository(repo_id: str, *, private: bool | None = None) -> None:
+def make_repository(repo_id: str, *, private: bool | None = None, token: bool | str | None = None) -> None:
     """Makes a repository; one that is there stays as it is.
 
     Raises:
         HubError: the Hub cannot be reached, or it refuses.
     """
     with _publishing(repo_id):
-        HfApi().create_repo(repo_id, private=private, exist_ok=True)
+        HfApi(token=token).create_repo(repo_id, private=private, exist_ok=True)
 
 
-def has_card(repo_id: str) -> bool:
+def has_card(repo_id: str, *, token: bool | str | None = None) -> bool:
     """Whether a repository has a card.
 
     Raises:
         HubError: the Hub cannot be reached.
     """
     with _publishing(repo_id):
-        return HfApi().file_exists(repo_id, CARD)
+        return HfApi(token=token).file_exists(repo_id, CARD)
 
 
-def push_folder(folder: Path, repo_id: str, *, revision: str | None = None) -> str:
+def push_folder(
+    folder: Path, repo_id: str, *, revision: str | None = None, message: str = "Upload policy", token: bool | str | None = None
+) -> str:  # fmt: skip
     """Publishes every file of a folder in one commit; returns the commit's address.
 
     Args:
         folder: what to publish.
         repo_id: a repository that is there.
         revision: branch to commit to, made where it is not there; by default the main one.
+        message: of the commit.
+        token: the login, as everywhere in huggingface_hub.
 
     Raises:
         HubError: the Hub cannot be reached, broke off, or refuses.
     """
     with _publishing(repo_id):
-        api = HfApi()
+        api = HfApi(token=token)
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload policy", revision=revision)
+        commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message, revision=revision)
         return str(commit.commit_url)
 
 

@@ -26,6 +26,8 @@ def publish(
     base_model: str | None,
     revision: str | None,
     private: bool | None,
+    commit_message: str,
+    token: bool | str | None,
 ) -> str:
     """Publishes a policy in one commit; returns the commit's address. Its own folder stays as it is. Arguments as in
     `AdaPolicy.push_to_hub`."""
@@ -36,18 +38,18 @@ def publish(
     with TemporaryDirectory() as temporary:
         stage = Path(temporary)
         if policy.origin is not None:
-            _copy_beside(policy, policy.origin, stage)
+            _copy_beside(policy, policy.origin, stage, token)
         write_folder(stage, policy.form, config, policy.state_dict())
         if (stage / CARD).is_file():
             address_card(stage, policy, repo_id, base, evaluation)
-        elif evaluation is not None or not has_card(repo_id):
+        elif evaluation is not None or not has_card(repo_id, token=token):
             write_card(stage, policy, base or "its base model")
             address_card(stage, policy, repo_id, base, evaluation)
-        make_repository(repo_id, private=private)
-        return push_folder(stage, repo_id, revision=revision)
+        make_repository(repo_id, private=private, token=token)
+        return push_folder(stage, repo_id, revision=revision, message=commit_message, token=token)
 
 
-def _copy_beside(policy: "AdaPolicy", origin: str, stage: Path) -> None:
+def _copy_beside(policy: "AdaPolicy", origin: str, stage: Path, token: bool | str | None) -> None:
     """Copies the card and the figures of the folder that the policy came from.
 
     Raises:
@@ -58,7 +60,7 @@ def _copy_beside(policy: "AdaPolicy", origin: str, stage: Path) -> None:
         raise PolicyNotFoundError(
             f"{origin}, which this policy was loaded from, with its card and figures, is no longer there. {REMEDY}"
         )
-    found = find_folder(origin, beside=BESIDE)
+    found = find_folder(origin, beside=BESIDE, token=token)
     if digest_of(read_folder(found, origin)[2]) != policy.digest():
         raise IncompatiblePolicyError(
             f"The weights in {origin} are not this policy's, so its card and figures are not either. {REMEDY}"

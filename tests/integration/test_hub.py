@@ -327,6 +327,16 @@ def test_private_and_gated_repositories_are_named(hub: LoopbackHub, author: Clie
     assert hub.repositories["someone/private"].private
 
 
+def test_a_token_may_be_given_instead_of_a_login(hub: LoopbackHub, user: Client, folder: Path) -> None:
+    """Also of a private repository whose policy is published elsewhere, with the card and figures that it has there."""
+    expect(user(hub_client.failure, hub_client.push, folder, "someone/token", {}), "HubError", "hf auth login")
+    user(hub_client.push, folder, "someone/token", {}, private=True, token=TOKEN)
+    assert user(hub_client.load, "someone/token", token=TOKEN)[0]["quality_weight"] == 1.0
+    user(hub_client.push, "someone/token", "someone/copy", {}, token=TOKEN)
+    copy = hub.repositories["someone/copy"]
+    assert "outcome.json" in copy.commits[copy.references["main"]]
+
+
 def test_a_card_that_the_hub_cannot_read_is_not_published(
     hub: LoopbackHub, author: Client, folder: Path, tmp_path: Path
 ) -> None:

@@ -29,7 +29,7 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     monkeypatch.setattr("ada.policy.publishing.push_folder", push)
     monkeypatch.setattr("ada.policy.publishing.make_repository", lambda *_, **__: None)
-    monkeypatch.setattr("ada.policy.publishing.has_card", lambda _: False)
+    monkeypatch.setattr("ada.policy.publishing.has_card", lambda *_, **__: False)
     return place
 
 
