@@ -1,11 +1,14 @@
 """The tape: bounds worked out by hand, files that are broken or cannot be written, and steps that are replayed."""
 
 import logging
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from ladders import CASES, KINDS, STEPS, actions_of, build_frozen
+from safetensors import safe_open
 from torch import Tensor
 
 from ada.rollouts import Case, FrozenPipeline, References, Tape
@@ -74,6 +77,37 @@ def test_files_are_bounded_and_the_least_recently_used_goes_first(tmp_path: Path
     later = Tape(0, tmp_path, disk_bytes=file.stat().st_size)
     assert later.folder is not None
     assert len(list(later.folder.iterdir())) == 1, "what an earlier run left counts too"
+
+
+def test_another_process_may_make_room_at_any_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Files that go while a tape opens its folder, or one of them, were never there; what it keeps itself goes on."""
+    Tape(0, tmp_path).put(FIRST, record(1))
+    stat = Path.stat
+
+    def stat_of_what_goes(file: Path, **options: bool) -> os.stat_result:
+        found = stat(file, **options)
+        if file.suffix == ".safetensors":
+            file.unlink()
+            return stat(file)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "stat", stat_of_what_goes)
+        tape = Tape(0, tmp_path)
+    tape.put(FIRST, record(1))
+
+    def open_what_goes(file: Path, *arguments: str) -> Any:
+        file.unlink()
+        return safe_open(file, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ada.rollouts.tape.safe_open", open_what_goes)
+        assert tape.get(FIRST) is None
+    assert not caplog.records
+    tape.put(FIRST, record(1))
+    assert tape.get(FIRST) is not None
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])
