@@ -1,8 +1,9 @@
 """Does the policy win, why, and what does it owe to what? `python benchmarks/evidence.py`
 
 Rolls the ladder of a configuration out on the test captions × noises (kept in the table: a run that was killed goes on), trains
-policies on more and fewer cases and with parts left out, and judges each on the test captions against the mixture of static schedules
-that was chosen on the training cases. Nothing is chosen on the test captions.
+policies on more and fewer cases and with parts left out, and judges each, and a policy that is there, on the test captions against the
+mixture of static schedules that was chosen on the training cases. Nothing is chosen by the damage of the test captions; a level is met by
+the two λ between whose savings on them it lies.
 """
 
 import json
@@ -13,16 +14,18 @@ from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser, auto_cli
-from rivals import compare_fewer_steps, compare_pair, compare_policy, compare_rivals, cost_of_training, equal_damage
-from variants import GATE, IMITATION, LEVELS, THRESHOLD_RULE, Imitation, Variant, cross_fit, judge, variants
+from rivals import compare_fewer_steps, compare_pair, compare_policy, compare_static, cost_of_training, equal_damage
+from torch import Tensor
+from variants import GATE, IMITATION, LEVELS, ONE_SIGN, Imitation, Judged, Variant, cross_fit, judge, variants
 from written_tables import cell, write_table
 
 from ada.data import load_prompts
 from ada.noise import EVALUATION, noise_seed
-from ada.policy import AdaPolicy, BaseModel
+from ada.policy import AdaPolicy, BaseModel, LadderPolicy
 from ada.progress import progress
 from ada.rollouts import Case
-from ada.training import LadderTraining, Outcome, RolloutDataModule
+from ada.schedules import Tree
+from ada.training import HeldOut, LadderTraining, Outcome, RolloutDataModule
 from ada.training.quiet import quieten_libraries
 
 
@@ -51,8 +54,22 @@ def load_data(config: str, limit: int | None) -> tuple[RolloutDataModule, dict[s
     return found["data"], content["model"].get("init_args", {})
 
 
+def judge_finished(folder: Path, data: RolloutDataModule, test: Sequence[Tensor]) -> Judged:
+    """A policy that is there, beside the mixture that is best on the training cases.
+
+    Raises:
+        ValueError: it chooses from another ladder.
+    """
+    policy = AdaPolicy.from_pretrained(folder)
+    if not isinstance(policy, LadderPolicy) or policy.ladder.to_dict() != data.ladder.to_dict():
+        raise ValueError(f"The policy in {folder} does not choose from the ladder of the configuration.")
+    tree = Tree.of(data.ladder.actions, data.ladder.decision_steps)
+    return Judged([HeldOut(policy, test[0], test[1], data.train_data.tensors[1], test[2])], tree)
+
+
 def main(
     training: str = "configs/default.yaml",
+    policy: Path = Path("checkpoints/ada-emoji"),
     train_limit: int | None = None,
     test_limit: int | None = None,
     noises: int = 3,
@@ -66,7 +83,8 @@ def main(
     """Prints a table and writes evidence.md and evidence.json.
 
     Args:
-        training: file of a configuration of ladder training.
+        training: file of a whole configuration of ladder training, on the embedded model's captions.
+        policy: folder of the policy that it trained.
         train_limit: training captions; by default those of the configuration.
         test_limit: test captions; by default all.
         noises: noises per test caption.
@@ -77,7 +95,7 @@ def main(
         others: folders of policies of other kinds, such as the one that configs/paper_ada.yaml trains.
         gates: folder to save the gates of six scalars to, for `evaluate.py --rivals`; then nothing else is compared.
     """
-    for folder in others:
+    for folder in (policy, *others):
         AdaPolicy.from_pretrained(folder)  # one that is not there is said now, and not after two hours
     data, options = load_data(training, train_limit)
     if gates is not None:
@@ -95,6 +113,8 @@ def main(
     ]
     train = data.cases("train")
     larger = [load_data(training, size)[0].cases("train") for size in more]
+    if short := [size for size, some in zip(more, larger, strict=True) if len(some) < size]:
+        raise ValueError(f"There are no {', '.join(map(str, short))} training images.")
     data.reuse_costs = data.pipeline.reuse_costs(data.ladder.kinds, train[0].prompt)
     for title, some in (("training", [*train, *chain(*larger)]), ("test", cases)):
         todo = data.collector.missing(some)
@@ -103,21 +123,31 @@ def main(
     data.train_data = data.tensors(train)
     test = data.tensors(cases).tensors
     base = BaseModel.of(data.pipeline.transformer)
-    pools = {len(some): data.tensors(some).tensors for some in (train, *larger)}
+    pools = {size: data.tensors(some).tensors for size, some in zip(more, larger, strict=True)}
     tried = variants(options, data.ladder, len(train), draws, more)
-    judged = {one.name: judge(one, data, base, test, pools.get(one.cases or 0, pools[len(train)])) for one in tried}
-    ours = judged["policy"]
-    rivals = {name: judged[name] for name in (THRESHOLD_RULE, IMITATION, GATE)}
-    compared = compare_rivals(ours, rivals, data, test)
-    crossed = {one.name: cross_fit(one, data, base)[1] for one in tried if one.name in ("policy", *rivals)}
-    first = crossed.pop("policy")
-    for name, rival in crossed.items():
-        compared.append(compare_pair(f"{name}, cross-fitted on the training captions", first, rival, data.visible_damage))
+    shipped, own = str(policy), tried[0].name
+    judged = {shipped: judge_finished(policy, data, test)}
+    judged |= {one.name: judge(one, data, base, test, pools.get(one.cases or 0, data.train_data.tensors)) for one in tried}
+    ours, rivals = judged[shipped], (ONE_SIGN, IMITATION, GATE)
+    compared = compare_static(shipped, ours, data, test)
+    for name in (shipped, own):
+        compared += [
+            compare_pair(f"advantage of {name} over {rival}", judged[name], judged[rival], data.visible_damage)
+            for rival in rivals
+        ]
+    crossed = {one.name: cross_fit(one, data, base)[1] for one in tried if one.name in (own, *rivals)}
+    compared += [
+        compare_pair(
+            f"advantage of {own} over {rival}, both cross-fitted on the training captions", crossed[own], crossed[rival],
+            data.visible_damage,
+        )
+        for rival in rivals
+    ]  # fmt: skip
     found = {name: one.outcome(data.visible_damage) for name, one in judged.items()}
     count = len(prompts) * noises_of_others
     some, part = cases[:count], [tensor[:count] for tensor in test]
     plain = compare_fewer_steps(data, some, part)
-    words = [equal_damage(found["policy"]), cost_of_training(data, len(train))]
+    words = [equal_damage(found[shipped]), cost_of_training(data, len(train))]
     for folder in others:
         words.append(compare_policy(folder, data, some, part, ours))
     title = (

@@ -21,16 +21,14 @@ from ada.training.outcome import paired_interval
 from blockdance import Plan, full_compute
 
 
-def compare_rivals(
-    ours: Judged, rivals: Mapping[str, Judged], data: RolloutDataModule, test: Sequence[Tensor]
-) -> list[list[str]]:
-    """Rows of the table: the policy's advantage over each rival and over the best single schedule that saves as much, paired; and the
-    raw distances of policy and mixture."""
+def compare_static(name: str, ours: Judged, data: RolloutDataModule, test: Sequence[Tensor]) -> list[list[str]]:
+    """Rows of the table: a policy's advantage over the best single schedule that saves as much, paired; and the raw distances of policy
+    and mixture."""
     visible, saved = data.visible_damage, data.ladder.saved(data.reuse_costs)
     cost, train_cost = bounded_damage(test[1], visible).double(), bounded_damage(data.train_data.tensors[1], visible)
     mixture = Mixture.of(train_cost, saved)
-    single = ["policy's advantage over the best single schedule"]
-    raw = [[f"distance, {name}: mean, median, 90 % quantile"] for name in ("policy", "mixture")]
+    single = [f"advantage of {name} over the best single schedule"]
+    raw = [[f"distance, {one}: mean, median, 90 % quantile"] for one in (name, "mixture")]
     for level in LEVELS:
         chances = ours.chances(level)
         if chances is None:
@@ -41,14 +39,14 @@ def compare_rivals(
         single.append(advantage(cost[:, best_single(train_cost, saved, level)] - error, test[2]))
         for row, shares in zip(raw, (chances, mixture.shares(level, len(saved)).expand_as(chances)), strict=True):
             row.append(spread(test[1], shares))
-    return [single, *(compare_pair(name, ours, rival, visible) for name, rival in rivals.items()), *raw]
+    return [single, *raw]
 
 
 def compare_pair(name: str, ours: Judged, rival: Judged, visible: float) -> list[str]:
-    """A row of the table: the policy's advantage over a rival that is judged on the same cases in the same order, paired."""
+    """A row of the table, with its name: a policy's advantage over a rival that is judged on the same cases in the same order, paired."""
     cost = torch.cat([bounded_damage(part.damage, visible) for part in ours.parts]).double()
     captions = torch.cat([part.captions for part in ours.parts])
-    row = [f"policy's advantage over the {name}"]
+    row = [name]
     for level in LEVELS:
         own, theirs = ours.chances(level), rival.chances(level)
         reached = own is not None and theirs is not None
@@ -57,8 +55,14 @@ def compare_pair(name: str, ours: Judged, rival: Judged, visible: float) -> list
 
 
 def best_single(cost: Tensor, saved: Tensor, level: float) -> int:
-    """The schedule of least mean damage among those that save as much, but for the hundredth part of a step that reuse costs."""
+    """The schedule of least mean damage among those that save as much, but for the part of a step that reuse costs.
+
+    Raises:
+        ValueError: none does.
+    """
     enough = (saved >= level - 0.01).nonzero().flatten()
+    if not len(enough):
+        raise ValueError(f"The ladder saves {float(saved.max()):.1%} at most, and is to be judged at {level:.0%}.")
     return int(enough[cost[:, enough].mean(0).argmin()])
 
 
@@ -126,6 +130,7 @@ def compare_fewer_steps(data: RolloutDataModule, cases: Sequence[Case], test: Se
         for count in counts
     }
     damage, _ = try_out(data, cases, "fewer steps", attempts)
+    damage = damage[:, [list(attempts).index(f"{count} steps") for count in counts]]  # with few steps, levels share a number
     cost, changed = bounded_damage(damage, visible), visibly_changed(damage, visible)
     saved = data.ladder.saved(data.reuse_costs)
     train_cost, static = bounded_damage(data.train_data.tensors[1], visible), bounded_damage(test[1], visible)
@@ -182,7 +187,8 @@ def compare_policy(folder: Path, data: RolloutDataModule, cases: Sequence[Case],
 
 
 def equal_damage(outcome: Outcome) -> str:
-    """How much more than the mixture the policy saves at the same mean damage, two neighbouring λ mixed, in words."""
+    """How much more than the mixture the policy saves at the same mean damage, two neighbouring λ mixed, in words: the λ are read off
+    the cases that it is judged on, and where its curve is not monotone the least saving counts."""
     points = list(zip(outcome.curve.damage, outcome.curve.saved, strict=True))
     found = []
     for level in outcome.levels:
@@ -193,7 +199,7 @@ def equal_damage(outcome: Outcome) -> str:
         ]
         least = points[0]  # the smallest λ
         if reached:
-            found.append(f"{max(reached):.1%} rather than {level.saved:.0%}")
+            found.append(f"{min(reached):.1%} rather than {level.saved:.0%}")
         elif least[0] <= level.mixture:
             found.append(f"{least[1]:.1%} or more rather than {level.saved:.0%}")
     return f"At the damage of the mixture the policy saves {', '.join(found)}."

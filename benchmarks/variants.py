@@ -18,7 +18,7 @@ from ada.training.outcome import rung_chances, rungs_over_weights
 
 LEVELS = (0.10, 0.15, 0.20, 0.30, 0.40, 0.50)
 NUM_STEPS = 300
-THRESHOLD_RULE, GATE = "threshold rule: x̂₀ change alone", "gate of six scalars"
+ONE_SIGN, GATE = "x̂₀ change alone", "gate of six scalars"
 IMITATION = "gate after BAG: six scalars imitate the oracle"
 X0_CHANGE = 0
 """Place among the signs of the root mean square of the newest change of the predicted clean latents."""
@@ -77,7 +77,8 @@ class Imitation(LadderTraining):
 
 
 def variants(options: Mapping[str, Any], ladder: Ladder, num_cases: int, draws: int, more: Sequence[int] = ()) -> list[Variant]:
-    """All that is compared; the first is the policy itself. Training holds no chance of its own, so it is drawn what it learns from.
+    """All that is compared; the first is trained as the policy is, but in whole batches, as the others are. Training holds no chance of
+    its own, so it is drawn what it learns from.
 
     Args:
         options: of the policy's training.
@@ -89,13 +90,13 @@ def variants(options: Mapping[str, Any], ladder: Ladder, num_cases: int, draws: 
     sizes = [*(size for size in (60, 120, 240, 480, 960) if size < num_cases), *more]
     first, middle = ladder.decision_steps[0], ladder.decision_steps[len(ladder.decision_steps) // 2]
     return [
-        Variant("policy", options),
+        Variant("policy trained here", options),
         *(Variant(f"training images drawn anew, {draw}", options, draw=draw) for draw in range(1, draws)),
         Variant("shuffled states", options, shuffled=True),
         *(Variant(f"{size} training images", options, cases=size) for size in sizes),
         Variant(f"one look, after step {first}", options, looks=(first,)),
         Variant(f"two looks, after steps {first} and {middle}", options, looks=(first, middle)),
-        Variant(THRESHOLD_RULE, options, inputs="x0"),
+        Variant(ONE_SIGN, options, inputs="x0"),
         Variant(GATE, options, inputs="six"),
         Variant(IMITATION, options, inputs="six", training=Imitation),
         Variant("imitation of the oracle", options, training=Imitation),

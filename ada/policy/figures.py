@@ -21,9 +21,15 @@ def levels_table(outcome: Mapping[str, Any]) -> str:
     Args:
         outcome: as `Outcome.to_dict` gives it.
     """
+    policies = outcome.get("num_policies", 1)
+    crossed = (
+        f"Each image is decided by one of {policies} policies that did not see its caption; the one that lies here learnt from all of "
+        "them in the same way. "
+    )
     lines = [
-        f"## On {outcome['num_cases']} held-out images",
+        f"## On {outcome['num_cases']} images{', cross-fitted' if policies > 1 else ' of held-out captions'}",
         "",
+        f"{crossed if policies > 1 else ''}"
         "Damage is d/(d + τ) of the distance d to the image with every step computed, between 0 and 1, one half where a person just sees "
         "the change. Mixture: the best two static schedules, drawn without looking at the image, at the same mean compute. Oracle: the "
         "best choice that hindsight could make. Brackets are 95 % intervals, paired over images.",
@@ -52,7 +58,7 @@ def outcome_results(outcome: Mapping[str, Any], task: str, source: str, dataset:
         source: of the captions.
         dataset: their Hub id, if they have one.
     """
-    found = []
+    found, way = [], "cross-fitted" if outcome.get("num_policies", 1) > 1 else "held-out"
     for level in outcome["levels"]:
         mean, low, high = level["advantage"]
         values = {
@@ -63,7 +69,7 @@ def outcome_results(outcome: Mapping[str, Any], task: str, source: str, dataset:
             EvalResult(
                 task_type=task,
                 dataset_type=dataset or "captions",
-                dataset_name=f"{source}, held-out",
+                dataset_name=f"{source}, {way}",
                 metric_type=name.replace(" ", "_"),
                 metric_name=f"{name}, {level['saved']:.0%} of the compute saved",
                 metric_value=value,

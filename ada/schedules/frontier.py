@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+ROUNDING = 1e-9
+"""Means of errors that are nearer to each other are the same."""
+
 
 @dataclass(frozen=True)
 class Mixture:
@@ -103,5 +106,6 @@ def oracle_errors(errors: Tensor, saved: Tensor, level: float) -> Tensor:
 
 
 def gap_closed(policy: float, mixture: float, oracle: float) -> float:
-    """Share of the gap between the mixture and the oracle that a policy closes, by mean errors at equal mean compute."""
-    return (mixture - policy) / (mixture - oracle) if mixture > oracle else 0.0
+    """Share of the gap between the mixture and the oracle that a policy closes, by mean errors at equal mean compute; 0 where there is
+    none, but for rounding."""
+    return (mixture - policy) / (mixture - oracle) if mixture - oracle > ROUNDING else 0.0

@@ -141,13 +141,13 @@ class LadderTraining(LightningModule):
         self.trained = nn.ModuleList(self.policies)
         self._saved = ladder.saved(reuse_costs).float().to(sights.device)
         grid = torch.linspace(math.log(low), math.log(high), GRID).exp().to(sights.device)
-        self._gain = gain_of_choosing(cost, self._saved, grid)
         stages = self.tree.nodes[:, 0]
-        self._inputs, self._targets = [], []
+        self._inputs, self._targets, self._gains = [], [], []
         for policy, chosen in zip(self.policies, self.kept, strict=True):
             policy.calibrate(sights[chosen], stages, cost[chosen])
             self._inputs.append(policy.inputs(sights, stages))
             self._targets.append(critic_targets(cost, chosen, self.num_directions))
+            self._gains.append(gain_of_choosing(cost[chosen], self._saved, grid))
 
     # --- learning ---
 
@@ -178,7 +178,7 @@ class LadderTraining(LightningModule):
         loss = self.critic_weight * (parts["critic_loss"] + prior)
         if self.policy_gradient_weight:
             expected_damage = policy.expected_damage(log_odds, self.tree.nodes[:, 0])
-            value, spread = balanced_reward(policy, expected_damage, cost, self.tree, place_of_weight, self._gain)
+            value, spread = balanced_reward(policy, expected_damage, cost, self.tree, place_of_weight, self._gains[number])
             parts |= {"expected_reward": (value * case_weights).mean(), "entropy": (spread * case_weights).mean()}
             loss = loss - self.policy_gradient_weight * parts["expected_reward"] - self.entropy_weight * parts["entropy"]
         return loss, parts

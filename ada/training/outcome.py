@@ -61,12 +61,14 @@ class Outcome:
         levels: what was reached.
         curve: over λ.
         num_cases: how many cases were judged.
+        num_captions: how many captions they are of.
         num_policies: by how many policies, each on cases that it was not trained on (cross-fitting).
     """
 
     levels: tuple[LevelOutcome, ...]
     curve: Curve
     num_cases: int
+    num_captions: int
     num_policies: int = 1
 
     def at(self, saved: float) -> LevelOutcome:
@@ -79,7 +81,7 @@ class Outcome:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
-        sizes = {"num_cases": self.num_cases, "num_policies": self.num_policies}
+        sizes = {"num_cases": self.num_cases, "num_captions": self.num_captions, "num_policies": self.num_policies}
         return sizes | {"levels": [asdict(level) for level in self.levels], "curve": self.curve.to_dict()}
 
     def summary(self) -> dict[str, float]:
@@ -159,7 +161,7 @@ def measure_outcome(parts: Sequence[HeldOut], tree: Tree, visible: float, levels
             shares = torch.stack([mixture.shares(level, len(saved)) for mixture in mixtures])
             shares = shares.repeat_interleave(torch.tensor([len(part.damage) for part in parts]), 0).to(cost)
             found.append(_judge(chances, shares, cost, changed, saved, level, captions))
-    return Outcome(tuple(found), curve, len(damage), len(parts))
+    return Outcome(tuple(found), curve, len(damage), len(captions.unique()), len(parts))
 
 
 def rung_chances(rungs: Tensor, spent: Tensor, level: float, num_rungs: int) -> Tensor:
@@ -199,14 +201,17 @@ def _judge(
 
 
 def paired_interval(differences: Tensor, clusters: Tensor) -> tuple[float, float, float]:
-    """Mean of bounded differences with its 95 % interval by bootstrap-t, whole clusters resampled together.
+    """Mean of differences of bounded damage, in [−1, 1], with its 95 % interval, whole clusters resampled together.
 
     Args:
         differences: `(cases,)`.
-        clusters: int64 `(cases,)`.
+        clusters: int64 `(cases,)`; of a single one nothing is known but the bounds.
     """
     values = differences.double().cpu()
     groups = torch.unique(clusters.cpu(), return_inverse=True)[1]
     count = int(groups.max()) + 1
     means = torch.zeros(count, dtype=torch.float64).index_add(0, groups, values) / groups.bincount(minlength=count)
-    return studentised_interval(means)
+    if count == 1:
+        return float(means), -1.0, 1.0
+    centre, low, high = studentised_interval(means)
+    return centre, max(low, -1.0), min(high, 1.0)

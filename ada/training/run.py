@@ -23,7 +23,7 @@ from ada.training.publish import PushPolicy, describe_training, evaluation_comma
 from ada.training.rollout_data import RolloutDataModule
 from ada.training.signals import GreedySignals
 from ada.training.steps import StepTraining
-from ada.training.summary import print_files, print_history, print_outcome
+from ada.training.summary import FEWEST_CAPTIONS, print_files, print_history, print_outcome, verdict
 
 REQUIRED_LEVELS = (0.15, 0.20)
 """Shares of the compute saved at which `require_gain` demands that the policy wins."""
@@ -183,8 +183,10 @@ def check_gain(outcome: Outcome) -> None:
     """Demands that the policy beats the mixture at 15 and 20 % saved, and that it is nowhere worse.
 
     Raises:
-        NothingLearntError: says at which levels it does not.
+        NothingLearntError: says at which levels it does not, or that too few captions were judged to say so.
     """
+    if outcome.num_captions < FEWEST_CAPTIONS:
+        raise NothingLearntError(verdict(outcome))
     verdicts = {level.saved: level.verdict for level in outcome.levels}
     failed = [
         f"{saved:.0%}: {verdicts.get(saved, 'not reached')}" for saved in REQUIRED_LEVELS if verdicts.get(saved) != "better"

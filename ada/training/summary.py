@@ -9,7 +9,7 @@ from rich.table import Table
 from ada.training.outcome import LEVELS, Outcome
 
 WIDTH = 132
-FEWEST_CASES, USUAL_CASES = 20, 240
+FEWEST_CAPTIONS, USUAL_CAPTIONS = 20, 240
 
 
 def print_outcome(outcome: Outcome, num_training_cases: int, minutes: float) -> None:
@@ -58,8 +58,11 @@ def verdict(outcome: Outcome) -> str:
     worse = [f"{level.saved:.0%}" for level in outcome.levels if level.verdict == "worse"]
     if not outcome.levels:
         return "The policy saves nothing: it learnt nothing. More training captions, or a ladder with gentler rungs, may help."
-    if outcome.num_cases < FEWEST_CASES:
-        return f"{outcome.num_cases} images are too few to judge a policy by: {FEWEST_CASES} or more, better {USUAL_CASES}, say something."
+    if outcome.num_captions < FEWEST_CAPTIONS:
+        return (
+            f"{outcome.num_captions} captions are too few to judge a policy by: {FEWEST_CAPTIONS} or more, better {USUAL_CAPTIONS}, say "
+            "something."
+        )
     first = (
         f"The policy beats every mixture of static schedules at {', '.join(better)} saved, interval clear of zero."
         if better

@@ -50,7 +50,8 @@ def collect_results(
         per_prompt[COMPUTE_SAVED] = [1 - own / theirs for own, theirs in zip(per_prompt[MACS], full[MACS], strict=True)]
         distances, actions = per_case[DISTANCE], [row for part in parts for row in part["actions"] or []]
         estimates = {
-            **_estimates(per_prompt, distances, cases.num_seeds),
+            # what decides for a whole batch does alike to all of it, and its work is counted by batches
+            **_estimates(per_prompt, distances, cases.num_seeds, cases.batch_size if method.data_dependent else 1),
             **latencies(timing, reference_timing, min(cases.batch_size, len(cases.prompts) // cases.num_seeds)),
             **_single_figures(parts, actions, timing),
         }
@@ -77,10 +78,19 @@ def _per_case(parts: Sequence[Mapping[str, Any]], batches: Sequence[slice], visi
     return per_case | {BOUNDED: damage.tolist(), VISIBLE: changed.tolist()}
 
 
-def _estimates(per_prompt: Mapping[str, list[float]], distances: Sequence[float], num_seeds: int) -> dict[str, Estimate]:
-    """Each quantity with the interval that holds for its kind."""
+def _estimates(
+    per_prompt: Mapping[str, list[float]], distances: Sequence[float], num_seeds: int, batch_size: int
+) -> dict[str, Estimate]:
+    """Each quantity with the interval that holds for its kind, of means over batches of so many prompts."""
     kinds = {VISIBLE: statistics.share, **dict.fromkeys(metrics.RAW, statistics.raw_mean)}
-    found = {name: kinds.get(name, statistics.mean)(values) for name, values in per_prompt.items()}
+    found = {}
+    for name, values in per_prompt.items():
+        means = [fmean(values[start : start + batch_size]) for start in range(0, len(values), batch_size)]
+        estimate, value = kinds.get(name, statistics.mean)(means), fmean(values)
+        ends = (
+            None if end is None else end + value - estimate.value for end in (estimate.low, estimate.high)
+        )  # a batch may be smaller
+        found[name] = Estimate(value, *ends)
     if max(distances) <= LEAST_DISTANCE:  # the reference, by definition
         found |= dict.fromkeys((BOUNDED, VISIBLE), Estimate(0.0, 0.0, 0.0))
     quantiles = {metrics.MEDIAN: 0.5, metrics.TAIL: 0.9}

@@ -7,9 +7,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ada.evaluation.measure.metrics import COMPUTE_SAVED, COSTS, RAW, VISIBLE, Column, difference_of
+from ada.evaluation.measure.metrics import COMPUTE_SAVED, COSTS, DISTANCE, RAW, VISIBLE, Column, difference_of
 from ada.evaluation.methods.base import CONTROLS, STATIC_GROUPS
-from ada.statistics import Estimate, difference, share_difference
+from ada.statistics import LEAST_DISTANCE, Estimate, difference, share, share_difference
 
 PUBLISHED = 128
 """Fewer prompts than these are a quick look."""
@@ -166,7 +166,10 @@ def differences_of(per_prompt: Mapping[str, list[float]], baseline: Mapping[str,
     names = [name for name in per_prompt if name not in (*COSTS, *RAW)]
     if per_prompt == baseline:  # the row itself, which no prompt can tell apart
         return {difference_of(name): Estimate(0.0, 0.0, 0.0) for name in names}
-    return {difference_of(name): paired_difference(name, per_prompt[name], baseline[name]) for name in names}
+    found = {difference_of(name): paired_difference(name, per_prompt[name], baseline[name]) for name in names}
+    if VISIBLE in names and max(baseline[DISTANCE]) <= LEAST_DISTANCE:  # of the reference no image is changed, by definition
+        found[difference_of(VISIBLE)] = share(per_prompt[VISIBLE])
+    return found
 
 
 def paired_difference(metric: str, values: Sequence[float], others: Sequence[float]) -> Estimate:

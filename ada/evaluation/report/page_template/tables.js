@@ -147,7 +147,7 @@ function spending() {
   const words = Object.entries(found.correlations).map(([measure, estimate]) => {
     const title = data.complexity_titles[measure];
     if (!estimate) return `no correlation with ${title} can be told: one of the two is constant`;
-    const interval = `95 % interval ${text(estimate.low)} to ${text(estimate.high)}`;
+    const interval = estimate.low === null ? "too few prompts for an interval" : `95 % interval ${text(estimate.low)} to ${text(estimate.high)}`;
     return `rank correlation of compute with ${title} ${text(estimate.value)} (${interval})`;
   });
   byId("correlations").textContent = `${words.join("; ")}.`.replace(/^./, (letter) => letter.toUpperCase());

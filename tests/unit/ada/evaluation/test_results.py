@@ -3,19 +3,20 @@
 import re
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean, stdev
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from ada.evaluation.measure.collect import compare, latencies, mixture_at, with_matches
+from ada.evaluation.measure.collect import _estimates, compare, latencies, mixture_at, with_matches
 from ada.evaluation.measure.metrics import Column, all_columns
 from ada.evaluation.measure.results import MethodResult, Results, differences_of
 from ada.evaluation.measure.run import Timing
 from ada.evaluation.methods.base import ADA_BATCH, SHUFFLED
 from ada.evaluation.report.findings import headline_of, static_curve
 from ada.evaluation.report.table import format_estimate, format_interval, markdown_table, terminal_table
-from ada.statistics import Estimate, mean, share_difference
+from ada.statistics import Estimate, mean, share, share_difference
 
 DISTANCE = Column("Distance", higher_is_better=False, decimals=4)
 COLUMNS = all_columns(
@@ -34,14 +35,14 @@ def result(name: str, family: str, group: str, damage: float, saved: float, late
     per_prompt = {
         "quality": [10 - each for each in bounded], "hidden": [0.0] * 20, "bounded_damage": bounded,
         "visibly_changed": [float(each > 0.5) for each in bounded], "compute_saved": [saved] * 20,
+        "perceptual_distance": [each / (1 - each) * 0.003 for each in bounded],
     }  # fmt: skip
     reference = {key: [10.0 if key == "quality" else 0.0] * 20 for key in per_prompt}
     estimates = {key: mean(values) for key, values in per_prompt.items()} | differences_of(per_prompt, reference)
     estimates |= latencies(Timing({8: [latency, 2 * latency]}), Timing({8: [0.2, 0.4]}), 8)
-    distances = [each / (1 - each) * 0.003 for each in bounded]
     return MethodResult(
         name=name, family=family, group=group, note="", num_inference_steps=steps, estimates=estimates,
-        per_prompt=per_prompt, distances=distances, seconds_per_image={"8": [latency, 2 * latency]},
+        per_prompt=per_prompt, distances=per_prompt["perceptual_distance"], seconds_per_image={"8": [latency, 2 * latency]},
     )  # fmt: skip
 
 
@@ -240,3 +241,24 @@ def test_format(estimate: Estimate, text: str) -> None:
 
 def test_lopsided_intervals_are_written_with_their_ends() -> None:
     assert format_interval(Estimate(0.8, 0.7, 0.95), Column("")) == "0.80 (0.70–0.95)"
+
+
+def test_what_decides_for_a_whole_batch_tells_as_much_as_there_are_batches() -> None:
+    """Four batches of eight prompts, each alike, save 10, 20, 30 and 40 %: Student's interval of four values, not that of 32."""
+    saved = [share for share in (0.1, 0.2, 0.3, 0.4) for _ in range(8)]
+    per_prompt = {"compute_saved": saved, "visibly_changed": [0.0] * 24 + [1.0] * 8, "perceptual_distance": [0.1] * 32}
+    found = _estimates(per_prompt, [0.1] * 32, 1, 8)
+    half_width = 3.182 * stdev([0.1, 0.2, 0.3, 0.4]) / 2
+    assert found["compute_saved"] == Estimate(*(pytest.approx(0.25 + sign * half_width) for sign in (0, -1, 1)))
+    assert found["visibly_changed"] == share([0.0, 0.0, 0.0, 1.0])
+    alone = _estimates(per_prompt, [0.1] * 32, 1, 1)["compute_saved"]
+    assert alone.half_width < half_width / 2
+    last_is_smaller = _estimates({"compute_saved": saved[:-4]}, [0.1] * 28, 1, 8)["compute_saved"]
+    assert last_is_smaller.value == pytest.approx(fmean(saved[:-4]))
+    assert last_is_smaller.half_width == pytest.approx(half_width)
+
+
+def test_beside_the_reference_a_share_of_changed_images_is_its_own(results: Results) -> None:
+    """The reference is changed nowhere by definition, not in 0 to 3 % of all images."""
+    for method in results.measured[1:]:
+        assert method.estimates["visibly_changed_difference"] == share(method.per_prompt["visibly_changed"]), method.name

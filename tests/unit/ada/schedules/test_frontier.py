@@ -109,3 +109,4 @@ def test_gap_closed_by_hand() -> None:
     assert gap_closed(policy=0.3, mixture=0.4, oracle=0.2) == pytest.approx(0.5)
     assert gap_closed(policy=0.5, mixture=0.4, oracle=0.2) == pytest.approx(-0.5)
     assert gap_closed(policy=0.1, mixture=0.2, oracle=0.2) == 0.0
+    assert gap_closed(policy=0.3, mixture=0.3 + 1e-16, oracle=0.3 - 1e-16) == 0.0, "rounding is no gap"

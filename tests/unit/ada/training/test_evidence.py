@@ -55,7 +55,7 @@ def test_what_is_saved_at_equal_damage_lies_between_two_weights() -> None:
     """The mixture does 0.3 damage at 40 %; the policy 0.2 at 42 % and 0.4 at 46 %, so 0.3 at 44 %."""
     curve = Curve([1.0, 2.0, 3.0], [0.46, 0.42, 0.1], [0.4, 0.2, 0.0], [0.0, 0.0, 0.0])
     level = LevelOutcome(0.4, 0.2, 0.3, 0.1, (0.1, 0.0, 0.2), 0.0, 0.0, 0.5, 3, 0.5)
-    assert "44.0% rather than 40%" in equal_damage(Outcome((level,), curve, 10))
+    assert "44.0% rather than 40%" in equal_damage(Outcome((level,), curve, 10, 10))
 
 
 def test_the_scale_of_a_loss_gives_the_mean_asked_for() -> None:

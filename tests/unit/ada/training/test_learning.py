@@ -121,11 +121,13 @@ def test_worse_anywhere_is_no_gain() -> None:
 
     curve = Curve([1.0], [0.2], [0.1], [0.1])
     good = (level(0.15, 0.01, 0.02), level(0.20, 0.01, 0.02))
-    check_gain(Outcome(good, curve, 100))
+    check_gain(Outcome(good, curve, 100, 100))
     with pytest.raises(NothingLearntError, match="at 40%: worse saved"):
-        check_gain(Outcome((*good, level(0.40, -0.02, -0.01)), curve, 100))
+        check_gain(Outcome((*good, level(0.40, -0.02, -0.01)), curve, 100, 100))
     with pytest.raises(NothingLearntError, match="at 20%: not reached saved"):
-        check_gain(Outcome(good[:1], curve, 100))
+        check_gain(Outcome(good[:1], curve, 100, 100))
+    with pytest.raises(NothingLearntError, match="2 captions are too few"):
+        check_gain(Outcome(good, curve, 100, 2))
 
 
 def test_outcome_of_a_policy_that_knows_nothing_is_the_mixture() -> None:
@@ -181,6 +183,15 @@ def test_interval_resamples_whole_clusters() -> None:
     _, low, high = paired_interval(copies, torch.arange(400))
     assert high - low < 0.4 * (wide_high - wide_low)
     assert paired_interval(torch.full((5,), 0.25), torch.arange(5)) == (0.25, 0.25, 0.25)
+
+
+@pytest.mark.parametrize("values", [[0.1], [0.1, 0.2], [0.1, 0.1, 0.0], [0.1, 0.1, 0.1, 0.0], [0.3] * 3 + [0.0] * 125])
+def test_what_few_captions_say_is_clear_of_nothing(values: list[float]) -> None:
+    """As many cases of each change nothing in that; damage is bounded, and so is what is claimed."""
+    differences, captions = torch.tensor(values).repeat(20), torch.arange(len(values)).repeat(20)
+    centre, low, high = paired_interval(differences, captions)
+    assert centre == pytest.approx(sum(values) / len(values))
+    assert -1 <= low < 0 < high <= 1
 
 
 def test_gain_of_choosing_by_hand() -> None:
@@ -265,14 +276,14 @@ def test_loss_by_hand() -> None:
     places = torch.arange(80)
     loss, parts = training.loss(places, torch.Generator().manual_seed(1))
     expected = torch.tensor(0.0)
-    for policy, chosen in zip(training.policies, (torch.ones(80, dtype=torch.bool), kept), strict=True):
+    for policy, chosen, gain in zip(training.policies, (torch.ones(80, dtype=torch.bool), kept), training._gains, strict=True):
         stages = toy_tree().nodes[:, 0]
         log_odds = policy.log_odds(policy.inputs(sights, stages), stages)
         error = (log_odds - torch.logit(training.cost, DAMAGE_FLOOR)[:, None]).square().mean((1, 2))[chosen].mean()
         prior = 24.0 / int(chosen.sum()) * policy.coefficients.square().sum(1).mean()
         weight = torch.rand(80, generator=torch.Generator().manual_seed(1))
         predicted = policy.expected_damage(log_odds, stages)
-        value, spread = balanced_reward(policy, predicted, training.cost, toy_tree(), weight, training._gain)
+        value, spread = balanced_reward(policy, predicted, training.cost, toy_tree(), weight, gain)
         expected = expected + 2.0 * (error + prior) - 0.5 * value[chosen].mean() - 0.1 * spread[chosen].mean()
     assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
     assert set(parts) == {"critic_loss", "expected_reward", "entropy"}

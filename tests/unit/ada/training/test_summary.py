@@ -19,7 +19,7 @@ LEVELS = (level(0.15, 0.01, 0.02), level(0.2, -0.01, 0.02), level(0.3, -0.03, -0
 
 
 def test_every_level_is_a_row(capsys: pytest.CaptureFixture[str]) -> None:
-    print_outcome(Outcome(LEVELS, CURVE, 240, 8), 240, 12.34)
+    print_outcome(Outcome(LEVELS, CURVE, 240, 240, 8), 240, 12.34)
     printed = capsys.readouterr().out
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed.splitlines() if line.startswith("│")]
     assert rows == [
@@ -50,13 +50,13 @@ def test_every_level_is_a_row(capsys: pytest.CaptureFixture[str]) -> None:
     ids=["better and worse", "better", "level", "saves nothing"],
 )
 def test_a_verdict_claims_what_is_clear_of_zero(levels: tuple[LevelOutcome, ...], words: str) -> None:
-    assert verdict(Outcome(levels, CURVE, 240)) == words
+    assert verdict(Outcome(levels, CURVE, 240, 240)) == words
 
 
 def test_a_handful_of_images_judges_nothing() -> None:
     assert (
-        verdict(Outcome(LEVELS, CURVE, 2))
-        == "2 images are too few to judge a policy by: 20 or more, better 240, say something."
+        verdict(Outcome(LEVELS, CURVE, 200, 2))
+        == "2 captions are too few to judge a policy by: 20 or more, better 240, say something."
     )
 
 
@@ -68,7 +68,7 @@ def test_a_run_that_validated_nothing_says_so(rows: int, capsys: pytest.CaptureF
 
 def test_levels_that_a_user_does_not_get_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     jumping = Curve([1.0, 1.1, 2.0, 2.1], [0.42, 0.37, 0.34, 0.0], [0.0] * 4, [0.0] * 4)
-    print_outcome(Outcome((level(0.2, 0.01, 0.02), level(0.35, 0.01, 0.02)), jumping, 240), 240, 1.0)
+    print_outcome(Outcome((level(0.2, 0.01, 0.02), level(0.35, 0.01, 0.02)), jumping, 240, 240), 240, 1.0)
     printed = " ".join(capsys.readouterr().out.split())
     assert "Not reached: 10%, 15%, 25%, 30%, 40%, 45%, 50%. On average the policy saves 0% to 42%, by λ;" in printed
     assert "Judged by a draw between two λ: 20% (a user gets 34%), as nearly all images change at once" in printed
