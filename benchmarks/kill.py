@@ -2,6 +2,7 @@
 
     python benchmarks/kill.py                                  the embedded model, four schedules of six steps on two captions, 20 kills
     python benchmarks/kill.py --kills 5 --config my.yaml       another run: further options are those of train.py
+    python benchmarks/kill.py --kept model.init_args.table model.init_args.tape --config configs/paper_ada.yaml
 
 Every run has a folder and a table of its own. A run is a child forked from this process, so that its moments fall
 into the work and not into Python's imports. Prints a line a kill; fails unless all weights are equal, to the bit unless told otherwise.
@@ -45,17 +46,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--table", default="data.init_args.table", help="the setting that names a run's folder of tables")
+    parser.add_argument(
+        "--kept", nargs="+", default=["data.init_args.table"], metavar="SETTING",
+        help="those that name folders that runs share: tables and tapes",
+    )  # fmt: skip
     parser.add_argument(
         "--tolerance", type=float, default=0.0, help="largest difference of a weight: other batches round otherwise"
     )
     options, given = parser.parse_known_args()
-    moments, table = random.Random(options.seed), options.table
+    moments, kept = random.Random(options.seed), options.kept
     with tempfile.TemporaryDirectory() as place:
         settings = given or small_run(Path(place))
         whole = Path(place) / "whole"
         started = time.monotonic()
-        if run(whole, settings, table) != 0:
+        if run(whole, settings, kept) != 0:
             sys.exit("The run fails by itself.")
         duration = time.monotonic() - started
         expected = learnt(whole)
@@ -66,12 +70,12 @@ def main() -> None:
             # a run that was faster than its kill tells the machine's pace today, and is begun anew
             while True:
                 started, after = time.monotonic(), moments.uniform(0, duration)
-                if run(folder, settings, table, after) != 0:
+                if run(folder, settings, kept, after) != 0:
                     break
                 duration = min(duration, time.monotonic() - started)
                 shutil.rmtree(folder)
             reached = state_of(folder)
-            if run(folder, settings, table) == 0:
+            if run(folder, settings, kept) == 0:
                 distance = difference(learnt(folder), expected)
                 different += distance > options.tolerance
                 verdict = "equal" if distance <= options.tolerance else "DIFFERENT"
@@ -82,7 +86,7 @@ def main() -> None:
     sys.exit(f"{different} of {options.kills} runs ended otherwise." if different else 0)
 
 
-def run(folder: Path, settings: list[str], table: str, kill_after: float | None = None) -> int:
+def run(folder: Path, settings: list[str], kept: list[str], kill_after: float | None = None) -> int:
     """Trains in a child; returns its exit status, 0 where it was faster than the kill, or the negative signal."""
     child = os.fork()
     if child == 0:
@@ -91,7 +95,7 @@ def run(folder: Path, settings: list[str], table: str, kill_after: float | None 
             os.dup2(log.fileno(), 2)
         status = 1
         try:
-            train([*settings, *folders(folder, table)])
+            train([*settings, *folders(folder, kept)])
             status = 0
         finally:
             os._exit(status)
@@ -101,9 +105,10 @@ def run(folder: Path, settings: list[str], table: str, kill_after: float | None 
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def folders(folder: Path, table: str) -> list[str]:
+def folders(folder: Path, kept: list[str]) -> list[str]:
     """The options that give a run places of its own."""
-    places = {"trainer.default_root_dir": folder, "trainer.logger.init_args.save_dir": folder, table: folder / "tables"}
+    places = {"trainer.default_root_dir": folder, "trainer.logger.init_args.save_dir": folder}
+    places |= {name: folder / name.rpartition(".")[2] for name in kept}
     return [word for name, place in places.items() for word in (f"--{name}", str(place))]
 
 

@@ -85,7 +85,7 @@ def full_size_table(device: str, repeats: int) -> Table:
         }  # fmt: skip
         step_macs = macs_of(lambda: model(**inputs))
     ladder = Ladder.load("configs/ladders/pixart_alpha.json")
-    has_time = device == "cuda" and repeats > 0
+    has_time = device.startswith("cuda") and repeats > 0
     if has_time:
         model = model.to_empty(device=device).to(torch.float16).eval()
         inputs = {

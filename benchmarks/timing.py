@@ -13,7 +13,13 @@ def interleave(
     warm_up: int = 2,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds of every function, `repeats` times each, one after the other in every round."""
+    """Seconds of every function, `repeats` times each, one after the other in every round.
+
+    Raises:
+        ValueError: fewer than two rounds have no quartiles.
+    """
+    if repeats < 2:
+        raise ValueError(f"Timings take two rounds or more; got {repeats}.")
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for round_number in range(warm_up + repeats):
         for name, function in functions.items():

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from blockdance import BlockLayout, UnsupportedModelError, find_layout, register_layout
+from blockdance.layouts import has_layout
 
 LAYOUTS: Mapping[str, BlockLayout] = {
     "comfy.ldm.pixart.pixartms.PixArtMS": BlockLayout(lists=("blocks",), latents="x", timestep="timesteps"),
@@ -14,7 +15,7 @@ LAYOUTS: Mapping[str, BlockLayout] = {
 
 
 def tell_layout(model: nn.Module) -> None:
-    """Tells BlockDance the layout of a model.
+    """Tells BlockDance the layout of a model, unless somebody has told another one.
 
     Subclasses are not their bases here: VACE's blocks, for one, add to the stream between Wan's.
 
@@ -24,7 +25,8 @@ def tell_layout(model: nn.Module) -> None:
     model_class = type(model)
     known = LAYOUTS.get(f"{model_class.__module__}.{model_class.__qualname__}")
     if known is not None:
-        register_layout(model_class, known)
+        if not has_layout(model_class):
+            register_layout(model_class, known)
         return
     layout = find_layout(model)
     if any(layout is base for base in LAYOUTS.values()):

@@ -54,4 +54,4 @@ def build_optimizer(
 
 def trapezoidal_schedule(optimizer: Optimizer, warmup: int, decay: int, steps: int) -> LambdaLR:
     """Linear warm-up, a constant learning rate, and a linear decay to zero over the last `decay` of `steps` steps."""
-    return LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup, max(0.0, (steps - step) / max(decay, 1))))
+    return LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / max(warmup, 1), max(0.0, (steps - step) / max(decay, 1))))

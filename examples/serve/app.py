@@ -17,6 +17,7 @@ from fastapi.responses import FileResponse, JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, ConfigDict, Field
 
+from ada.noise import NUM_SEEDS
 from ada.policy import AdaPolicy, LadderPolicy
 from examples.serve.batching import Batcher, ClosingError, QueueFullError
 from examples.serve.metrics import Metrics
@@ -47,7 +48,7 @@ class Limits:
     max_batch: int = 16
     max_waiting: int = 64
     linger: float = 0.01
-    timeout: float = 120.0
+    timeout: float = 180.0
     max_prompt: int = 300
     max_body: int = 16_384
 
@@ -64,7 +65,7 @@ class ImageRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True, str_strip_whitespace=True)
     prompt: str = Field(min_length=1)
-    seed: int | None = Field(None, ge=0, lt=2**63)
+    seed: int | None = Field(None, ge=0, lt=NUM_SEEDS)
     compute: float | None = None
     mean_compute: float | None = None
     quality: float | None = None
@@ -238,7 +239,13 @@ def create_app(settings: ModelSettings, limits: Limits) -> FastAPI:
 
     Raises:
         FileNotFoundError, BlockDanceError: there is no such policy, or it cannot decide or keep to its own budget in so many steps.
+        ValueError: a batch that hangs would be noticed when nobody waits for it any longer.
     """
+    if settings.batch_timeout >= limits.timeout:
+        raise ValueError(
+            f"`model.batch_timeout` must be below `limits.timeout`, or those who wait are gone when a batch is tried again; got "
+            f"{settings.batch_timeout:g} and {limits.timeout:g} s."
+        )
     service = Service(settings, limits)
     app = FastAPI(title="BlockDance-Ada", lifespan=service.running)
     app.add_middleware(BodyLimit, max_body=limits.max_body)
@@ -280,7 +287,7 @@ def create_app(settings: ModelSettings, limits: Limits) -> FastAPI:
     @app.get("/health")
     async def health() -> JSONResponse:
         model, batcher = service.model, service.batcher
-        is_ready = model is not None and model.is_alive and batcher is not None and not batcher.is_closing
+        is_ready = model is not None and model.is_ready and batcher is not None and not batcher.is_closing
         restarts = model.num_restarts if model else 0
         return JSONResponse(
             {"ready": is_ready, "model_pid": model and model.pid, "restarts": restarts}, 200 if is_ready else 503

@@ -27,7 +27,8 @@ class Batcher:
     the queue; after that, it runs to its end with its batch and is dropped.
 
     Args:
-        generate: makes a batch; called in one thread, one batch at a time.
+        generate: makes a batch; called in one thread, one batch at a time, with a function that tells of a place in it whether anybody
+            still waits.
         max_batch: most images of a batch.
         max_waiting: most jobs that wait.
         linger: seconds that an idle model waits for more jobs than the first.
@@ -36,7 +37,7 @@ class Batcher:
 
     def __init__(
         self,
-        generate: Callable[[Sequence[Job]], Sequence[Answer | Exception]],
+        generate: Callable[[Sequence[Job], Callable[[int], bool]], Sequence[Answer | Exception]],
         *,
         max_batch: int,
         max_waiting: int,
@@ -104,10 +105,14 @@ class Batcher:
 
     async def _make(self, batch: dict[asyncio.Future[Answer], Job]) -> None:
         loop = asyncio.get_running_loop()
-        start = loop.time()
+        start, answers = loop.time(), list(batch)
+
+        def is_wanted(place: int) -> bool:
+            return not answers[place].done()
+
         made: Sequence[Answer | Exception]
         try:
-            made = await loop.run_in_executor(self._thread, self._generate, list(batch.values()))
+            made = await loop.run_in_executor(self._thread, self._generate, list(batch.values()), is_wanted)
         except Exception as error:  # the model cannot be started again: its next batch tries once more
             logger.exception("A batch of %d failed.", len(batch))
             made = [error] * len(batch)

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def load_test(requests: int = 32, users: int = 8, steps: int = 20, rounds: int =
         ALONE: ["--limits.max_batch", "1"],
     }
     lines = Path("checkpoints/emoji-prompts/test.jsonl").read_text(encoding="utf-8").splitlines()
-    prompts = [json.loads(line)["prompt"] for line in lines[:requests]]
+    prompts = [json.loads(line)["prompt"] for line in islice(cycle(lines), requests)]
     bodies = [{"prompt": prompt, "seed": seed, "mean_compute": BUDGETS[seed % 3]} for seed, prompt in enumerate(prompts)]
     seconds: dict[str, list[float]] = {name: [] for name in services}
     processor: dict[str, list[float]] = {name: [] for name in services}

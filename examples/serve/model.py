@@ -4,7 +4,7 @@ import io
 import logging
 import multiprocessing
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
@@ -16,6 +16,8 @@ from ada.rollouts import FrozenPipeline
 from blockdance import full_compute
 
 logger = logging.getLogger(__name__)
+EMOJI_ARGUMENTS = {"guidance_scale": 4.0, "max_sequence_length": 24, "use_resolution_binning": False, "clean_caption": False}
+"""Of the embedded model's call, as its policy was trained."""
 
 
 class ModelError(Exception):
@@ -36,15 +38,17 @@ class ModelSettings:
         steps: denoising steps.
         arguments: further arguments of the pipeline's call.
         device: where it runs.
+        load_timeout: seconds after which loading is given up; None where it may take as long as it takes.
         batch_timeout: seconds after which a batch is given up and the process killed.
     """
 
     pipeline: str = "checkpoints/emoji-dit"
     policy: str | None = "checkpoints/ada-emoji"
     steps: int = 20
-    arguments: Mapping[str, Any] = field(default_factory=lambda: {"guidance_scale": 4.0, "use_resolution_binning": False})
+    arguments: Mapping[str, Any] = field(default_factory=lambda: dict(EMOJI_ARGUMENTS))
     device: str = "cpu"
-    batch_timeout: float = 300.0
+    load_timeout: float | None = None
+    batch_timeout: float = 60.0
 
 
 @dataclass(frozen=True)
@@ -153,6 +157,7 @@ class ModelProcess:
 
     def __init__(self, settings: ModelSettings) -> None:
         self._settings = settings
+        self._is_loaded = False
         self.num_restarts = 0
         self._start()
 
@@ -164,8 +169,18 @@ class ModelProcess:
     def is_alive(self) -> bool:
         return self._process.is_alive()
 
-    def __call__(self, jobs: Sequence[Job]) -> list[Answer | Exception]:
-        """For every job its answer, or why there is none."""
+    @property
+    def is_ready(self) -> bool:
+        """Whether it is loaded: one that begins anew is alive long before."""
+        return self._is_loaded and self.is_alive
+
+    def __call__(self, jobs: Sequence[Job], is_wanted: Callable[[int], bool] = lambda place: True) -> list[Answer | Exception]:
+        """For every job its answer, or why there is none.
+
+        Args:
+            jobs: a batch.
+            is_wanted: whether anybody still waits for the job at a place of it; asked before it is tried again.
+        """
         for tries_left in (1, 0):
             try:
                 return list(self._ask(jobs))
@@ -180,7 +195,8 @@ class ModelProcess:
                 if len(jobs) == 1 and not tries_left:
                     return [error]
             if len(jobs) > 1:
-                return [answer for job in jobs for answer in self([job])]
+                given_up: Answer | Exception = ModelDiedError("Nobody waits for it any longer.")
+                return [self([job])[0] if is_wanted(place) else given_up for place, job in enumerate(jobs)]
         raise AssertionError("one of the two tries has returned")
 
     def revive(self) -> None:
@@ -193,6 +209,7 @@ class ModelProcess:
 
     def close(self) -> None:
         """Ends the process."""
+        self._is_loaded = False
         self._connection.close()
         self._process.join(5)
         if self._process.is_alive():
@@ -205,23 +222,24 @@ class ModelProcess:
         self._process = context.Process(target=_work, args=(theirs, self._settings), daemon=True)
         self._process.start()
         theirs.close()
-        self._receive()
+        self._receive(self._settings.load_timeout)
+        self._is_loaded = True
 
     def _ask(self, jobs: Sequence[Job]) -> list[Answer]:
         try:
             self._connection.send(list(jobs))
         except OSError as error:
             raise ModelDiedError("The model's process is gone.") from error
-        reply: list[Answer] | ModelError = self._receive()
+        reply: list[Answer] | ModelError = self._receive(self._settings.batch_timeout)
         if isinstance(reply, ModelError):
             raise reply
         return reply
 
-    def _receive(self) -> Any:
+    def _receive(self, timeout: float | None) -> Any:
         try:
-            if self._connection.poll(self._settings.batch_timeout):
+            if self._connection.poll(timeout):
                 return self._connection.recv()
         except (EOFError, OSError) as error:
             raise ModelDiedError("The model's process died. Its own output says why.") from error
         self._process.kill()
-        raise ModelDiedError(f"The model gave no answer within {self._settings.batch_timeout:g} s.")
+        raise ModelDiedError(f"The model gave no answer within {timeout:g} s.")

@@ -58,7 +58,7 @@ def test_runs_killed_at_random_moments_end_with_the_same_weights(
     models: dict[str, str], tmp_path: Path, algorithm: str
 ) -> None:
     config = write_ladder_config(tmp_path, models) if algorithm == "ladder" else write_config(tmp_path, models)
-    more = [] if algorithm == "ladder" else ["--table", "model.init_args.table", "--tolerance", "5e-5"]
+    more = [] if algorithm == "ladder" else ["--kept", "model.init_args.table", "--tolerance", "5e-5"]
     command = [sys.executable, "benchmarks/kill.py", "--kills", "4", *more, "--config", str(config)]
     finished = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert finished.returncode == 0, finished.stdout + finished.stderr[-2000:]

@@ -33,7 +33,7 @@ from examples.serve.model import Answer, Job, ModelDiedError, ModelProcess, Mode
 ROOT = Path(__file__).parents[2]
 STEPS = 12
 MODEL = ModelSettings(
-    pipeline=str(ROOT / "checkpoints/emoji-dit"), policy=str(ROOT / "checkpoints/ada-emoji"), steps=STEPS, batch_timeout=1500
+    pipeline=str(ROOT / "checkpoints/emoji-dit"), policy=str(ROOT / "checkpoints/ada-emoji"), steps=STEPS, batch_timeout=1400
 )
 PROMPTS = ["a red apple", "cat face", "dog", "a tiny blue heart"]
 WISHES: list[dict[str, float]] = [{"compute": 1.0}, {"mean_compute": 0.6}, {"compute": 0.7}, {}]

@@ -17,11 +17,13 @@ class HeldModel:
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
+        self.wanted: list[list[bool]] = []
         self.may_go = threading.Event()
 
-    def __call__(self, jobs: Sequence[Job]) -> list[Answer | Exception]:
+    def __call__(self, jobs: Sequence[Job], is_wanted: Callable[[int], bool]) -> list[Answer | Exception]:
         self.batches.append([job.prompt for job in jobs])
         assert self.may_go.wait(10)
+        self.wanted.append([is_wanted(place) for place in range(len(jobs))])
         return [ModelError("no") if job.prompt == "bad" else Answer(job.prompt.encode(), [], 0.0, len(jobs)) for job in jobs]
 
 
@@ -129,3 +131,15 @@ def test_the_event_loop_stays_free_while_the_model_works() -> None:
         assert not model.may_go.is_set()
 
     run(scenario)
+
+
+def test_the_model_is_told_who_has_left_a_running_batch() -> None:
+    async def scenario(batcher: Batcher, model: HeldModel) -> None:
+        stays, leaves = await ask(batcher, "stays", "leaves")
+        leaves.cancel()
+        await asyncio.sleep(0.1)
+        model.may_go.set()
+        assert (await stays).png == b"stays"
+
+    held = run(scenario, linger=0.05)
+    assert (held.batches, held.wanted) == ([["stays", "leaves"]], [[True, False]])

@@ -2,7 +2,10 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from fastapi import HTTPException
@@ -10,7 +13,7 @@ from fastapi import HTTPException
 from ada.policy import IncompatiblePolicyError, WishError
 from ada.schedules import LadderError
 from examples.serve.app import ImageRequest, Limits, create_app
-from examples.serve.model import Engine, ModelSettings
+from examples.serve.model import Answer, Engine, Job, ModelDiedError, ModelProcess, ModelSettings
 
 CHECKPOINTS = Path(__file__).parents[3] / "checkpoints"
 
@@ -50,3 +53,47 @@ def test_a_wish_that_the_services_steps_cannot_meet_joins_no_batch() -> None:
 def test_limits_that_let_no_request_through_are_refused(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"`{name}` must be"):
         Limits(**{name: value})
+
+
+def test_a_batch_is_given_up_before_those_who_wait_for_it() -> None:
+    with pytest.raises(ValueError, match=r"`model.batch_timeout` must be below `limits.timeout`.* got 60 and 60 s"):
+        create_app(ModelSettings(policy=None), Limits(timeout=60.0))
+
+
+class DyingProcess(ModelProcess):
+    """Dies over every batch of several jobs, in place of a real process."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[str]] = []
+        self.ready_while_loading: list[bool] = []
+        super().__init__(ModelSettings())
+
+    def _start(self) -> None:
+        self._process: Any = SimpleNamespace(is_alive=lambda: True)
+        self.ready_while_loading.append(self.is_ready)
+        self._is_loaded = True
+
+    def close(self) -> None:
+        self._is_loaded = False
+
+    def _ask(self, jobs: Sequence[Job]) -> list[Answer]:
+        self.asked.append([job.prompt for job in jobs])
+        if len(jobs) > 1:
+            raise ModelDiedError("The model gave no answer.")
+        return [Answer(b"", [], 0.0, 1)]
+
+
+def test_a_batch_that_fails_is_tried_again_for_those_who_still_wait() -> None:
+    model = DyingProcess()
+    answers = model([Job(name, 0) for name in "abc"], is_wanted=lambda place: place != 1)
+    assert model.asked == [["a", "b", "c"], ["a"], ["c"]]
+    assert [isinstance(answer, Answer) for answer in answers] == [True, False, True]
+    assert model.num_restarts == 1
+
+
+def test_a_process_that_begins_anew_is_not_ready_while_it_loads() -> None:
+    """It is alive then: `/health` says 503 all the same."""
+    model = DyingProcess()
+    model([Job(name, 0) for name in "ab"])
+    assert model.ready_while_loading == [False, False]
+    assert model.is_ready
