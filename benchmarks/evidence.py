@@ -23,7 +23,7 @@ from ada.data import load_prompts
 from ada.noise import EVALUATION, noise_seed
 from ada.policy import AdaPolicy, BaseModel, LadderPolicy
 from ada.progress import progress
-from ada.rollouts import Case
+from ada.rollouts import Case, Collector
 from ada.schedules import Tree
 from ada.training import HeldOut, LadderTraining, Outcome, RolloutDataModule
 from ada.training.quiet import quieten_libraries
@@ -37,6 +37,13 @@ def save_gates(data: RolloutDataModule, base: BaseModel, options: Mapping[str, A
     for name, way in (("critic", LadderTraining), ("imitation", Imitation)):
         training, judged = cross_fit(Variant(name, options, inputs="six", training=way), data, base)
         training.finished_policy(judged.outcome(data.visible_damage)).save_pretrained(folder / name)
+
+
+def roll_out(collector: Collector, cases: Sequence[Case], title: str) -> None:
+    """Runs a ladder on what is not in its table yet."""
+    todo = collector.missing(cases)
+    with progress(f"Rolling out {len(collector.ladder)} schedules{title}", len(todo)) as advance:
+        collector.fill(todo, advance)
 
 
 def load_data(config: str, limit: int | None) -> tuple[RolloutDataModule, dict[str, Any]]:
@@ -117,9 +124,7 @@ def main(
         raise ValueError(f"There are no {', '.join(map(str, short))} training images.")
     data.reuse_costs = data.pipeline.reuse_costs(data.ladder.kinds, train[0].prompt)
     for title, some in (("training", [*train, *chain(*larger)]), ("test", cases)):
-        todo = data.collector.missing(some)
-        with progress(f"Rolling out {len(data.ladder)} schedules on {title} captions", len(todo)) as advance:
-            data.collector.fill(todo, advance)
+        roll_out(data.collector, some, f" on {title} captions")
     data.train_data = data.tensors(train)
     test = data.tensors(cases).tensors
     base = BaseModel.of(data.pipeline.transformer)

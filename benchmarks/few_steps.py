@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from evidence import roll_out
 from jsonargparse import auto_cli
 from torch import Tensor
 from variants import Variant, judge
@@ -148,9 +149,7 @@ def policy_words(
     train = data.cases("train")
     data.reuse_costs = student.reuse_costs(data.ladder.kinds, train[0].prompt)
     for title, some in (("training", train), ("other", cases)):
-        todo = data.collector.missing(some)
-        with progress(f"Rolling out {len(data.ladder)} schedules on {title} captions", len(todo)) as advance:
-            data.collector.fill(todo, advance)
+        roll_out(data.collector, some, f" on {title} captions")
     data.train_data = data.tensors(train)
     base = BaseModel.of(student.transformer)
     judged = judge(Variant("policy", {}), data, base, data.tensors(cases).tensors, data.train_data.tensors)

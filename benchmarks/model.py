@@ -18,13 +18,17 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--heads", type=int, default=16, help="attention heads of 72 channels of the random model")
     parser.add_argument("--size", type=int, default=32, help="latent pixels along a side of the random model")
     parser.add_argument("--steps", type=int, default=20, help="denoising steps")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+
+
+def add_timing_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of what is timed."""
     parser.add_argument("--repeats", type=int, default=15, help="rounds that are timed")
     parser.add_argument(
         "--cpu-time", dest="clock", action="store_const", const=time.process_time, default=time.perf_counter,
         help="count processor time, on a machine that others use as well",
     )  # fmt: skip
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
 
 
 class Loop:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from evidence import load_data
+from evidence import load_data, roll_out
 from jsonargparse import auto_cli
 from rivals import advantage
 from torch import Tensor
@@ -21,9 +21,8 @@ from written_tables import write_table
 
 from ada.data import load_prompts
 from ada.policy import BaseModel
-from ada.progress import progress
 from ada.rewards.damage import bounded_damage
-from ada.rollouts import Case, Collector
+from ada.rollouts import Case
 from ada.schedules import Ladder
 from ada.training import RolloutDataModule
 from ada.training.ladder import kept_by_folds
@@ -94,7 +93,7 @@ def main(
     Args:
         training: file of a configuration of ladder training.
         rungs: of its ladder.
-        limit: composed captions of the training split, with a noise that training does not have.
+        limit: composed captions of the training split, one noise each.
         output: file to write.
     """
     data, options = load_data(training, None)
@@ -103,11 +102,9 @@ def main(
     data.reuse_costs = data.pipeline.reuse_costs(data.ladder.kinds, cases[0].prompt)
     rows = []
     for rung in rungs:
-        ladder, folder = around(data.ladder, rung), data.collector.table.folder
-        collector = Collector(data.pipeline, data.collector.reward, ladder, None if folder is None else folder.parent)
-        todo = collector.missing(cases)
-        with progress(f"Rolling out rung {rung} and {len(ladder) - 2} moves", len(todo)) as advance:
-            collector.fill(todo, advance)
+        ladder = around(data.ladder, rung)
+        collector = data.collector.beside(ladder=ladder)
+        roll_out(collector, cases, f": rung {rung} and its moves")
         cost = bounded_damage(collector.values(cases, "damage"), data.visible_damage).double()
         ways = {
             "hindsight": 1 + cost[:, 1:].argmin(1),
@@ -122,7 +119,7 @@ def main(
             rows[-1].append(f"{taken.mean():.4f}: {advantage(cost[:, 1] - taken, places)}, {moved:.0%} moved")
     heads = ["rung", "moves", "as it is", "best move by hindsight", "best on other captions", "chosen by a critic"]
     title = (
-        f"{len(cases)} composed captions of the training split, one noise each that training does not have: bounded damage of a rung "
+        f"{len(cases)} composed captions of the training split, one noise each: bounded damage of a rung "
         "whose reuses may move by a step; how much less than without, 95 %; share of the images that move"
     )
     write_table(title, heads, rows, [], output)

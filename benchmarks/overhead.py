@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from model import Loop, add_model_arguments, pixart_loop
+from model import Loop, add_model_arguments, add_timing_arguments, pixart_loop
 from rich.console import Console
 from rich.table import Table
 from timing import interleave, ratio
@@ -108,6 +108,7 @@ def main() -> None:
     """Prints a row per batch size, and one per plan on the stub."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_arguments(parser)
+    add_timing_arguments(parser)
     parser.add_argument("--batches", type=int, nargs="*", default=[1, 8], help="none: the stub alone")
     options = parser.parse_args()
     table = Table("batch", "plain, ms a step", "ratio, median", "quartiles", title="All steps compute, outputs are cached")

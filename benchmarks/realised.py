@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
-from model import Loop, add_model_arguments, pixart_loop
+from model import Loop, add_model_arguments, add_timing_arguments, pixart_loop
 from rich.console import Console
 from rich.table import Table
 from timing import interleave, ratio
@@ -22,6 +22,7 @@ def main() -> None:
     """Prints a row per plan and batch size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_arguments(parser)
+    add_timing_arguments(parser)
     parser.add_argument("--batches", type=int, nargs="*", default=[1, 8], help="none: mixed actions alone")
     parser.add_argument("--mixed-batch", type=int, default=16, help="images of the batch with mixed actions; 0 leaves it out")
     options = parser.parse_args()

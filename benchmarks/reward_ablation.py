@@ -8,17 +8,15 @@ what is judged.
 from pathlib import Path
 
 import torch
-from evidence import load_data
+from evidence import load_data, roll_out
 from jsonargparse import auto_cli
 from torch import Tensor
 from variants import LEVELS, Variant, fit
 from written_tables import cell, write_table
 
 from ada.policy import BaseModel
-from ada.progress import progress
 from ada.rewards import ClipScore, PerceptualDistance, WeightedReward
 from ada.rewards.damage import bounded_damage
-from ada.rollouts import Collector
 from ada.training import LadderTraining, measure_outcome
 from ada.training.ladder import kept_by_folds
 
@@ -48,11 +46,8 @@ def main(training: str = "configs/default.yaml", count: int = 120, output: Path 
     cases = [case for case in load_data(training, 2 * len(own))[0].cases("train") if case not in own][:count]
     data.reuse_costs = data.pipeline.reuse_costs(data.ladder.kinds, cases[0].prompt)
     reward = WeightedReward({DISTANCE: PerceptualDistance(SCORER), QUALITY: ClipScore(SCORER)}, {DISTANCE: 1.0, QUALITY: 0.0})
-    known = data.collector.table.folder
-    collector = Collector(data.pipeline, reward, data.ladder, known.parent if known else None)
-    todo = collector.missing(cases)
-    with progress(f"Rolling out {len(data.ladder)} schedules", len(todo)) as advance:
-        collector.fill(todo, advance)
+    collector = data.collector.beside(reward=reward)
+    roll_out(collector, cases, "")
     sights = collector.sights(cases)
     losses = {
         DISTANCE: collector.values(cases, "damage"),

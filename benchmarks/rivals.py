@@ -97,8 +97,7 @@ def try_out(
     pipeline, reward = data.pipeline, data.collector.reward
     names = list(attempts)
     settings = {"base": pipeline.fingerprint(), "attempts": names, "reward": reward.describe()}
-    folder = data.collector.table.folder
-    table = Table(None if folder is None else folder.parent, settings)
+    table = Table(data.collector.folder, settings)
     todo = [case for case in cases if not all(table.knows(case, name) for name in names)]
     reference = Attempt(pipeline, full_compute(1, pipeline.num_inference_steps))
 

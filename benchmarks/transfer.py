@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from diffusers import UniPCMultistepScheduler
-from evidence import load_data
+from evidence import load_data, roll_out
 from jsonargparse import auto_cli
 from torch import Tensor
 from variants import LEVELS
@@ -20,8 +20,7 @@ from written_tables import cell, write_table
 from ada.data import load_prompts
 from ada.noise import EVALUATION, noise_seed
 from ada.policy import AdaPolicy, LadderPolicy
-from ada.progress import progress
-from ada.rollouts import Case, Collector, FrozenPipeline
+from ada.rollouts import Case, FrozenPipeline
 from ada.schedules import Ladder, Tree
 from ada.training import HeldOut, Outcome, RolloutDataModule, measure_outcome
 
@@ -74,11 +73,8 @@ def look(setting: Setting, data: RolloutDataModule, cases: Sequence[Case]) -> Se
         other.set_progress_bar_config(disable=True)
         pipeline = FrozenPipeline(other, pipeline.num_inference_steps, pipeline.arguments)
     ladder = data.ladder.for_steps(pipeline.num_inference_steps)
-    known = data.collector
-    collector = Collector(pipeline, known.reward, ladder, known.table.folder.parent if known.table.folder else None)
-    todo = collector.missing(cases)
-    with progress(f"Rolling out {len(ladder)} schedules: {setting.name}", len(todo)) as advance:
-        collector.fill(todo, advance)
+    collector = data.collector.beside(pipeline, ladder=ladder)
+    roll_out(collector, cases, f": {setting.name}")
     return Seen(ladder, collector.sights(cases), collector.values(cases, "damage"))
 
 
@@ -111,9 +107,7 @@ def main(
     data, _ = load_data(training, train_limit)
     trained = [AdaPolicy.from_pretrained(policy) for policy in policies]
     train = data.cases("train")
-    todo = data.collector.missing(train)
-    with progress(f"Rolling out {len(data.ladder)} schedules on training captions", len(todo)) as advance:
-        data.collector.fill(todo, advance)
+    roll_out(data.collector, train, " on training captions")
     data.train_data = data.tensors(train)
     prompts = load_prompts("checkpoints/emoji-prompts", "test", limit=test_limit)
     seeds = [noise_seed(0, index * 16, EVALUATION) for index in prompts["index"]]

@@ -115,13 +115,20 @@ class Collector:
         batch_size: int = 4,
         processes: int | None = None,
     ) -> None:
-        self.processes = processes
+        self.folder, self.processes = folder, processes
         self.pipeline, self.reward, self.ladder, self.batch_size = pipeline, reward, ladder, batch_size
         self.tree = Tree.of(ladder.actions, ladder.decision_steps)
         self.table = open_table(folder, pipeline, reward, ladder.kinds)
         self.identity = digest({"table": self.table.settings, "ladder": ladder.to_dict()})
         """Tells what is collected from everything else."""
         self._names = cache(lambda num_steps: names_of(ladder, num_steps))
+
+    def beside(
+        self, pipeline: FrozenPipeline | None = None, reward: WeightedReward | None = None, ladder: Ladder | None = None
+    ) -> "Collector":
+        """Another one, that runs in the same way and keeps its tables in the same folder, with what is given in place of its own."""
+        parts = pipeline or self.pipeline, reward or self.reward, ladder or self.ladder
+        return Collector(*parts, self.folder, self.batch_size, self.processes)
 
     def names(self, case: Case) -> tuple[list[str], list[str]]:
         """A case's rungs, and the beginnings at the nodes of the tree, as the table names them."""
