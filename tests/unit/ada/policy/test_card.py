@@ -62,6 +62,21 @@ def test_the_card_of_a_local_model_names_no_hub_id(folder: Path) -> None:
     assert str(folder.parent) not in card.text, "no folder of this machine"
 
 
+def test_a_card_says_whether_the_captions_were_held_out_or_the_policies_crossed(policy: AdaPolicy, folder: Path) -> None:
+    """The shipped policy learnt from all captions; its figures are of eight others."""
+    outcome = json.loads((SHIPPED / "outcome.json").read_text())
+    for policies, heading, data in (
+        (8, "On 1920 images, cross-fitted", "cross-fitted"),
+        (1, "On 1920 images of held-out", "held-out"),
+    ):
+        (folder / "outcome.json").write_text(json.dumps(outcome | {"num_policies": policies}))
+        write_card(folder, policy, "checkpoints/emoji-dit")
+        card = ModelCard.load(folder / "README.md")
+        assert heading in card.text
+        assert ("by one of 8 policies that did not see its caption" in card.text) == (policies > 1)
+        assert {result.dataset_name for result in card.data.eval_results} == {f"captions, {data}"}
+
+
 def test_the_snippet_calls_the_pipeline_as_in_training(policy: AdaPolicy, folder: Path) -> None:
     """The figures are of these arguments; PixArt's pipeline refuses the embedded model's 64 pixels without one of them."""
     (folder / "training.json").write_bytes((SHIPPED / "training.json").read_bytes())
