@@ -19,7 +19,6 @@ from variants import Variant, judge
 from written_tables import cell, write_table
 
 from ada.data import load_prompts
-from ada.noise import EVALUATION, noise_seed
 from ada.policy import BaseModel
 from ada.progress import progress
 from ada.rewards import ClipScore, PerceptualDistance, WeightedReward
@@ -184,8 +183,7 @@ def main(
     slow = FrozenPipeline(teacher, 20, {**call, "guidance_scale": 4.0})
     fast = FrozenPipeline(student, NUM_STEPS, {**call, "guidance_scale": 1.0})
     prompts = load_prompts("checkpoints/emoji-prompts", "composed_validation", limit=limit)
-    seeds = [noise_seed(0, index, EVALUATION) for index in prompts["index"]]
-    cases = [Case(prompt, seed) for prompt, seed in zip(prompts["prompt"], seeds, strict=True)]
+    cases = [Case(prompt, index) for prompt, index in zip(prompts["prompt"], prompts["index"], strict=True)]
     by_steps = {
         steps: draw(slow.with_settings(num_inference_steps=steps), cases, [f"teacher, {steps} steps, guidance"])[0]
         for steps in (20, 8, NUM_STEPS)
