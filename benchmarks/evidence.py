@@ -15,7 +15,6 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser, auto_cli
 from rivals import compare_fewer_steps, compare_pair, compare_policy, compare_static, cost_of_training, equal_damage
-from torch import Tensor
 from variants import GATE, IMITATION, LEVELS, ONE_SIGN, Imitation, Judged, Variant, cross_fit, judge, variants
 from written_tables import cell, write_table
 
@@ -24,7 +23,7 @@ from ada.noise import EVALUATION, noise_seed
 from ada.policy import AdaPolicy, BaseModel, LadderPolicy
 from ada.progress import progress
 from ada.rollouts import Case, Collector
-from ada.schedules import Tree
+from ada.schedules import Ladder, Tree
 from ada.training import HeldOut, LadderTraining, Outcome, RolloutDataModule
 from ada.training.quiet import quieten_libraries
 
@@ -61,17 +60,16 @@ def load_data(config: str, limit: int | None) -> tuple[RolloutDataModule, dict[s
     return found["data"], content["model"].get("init_args", {})
 
 
-def judge_finished(folder: Path, data: RolloutDataModule, test: Sequence[Tensor]) -> Judged:
-    """A policy that is there, beside the mixture that is best on the training cases.
+def load_finished(folder: Path, ladder: Ladder) -> LadderPolicy:
+    """A policy that chooses from a ladder.
 
     Raises:
-        ValueError: it chooses from another ladder.
+        ValueError: it chooses from another one.
     """
     policy = AdaPolicy.from_pretrained(folder)
-    if not isinstance(policy, LadderPolicy) or policy.ladder.to_dict() != data.ladder.to_dict():
+    if not isinstance(policy, LadderPolicy) or policy.ladder.to_dict() != ladder.to_dict():
         raise ValueError(f"The policy in {folder} does not choose from the ladder of the configuration.")
-    tree = Tree.of(data.ladder.actions, data.ladder.decision_steps)
-    return Judged([HeldOut(policy, test[0], test[1], data.train_data.tensors[1], test[2])], tree)
+    return policy
 
 
 def main(
@@ -102,7 +100,7 @@ def main(
         others: folders of policies of other kinds, such as the one that configs/paper_ada.yaml trains.
         gates: folder to save the gates of six scalars to, for `evaluate.py --rivals`; then nothing else is compared.
     """
-    for folder in (policy, *others):
+    for folder in others:
         AdaPolicy.from_pretrained(folder)  # one that is not there is said now, and not after two hours
     data, options = load_data(training, train_limit)
     if gates is not None:
@@ -112,6 +110,7 @@ def main(
         data.train_data = data.tensors(train)
         save_gates(data, BaseModel.of(data.pipeline.transformer), options, gates)
         return
+    finished = load_finished(policy, data.ladder)
     prompts = load_prompts("checkpoints/emoji-prompts", "test", limit=test_limit)
     cases = [
         Case(prompt, noise_seed(0, index * 16 + noise, EVALUATION))
@@ -131,7 +130,8 @@ def main(
     pools = {size: data.tensors(some).tensors for size, some in zip(more, larger, strict=True)}
     tried = variants(options, data.ladder, len(train), draws, more)
     shipped, own = str(policy), tried[0].name
-    judged = {shipped: judge_finished(policy, data, test)}
+    tree = Tree.of(data.ladder.actions, data.ladder.decision_steps)
+    judged = {shipped: Judged([HeldOut(finished, test[0], test[1], data.train_data.tensors[1], test[2])], tree)}
     judged |= {one.name: judge(one, data, base, test, pools.get(one.cases or 0, data.train_data.tensors)) for one in tried}
     ours, rivals = judged[shipped], (ONE_SIGN, IMITATION, GATE)
     compared = compare_static(shipped, ours, data, test)
