@@ -33,8 +33,8 @@ NOTES = (
     "the headlines are bounded damage, d / (d + {tau:g}), and the share of images visibly changed, d > {tau:g}; median, 0.9 quantile and "
     "raw mean stand beside them.",
     "Intervals hold 95 % on log-normal damage, by simulation: studentised bootstrap over prompts for means, Wilson's score interval for "
-    "shares, Newcombe's for their differences, Woodruff's for quantiles. Noise seeds of a prompt are averaged first. The raw mean has "
-    "none, because none holds.",
+    "shares, Newcombe's for their differences, Woodruff's for quantiles. Noise seeds of a prompt are averaged first; of rows that decide "
+    "for a whole batch, means are over batches. The raw mean has none, because none holds.",
     "The best static mixture takes two ways that do not look at the image (plain steps, BlockDance, searched schedules), each for a part "
     "of the images, at the same mean compute. It is chosen by the figures shown, so it looks a little better "
     "than it is, and nothing that beats it does.",
