@@ -50,8 +50,7 @@ def collect_results(
         per_prompt[COMPUTE_SAVED] = [1 - own / theirs for own, theirs in zip(per_prompt[MACS], full[MACS], strict=True)]
         distances, actions = per_case[DISTANCE], [row for part in parts for row in part["actions"] or []]
         estimates = {
-            # what decides for a whole batch does alike to all of it, and its work is counted by batches
-            **_estimates(per_prompt, distances, cases.num_seeds, cases.batch_size if method.data_dependent else 1),
+            **_estimates(per_prompt, distances, cases, method),
             **latencies(timing, reference_timing, min(cases.batch_size, len(cases.prompts) // cases.num_seeds)),
             **_single_figures(parts, actions, timing),
         }
@@ -79,22 +78,25 @@ def _per_case(parts: Sequence[Mapping[str, Any]], batches: Sequence[slice], visi
 
 
 def _estimates(
-    per_prompt: Mapping[str, list[float]], distances: Sequence[float], num_seeds: int, batch_size: int
+    per_prompt: Mapping[str, list[float]], distances: Sequence[float], cases: Cases, method: Method
 ) -> dict[str, Estimate]:
-    """Each quantity with the interval that holds for its kind, of means over batches of so many prompts."""
+    """Each quantity with the interval that holds for its kind. What decides for a batch as a whole does alike to all of it, and work that
+    depends on the images is counted by batches: then a batch counts as one prompt."""
     kinds = {VISIBLE: statistics.share, **dict.fromkeys(metrics.RAW, statistics.raw_mean)}
     found = {}
     for name, values in per_prompt.items():
-        means = [fmean(values[start : start + batch_size]) for start in range(0, len(values), batch_size)]
-        estimate, value = kinds.get(name, statistics.mean)(means), fmean(values)
-        ends = (
-            None if end is None else end + value - estimate.value for end in (estimate.low, estimate.high)
-        )  # a batch may be smaller
-        found[name] = Estimate(value, *ends)
+        size = cases.batch_size if method.joint or (method.data_dependent and name in (MACS, COMPUTE_SAVED)) else 1
+        means = [fmean(values[start : start + size]) for start in range(0, len(values), size)]
+        estimate = kinds.get(name, statistics.mean)(means)
+        off = fmean(values) - estimate.value if len(values) % size else 0.0  # the last batch is smaller
+        ends = (None if end is None else end + off for end in (estimate.low, estimate.high))
+        found[name] = Estimate(estimate.value + off, *ends)
     if max(distances) <= LEAST_DISTANCE:  # the reference, by definition
         found |= dict.fromkeys((BOUNDED, VISIBLE), Estimate(0.0, 0.0, 0.0))
     quantiles = {metrics.MEDIAN: 0.5, metrics.TAIL: 0.9}
-    return found | {name: statistics.quantile(distances, probability, num_seeds) for name, probability in quantiles.items()}
+    return found | {
+        name: statistics.quantile(distances, probability, cases.num_seeds) for name, probability in quantiles.items()
+    }
 
 
 def _single_figures(

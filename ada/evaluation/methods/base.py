@@ -166,6 +166,7 @@ class Method:
         reason: why it does not apply, where that is known before it runs.
         settings: what it does, for programs, but for what the plan says; with the name it tells stored measurements apart.
         data_dependent: whether the work depends on the images, so that it is counted for every batch, not once.
+        joint: whether it decides for a batch as a whole, so that batches, and not images, are independent.
         must_save: whether a run that does not save MACs means that the method never took hold.
         main: whether it runs by default; the others are settings around a main one, which a sweep runs as well.
         timed: whether the latency of a main one is measured; where a neighbouring setting is timed, it tells nothing new.
@@ -183,6 +184,7 @@ class Method:
     reason: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     data_dependent: bool = False
+    joint: bool = False
     must_save: bool = False
     main: bool = True
     timed: bool = True

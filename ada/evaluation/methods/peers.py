@@ -53,7 +53,8 @@ def _peer(
 ) -> Method:  # fmt: skip
     return Method(
         name=name, family=family, group="peers", num_inference_steps=steps, attach=attach, settings=settings, main=main,
-        note=f"{note} It decides for the whole batch." if whole_batch else note, data_dependent=whole_batch, must_save=True,
+        note=f"{note} It decides for the whole batch." if whole_batch else note, data_dependent=whole_batch,
+        joint=whole_batch, must_save=True,
         quick=family not in NOT_IN_A_QUICK_LOOK,
     )  # fmt: skip
 
@@ -172,6 +173,6 @@ def one_by_one(method: Method) -> Method:
         yield Run(lambda: BatchReport(cache_bytes=max((known for known in kept if known is not None), default=None)), each=each)
 
     return replace(
-        method, name=f"{method.name}, batch 1", family=f"{method.family}, batch 1", plan=None, attach=attach, timed=False,
+        method, name=f"{method.name}, batch 1", family=f"{method.family}, batch 1", plan=None, attach=attach, timed=False, joint=False,
         note=f"{method.note} Here every image is a batch of its own.", settings={**method.described, "batch_size": 1}, quick=False,
     )  # fmt: skip

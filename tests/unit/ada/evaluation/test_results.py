@@ -13,7 +13,7 @@ from ada.evaluation.measure.collect import _estimates, compare, latencies, mixtu
 from ada.evaluation.measure.metrics import Column, all_columns
 from ada.evaluation.measure.results import MethodResult, Results, differences_of
 from ada.evaluation.measure.run import Timing
-from ada.evaluation.methods.base import ADA_BATCH, SHUFFLED
+from ada.evaluation.methods.base import ADA_BATCH, SHUFFLED, Cases, Method
 from ada.evaluation.report.findings import headline_of, static_curve
 from ada.evaluation.report.table import format_estimate, format_interval, markdown_table, terminal_table
 from ada.statistics import Estimate, mean, share, share_difference
@@ -247,13 +247,18 @@ def test_what_decides_for_a_whole_batch_tells_as_much_as_there_are_batches() -> 
     """Four batches of eight prompts, each alike, save 10, 20, 30 and 40 %: Student's interval of four values, not that of 32."""
     saved = [share for share in (0.1, 0.2, 0.3, 0.4) for _ in range(8)]
     per_prompt = {"compute_saved": saved, "visibly_changed": [0.0] * 24 + [1.0] * 8, "perceptual_distance": [0.1] * 32}
-    found = _estimates(per_prompt, [0.1] * 32, 1, 8)
+    cases = Cases.of(range(32), range(32), batch_size=8)
+    peer = Method(name="peer", family="peer", group="peers", num_inference_steps=20, data_dependent=True, joint=True)
+    found = _estimates(per_prompt, [0.1] * 32, cases, peer)
     half_width = 3.182 * stdev([0.1, 0.2, 0.3, 0.4]) / 2
     assert found["compute_saved"] == Estimate(*(pytest.approx(0.25 + sign * half_width) for sign in (0, -1, 1)))
     assert found["visibly_changed"] == share([0.0, 0.0, 0.0, 1.0])
-    alone = _estimates(per_prompt, [0.1] * 32, 1, 1)["compute_saved"]
+    by_itself = _estimates(per_prompt, [0.1] * 32, cases, replace(peer, joint=False))
+    assert by_itself["compute_saved"] == found["compute_saved"], "work is counted by batches"
+    assert by_itself["visibly_changed"] == share(per_prompt["visibly_changed"])
+    alone = _estimates(per_prompt, [0.1] * 32, cases, replace(peer, joint=False, data_dependent=False))["compute_saved"]
     assert alone.half_width < half_width / 2
-    last_is_smaller = _estimates({"compute_saved": saved[:-4]}, [0.1] * 28, 1, 8)["compute_saved"]
+    last_is_smaller = _estimates({"compute_saved": saved[:-4]}, [0.1] * 28, cases, peer)["compute_saved"]
     assert last_is_smaller.value == pytest.approx(fmean(saved[:-4]))
     assert last_is_smaller.half_width == pytest.approx(half_width)
 
