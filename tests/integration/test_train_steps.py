@@ -1,6 +1,5 @@
 """`train.py` with the paper's algorithm on a small random PixArt pipeline: it trains, exports the best, and serves a stock pipeline."""
 
-import gc
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
+from tensor_memory import tensor_bytes
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training_runs import build_models, write_config
 
@@ -92,12 +92,7 @@ def test_nothing_of_a_validation_pass_is_kept_beyond_its_pictures(
         @wraps(original)  # Lightning looks at what a step takes
         def call(self: StepTraining, *args: Any) -> None:
             original(self, *args)
-            gc.collect()
-            # a tensor of another type may be one of torch's compiler, which has no memory
-            tensors = [one for one in gc.get_objects() if type(one) in (torch.Tensor, torch.nn.Parameter)]
-            storages = [tensor.untyped_storage() for tensor in tensors]
-            num_bytes = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
-            held[name].append(num_bytes - self.sampler._references._tape.num_bytes)
+            held[name].append(tensor_bytes() - self.sampler._references._tape.num_bytes)
 
         monkeypatch.setattr(StepTraining, name, call)
 

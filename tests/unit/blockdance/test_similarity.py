@@ -1,6 +1,5 @@
 """Measured feature changes: numbers worked out by hand on toy blocks, and what is proposed from them."""
 
-import gc
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 import torch
 from conftest import build_pixart_pipeline
 from diffusers import HeunDiscreteScheduler, PixArtAlphaPipeline
+from tensor_memory import tensor_bytes
 from torch import Tensor, nn
 
 from blockdance import (
@@ -120,13 +120,6 @@ def test_nothing_is_measured_while_a_plan_is_on() -> None:
         ):
             measure_feature_change(pipeline, ["a"], timesteps=[4.0, 2.0])
     assert measure_feature_change(pipeline, ["a"], timesteps=[4.0, 2.0]).output_change[0, 1, 0] == pytest.approx(2 / 3)
-
-
-def tensor_bytes() -> int:
-    """Memory of all tensors that are alive."""
-    gc.collect()
-    storages = [tensor.untyped_storage() for tensor in gc.get_objects() if type(tensor) is Tensor]
-    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 @torch.no_grad()
