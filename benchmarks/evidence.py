@@ -72,6 +72,33 @@ def load_finished(folder: Path, ladder: Ladder) -> LadderPolicy:
     return policy
 
 
+def compare_rivals(
+    shipped: str, tried: Sequence[Variant], judged: Mapping[str, Judged], data: RolloutDataModule, base: BaseModel
+) -> list[list[str]]:
+    """Rows of the table: the published policy, and the one that is trained as the rivals are, beside each of them; the latter on the
+    training captions as well, each decided by policies that did not see it.
+
+    Args:
+        shipped: the published policy's name.
+        tried: all that was trained here; the first as the published one.
+        judged: by name, on the test captions.
+        data: the policies'.
+        base: fingerprint of the model.
+    """
+    own, rivals, visible = tried[0].name, (ONE_SIGN, IMITATION, GATE), data.visible_damage
+    rows = [
+        compare_pair(f"advantage of {name} over {rival}", judged[name], judged[rival], visible)
+        for name in (shipped, own)
+        for rival in rivals
+    ]
+    crossed = {one.name: cross_fit(one, data, base)[1] for one in tried if one.name in (own, *rivals)}
+    where = "both cross-fitted on the training captions"
+    rows += [
+        compare_pair(f"advantage of {own} over {rival}, {where}", crossed[own], crossed[rival], visible) for rival in rivals
+    ]
+    return rows
+
+
 def main(
     training: str = "configs/default.yaml",
     policy: Path = Path("checkpoints/ada-emoji"),
@@ -129,32 +156,18 @@ def main(
     base = BaseModel.of(data.pipeline.transformer)
     pools = {size: data.tensors(some).tensors for size, some in zip(more, larger, strict=True)}
     tried = variants(options, data.ladder, len(train), draws, more)
-    shipped, own = str(policy), tried[0].name
+    shipped = str(policy)
     tree = Tree.of(data.ladder.actions, data.ladder.decision_steps)
     judged = {shipped: Judged([HeldOut(finished, test[0], test[1], data.train_data.tensors[1], test[2])], tree)}
     judged |= {one.name: judge(one, data, base, test, pools.get(one.cases or 0, data.train_data.tensors)) for one in tried}
-    ours, rivals = judged[shipped], (ONE_SIGN, IMITATION, GATE)
-    compared = compare_static(shipped, ours, data, test)
-    for name in (shipped, own):
-        compared += [
-            compare_pair(f"advantage of {name} over {rival}", judged[name], judged[rival], data.visible_damage)
-            for rival in rivals
-        ]
-    crossed = {one.name: cross_fit(one, data, base)[1] for one in tried if one.name in (own, *rivals)}
-    compared += [
-        compare_pair(
-            f"advantage of {own} over {rival}, both cross-fitted on the training captions", crossed[own], crossed[rival],
-            data.visible_damage,
-        )
-        for rival in rivals
-    ]  # fmt: skip
+    compared = compare_static(shipped, judged[shipped], data, test) + compare_rivals(shipped, tried, judged, data, base)
     found = {name: one.outcome(data.visible_damage) for name, one in judged.items()}
     count = len(prompts) * noises_of_others
     some, part = cases[:count], [tensor[:count] for tensor in test]
     plain = compare_fewer_steps(data, some, part)
     words = [equal_damage(found[shipped]), cost_of_training(data, len(train))]
     for folder in others:
-        words.append(compare_policy(folder, data, some, part, ours))
+        words.append(compare_policy(folder, data, some, part, judged[shipped]))
     title = (
         f"{len(prompts)} test captions, noises of each: {noises} ({noises_of_others} for fewer steps), {len(train)} training images: "
         "bounded damage; advantage over the mixture of static schedules, 95 %; share of the gap to the oracle that is closed"

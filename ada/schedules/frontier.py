@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 ROUNDING = 1e-9
-"""Means of errors that are nearer to each other are the same."""
+"""Errors that are nearer to each other are the same."""
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from ada.policy import LadderPolicy
 from ada.policy.curve import Curve
 from ada.rewards.damage import bounded_damage, visibly_changed
 from ada.schedules import Mixture, Tree, gap_closed, oracle_errors
+from ada.schedules.frontier import ROUNDING
 from ada.statistics import rank_correlation, studentised_interval
 
 LEVELS = (0.10, 0.15, 0.20, 0.25, 0.30, 0.35, 0.40, 0.45, 0.50)
 NUM_WEIGHTS = 121
-ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import json
 import platform
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -44,9 +45,7 @@ class Store:
 
     def write(self, name: str, content: Any) -> None:
         """Writes JSON."""
-        file = self.parts / f"{name}.json"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with whole(file) as partial:
+        with _whole(self.parts / f"{name}.json") as partial:
             partial.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
 
     def reason(self, method: Method) -> str | None:
@@ -64,9 +63,7 @@ class Store:
 
     def add_batch(self, method: Method, batch: slice, measurements: Mapping[str, Any], features: Tensor) -> None:
         """Keeps a batch: features `(images, width)` first, so that the measurements mark it as complete."""
-        path = self._features(method, batch)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path) as partial, partial.open("wb") as file:
+        with _whole(self._features(method, batch)) as partial, partial.open("wb") as file:
             np.save(file, features.cpu().numpy())
         self.write(f"{key_of(method)}/batch-{batch.start}-{batch.stop}", measurements)
 
@@ -88,9 +85,7 @@ class Store:
         """
         for place, image in zip(places, images, strict=True):
             tall = torch.cat(list(image), dim=-2) if image.ndim == 4 else image
-            path = self._picture(method, place)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with whole(path) as partial:
+            with _whole(self._picture(method, place)) as partial:
                 to_picture(tall.cpu()).save(partial, "PNG")
 
     def has_images(self, method: Method, places: Sequence[int]) -> bool:
@@ -105,6 +100,12 @@ class Store:
 
     def _picture(self, method: Method, place: int) -> Path:
         return self.images / key_of(method) / f"{place:05d}.png"
+
+
+def _whole(path: Path) -> AbstractContextManager[Path]:
+    """Where to write a file to, in a folder that is made if it is not there; see `whole`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return whole(path)
 
 
 def key_of(method: Method) -> str:

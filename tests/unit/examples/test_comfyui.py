@@ -16,7 +16,7 @@ from ladders import build_ladder
 from torch import Tensor, nn
 
 from ada.policy import BaseModel, LadderPolicy
-from blockdance import BlockDanceError, UnsupportedModelError
+from blockdance import BlockDanceError, BlockLayout, UnsupportedModelError, find_layout, register_layout
 
 STEPS = 8
 
@@ -216,6 +216,17 @@ def test_a_policys_rung_is_one_schedule(nodes: ModuleType, patcher: Patcher, tmp
     del patcher.model.diffusion_model.blocks[3]
     with pytest.raises(UnsupportedModelError, match="with 4 blocks; this model has 3"):
         Guider(clone).sample(NOISE, SIGMAS)
+
+
+def test_a_layout_that_the_user_has_told_stays(nodes: ModuleType, patcher: Patcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of the table is told where there is none."""
+    monkeypatch.setattr("blockdance.layouts.lookup._REGISTERED", {})
+    nodes.BlockDanceNode().patch(patcher, **SETTINGS)
+    assert find_layout(patcher.model.diffusion_model).latents == "x"
+    own = BlockLayout(lists=("blocks",), latents="x", timestep="timesteps", one_image=True)
+    register_layout(PixArtMS, own)
+    nodes.BlockDanceNode().patch(patcher, **SETTINGS)
+    assert find_layout(patcher.model.diffusion_model) is own
 
 
 def test_what_it_cannot_do_is_said(nodes: ModuleType, patcher: Patcher) -> None:

@@ -71,6 +71,23 @@ def test_a_wish_that_cannot_be_met_is_the_reason_of_its_row_alone(
         generate(alone.frozen, ["a"], [11], STEPS)
 
 
+def test_a_bug_is_no_wish_that_cannot_be_met(
+    backbone: FrozenPipeline, tmp_path: Path, policy: StepPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a call that methods share and in one of its own: an error that is none of ours stops the evaluation."""
+
+    def fail(*_: Any) -> None:
+        raise ValueError("a shape that does not fit")
+
+    monkeypatch.setattr(StepPolicy, "decide", fail)
+    with pytest.raises(ValueError, match="a shape that does not fit"):
+        run(backbone, tmp_path, method("ada", policy))
+    alone = method("ada", policy)
+    with pytest.raises(ValueError, match="a shape") as found, alone.accelerate(backbone.pipeline, slice(0, 1)):
+        generate(backbone, ["a"], [11], STEPS)
+    assert not isinstance(found.value, NotApplicableError)
+
+
 def test_two_processes_measure_what_one_does(backbone: FrozenPipeline, tmp_path: Path, policy: StepPolicy) -> None:
     """A policy, its random control, which needs it measured first, fewer steps and a peer that fails, on three batches."""
 
