@@ -201,8 +201,7 @@ def _with_policy(
         rows += ways.rival_methods(name, rival.to(frozen.device).eval(), frozen.transformer, request.mean_budgets, steps)
     rows += ways.deep_cache(num_blocks, steps)
     if request.search_prompts:
-        use = SEARCH if request.has_labels else 0
-        others = Cases.of(request.search_prompts, request.search_indices, 1, request.seed, use=use)
+        others = Cases.of(request.search_prompts, request.search_indices, 1, request.seed, use=SEARCH)
         rows += ways.calibrated_methods(frozen, others.prompts, others.seeds)
         rows += ways.threshold_methods(frozen, others.prompts, others.seeds, boundary)
         rows += ways.peer_methods(frozen, others.prompts, others.seeds) if request.peers else []
@@ -235,7 +234,7 @@ def open_store(frozen: FrozenPipeline, request: Request) -> tuple[Store, dict[st
     rewards = {name: metric.reward for name, metric in request.measured.items()}
     kept = {
         "prompts": list(request.prompts), "indices": list(request.indices), "search_indices": list(request.search_indices),
-        **({"noise": [EVALUATION, SEARCH]} if request.has_labels else {}),
+        "noise": [EVALUATION, SEARCH],
         "metrics": {name: reward.describe() for name, reward in rewards.items()}, "embed": qualified_name(request.embed),
         "networks": networks_digest([rewards, request.embed]),
         "pipeline": drawn, "parts": parts_digest(frozen.pipeline), "environment": measure.describe_environment(frozen.device),

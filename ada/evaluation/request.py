@@ -11,7 +11,6 @@ from ada.evaluation.measure import MOST_IMAGES, PUBLISHED, Metric, TimingPlan
 from ada.evaluation.measure.metrics import DISTANCE
 from ada.evaluation.methods import Cases, Method
 from ada.evaluation.methods.base import FULL_COMPUTE
-from ada.noise import EVALUATION
 from ada.policy import AdaPolicy
 from ada.rewards import Reward
 from ada.rewards.damage import VISIBLE_DISTANCE
@@ -120,12 +119,11 @@ class Request(Settings):
     @property
     def cases(self) -> Cases:
         """Every prompt with every noise seed."""
-        use = EVALUATION if self.has_labels else 0
-        return Cases.of(self.prompts, self.indices, self.batch_size, self.seed, self.seeds, use)
+        return Cases.of(self.prompts, self.indices, self.batch_size, self.seed, self.seeds)
 
     @property
     def has_labels(self) -> bool:
-        """Whether prompts are class labels, of which training knows the same."""
+        """Whether prompts are class labels."""
         return not all(isinstance(prompt, str) for prompt in self.prompts)
 
     @property

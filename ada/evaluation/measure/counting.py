@@ -36,10 +36,8 @@ class MacCounter(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.macs = 0.0
-        self._formulas = dict(flop_registry)
-        attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu, torch.ops.aten.scaled_dot_product_attention
+        self._formulas = dict(flop_registry) | FORMULAS
         self._fused: list[bool] = []
-        self._formulas |= {torch.ops.aten.linear: _linear_flops} | dict.fromkeys(attention, _attention_flops)
 
     def __enter__(self) -> "MacCounter":
         self._fused.append(torch.backends.mha.get_fastpath_enabled())
@@ -53,8 +51,10 @@ class MacCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if function in _SINGLE:  # nearly all operations, so nothing else is asked of them
+            return function(*args, **kwargs)
         formula = self._formulas.get(function._overloadpacket)
-        if formula is None and function not in _SINGLE:
+        if formula is None:
             # an operation made of others, such as `matmul` without autograd; one that gives views computes nothing
             if not _gives_views(function):
                 with self:
@@ -73,37 +73,52 @@ def _gives_views(function: Any) -> bool:
     return bool(results) and all(result.alias_info is not None for result in results)
 
 
-def _linear_flops(values: Tensor, weight: Tensor, *args: Any, out_val: Tensor, **kwargs: Any) -> int:
-    return 2 * out_val.numel() * weight.shape[-1]
+def _product_flops(left: Tensor, *args: Any, out_val: Tensor, **kwargs: Any) -> int:
+    return 2 * out_val.numel() * left.shape[-1]
+
+
+def _sum_flops(added: Tensor, left: Tensor, *args: Any, out_val: Tensor, **kwargs: Any) -> int:
+    return 2 * out_val.numel() * left.shape[-1]
 
 
 def _attention_flops(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> int:
     return 2 * query[..., 0].numel() * key.shape[-2] * (query.shape[-1] + value.shape[-1])
 
 
+FORMULAS: dict[Any, Callable[..., int]] = {
+    **dict.fromkeys((torch.ops.aten.linear, torch.ops.aten.mm, torch.ops.aten.bmm), _product_flops),
+    **dict.fromkeys((torch.ops.aten.addmm, torch.ops.aten.baddbmm), _sum_flops),
+    **dict.fromkeys(
+        (torch.ops.aten._scaled_dot_product_flash_attention_for_cpu, torch.ops.aten.scaled_dot_product_attention),
+        _attention_flops,
+    ),
+}
+"""Of what `torch.utils.flop_counter` does not know, and of the matrix products, for which its own cost more than the product does."""
+
+
 @contextmanager
 def counted_macs(transformer: nn.Module) -> Iterator[MacCounter]:
     """Counts the MACs of every call of the transformer, whatever wraps or patches it; those of packed linear layers, whose operators no
-    counter knows, as `blockdance` does in its reports. They are complete when the context ends.
+    counter knows, as `blockdance` does in its reports.
 
     Counting slows the model down: never time what runs inside.
     """
     counter = MacCounter()
-    opaque, inside = OpaqueLayers(lambda: int(2 * counter.macs)), ExitStack()
+    opaque = OpaqueLayers(lambda: int(2 * counter.macs))
 
     def start(*arguments: Any) -> None:
+        opaque.flops = 0  # of layers that were called by themselves
         counter.__enter__()
-        opaque.watch(transformer, inside)
 
     def end(*arguments: Any) -> None:
-        inside.close()
         counter.__exit__(None, None, None)
+        counter.macs += opaque.flops / 2
 
     with ExitStack() as hooks:
         hooks.callback(transformer.register_forward_pre_hook(start).remove)
         hooks.callback(transformer.register_forward_hook(end, always_call=True).remove)
+        opaque.watch(transformer, hooks)
         yield counter
-    counter.macs += opaque.flops / 2
 
 
 @contextmanager

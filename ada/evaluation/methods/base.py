@@ -10,7 +10,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from ada.noise import noise_seed
+from ada.noise import EVALUATION, noise_seed
 from ada.policy import AdaPolicy
 from ada.rollouts import FrozenPipeline
 from ada.rollouts.fingerprints import described, digest, qualified_name
@@ -50,9 +50,10 @@ class Cases:
     @classmethod
     def of(
         cls, prompts: Sequence[Any], indices: Sequence[int], batch_size: int, seed: int = 0, num_seeds: int = 1,
-        use: int = 0,
+        use: int = EVALUATION,
     ) -> "Cases":  # fmt: skip
-        """Cases of prompts, whose noise depends on their index in the data set, the sampler seeds `seed`, `seed + 1`, … and the use."""
+        """Cases of prompts, whose noise depends on their index in the data set, the sampler seeds `seed`, `seed + 1`, … and the use: with
+        `EVALUATION` or `SEARCH` it is none of training's."""
         seeds = [noise_seed(seed + offset, index, use) for offset in range(num_seeds) for index in indices]
         return cls(list(prompts) * num_seeds, seeds, batch_size, num_seeds)
 

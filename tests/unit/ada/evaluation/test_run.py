@@ -24,7 +24,7 @@ from ada.evaluation.methods.base import (
     Run,
     generate,
 )
-from ada.noise import noise_seed
+from ada.noise import EVALUATION, noise_seed
 from ada.policy import StepPolicy
 from ada.rollouts import FrozenPipeline
 from ada.statistics import Estimate
@@ -173,7 +173,7 @@ def test_seeds_of_a_prompt_are_averaged(backbone: FrozenPipeline, tmp_path: Path
     """Two prompts with two seeds: the value of a prompt is the mean of its two images', which the seeds make different."""
     cases = Cases.of(["a", "b c"], [3, 9], 2, seed=5, num_seeds=2)
     assert list(cases.prompts) == ["a", "b c", "a", "b c"]
-    assert list(cases.seeds) == [noise_seed(seed, index) for seed in (5, 6) for index in (3, 9)]
+    assert list(cases.seeds) == [noise_seed(seed, index, EVALUATION) for seed in (5, 6) for index in (3, 9)]
     both = run(backbone, tmp_path, method("worse", WORSE), cases=cases)[1]
     singles = [
         run(backbone, tmp_path / str(seed), method("worse", WORSE), cases=Cases.of(["a", "b c"], [3, 9], 2, seed=seed))[1]

@@ -47,15 +47,16 @@ def noises(seeds: Collection[int]) -> set[float]:
     return {float(torch.randn((), generator=torch.Generator().manual_seed(seed))) for seed in seeds}
 
 
-def test_an_evaluation_of_class_labels_shares_no_noise_with_training(data: RolloutDataModule) -> None:
+@pytest.mark.parametrize("prompts", [range(40), [f"train {number}" for number in range(40)]], ids=["labels", "texts"])
+def test_an_evaluation_shares_no_noise_with_training(data: RolloutDataModule, prompts: Sequence[str | int]) -> None:
     """Class labels are few: a policy is trained, searched for and judged on the same ones."""
     learnt = {case.seed for split in ("train", "validation") for case in data.cases(split)}
     metrics = {"perceptual_distance": Metric(PSNR(), Column("Distance"))}
-    labels = Request(
-        prompts=range(40), indices=range(40), metrics=metrics, embed=lambda images: images, seed=data.seed, seeds=3
+    request = Request(
+        prompts=prompts, indices=range(40), metrics=metrics, embed=lambda images: images, seed=data.seed, seeds=3
     )  # fmt: skip
-    judged = set(labels.cases.seeds)
-    chosen = set(Cases.of(range(40), range(40), 1, data.seed, use=SEARCH).seeds)
+    judged = set(request.cases.seeds)
+    chosen = set(Cases.of(prompts, range(40), 1, data.seed, use=SEARCH).seeds)
     assert not noises(learnt) & noises(judged)
     assert not noises(learnt | judged) & noises(chosen)
 
