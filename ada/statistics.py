@@ -6,7 +6,7 @@ both). So a raw mean is published without an interval; what has one is bounded (
 the log scale.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -21,11 +21,15 @@ LEAST_SPREAD = 0.05
 """A resample of equal values has no t, and one of hardly any spread one without meaning: below this share of the sample's standard
 error it is left out. Only samples that are nearly all the same value have such resamples."""
 NORMAL, ONE_SIDE = 1.959964, 0.025
+"""The normal distribution's 97.5 % quantile."""
 FEW, SPARSE = 8, 16
 """Fewer values than the first, or fewer than the second that are not the one that most have, leave too little to resample: the interval
 is Student's then."""
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365)
-"""Its 97.5 % quantile for 1, 2, … degrees of freedom; the last for more as well, which is on the safe side."""
+STUDENT = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+"""Its 97.5 % quantile for 1, 2, … degrees of freedom."""
 LEAST_DISTANCE = 1e-5
 """Distances below this are rounding: on the log scale they count as this, and two of them as equal."""
 
@@ -63,7 +67,7 @@ def studentised_interval(values: Tensor) -> tuple[float, float, float]:
         return centre, centre, centre
     differing = int((values - values.median()).abs().gt(1e-12).sum())
     if count < FEW or (differing < SPARSE and 2 * differing < count):
-        half_width = STUDENT[min(count - 1, len(STUDENT)) - 1] * error
+        half_width = STUDENT[min(count, FEW) - 2] * error  # of many, that of few is on the safe side
         return centre, centre - half_width, centre + half_width
     centred = values - values.mean()
     weights = _resamples(count)
@@ -112,6 +116,28 @@ def difference(values: Sequence[float], others: Sequence[float]) -> Estimate:
     return mean([ours - theirs for ours, theirs in zip(values, others, strict=True)])
 
 
+def by_groups(estimate: Callable[..., Estimate], size: int, *samples: Sequence[float]) -> Estimate:
+    """An estimate of means, or of their difference, where neighbouring prompts are not independent: a group counts as one.
+
+    Args:
+        estimate: `mean`, `raw_mean`, `share`, `difference` or `share_difference`.
+        size: prompts of a group, such as the batch for which something decided as a whole; the last may be smaller.
+        samples: one per side, a value per prompt.
+    """
+    found = estimate(*(_group_means(sample, size) for sample in samples))
+    first, *others = (float(_sample(sample).mean()) for sample in samples)
+    off = first - sum(others) - found.value  # of a last group that is smaller
+    ends = (None if end is None else end + off for end in (found.low, found.high))
+    return Estimate(found.value + off, *ends)
+
+
+def _group_means(values: Sequence[float] | Array, size: int) -> list[float]:
+    sample = _sample(values)
+    starts = np.arange(0, len(sample), size)
+    means: list[float] = (np.add.reduceat(sample, starts) / np.diff([*starts, len(sample)])).tolist()
+    return means
+
+
 def share(values: Sequence[float] | Array) -> Estimate:
     """The mean of shares in [0, 1] with Wilson's score interval, which also holds where nearly all are 0 or 1.
 
@@ -123,7 +149,7 @@ def share(values: Sequence[float] | Array) -> Estimate:
     """
     sample = _sample(values)
     value = float(sample.mean())
-    low, high = _wilson(value, _effective(sample))
+    low, high = _wilson(value, sample)
     return Estimate(value, min(low, value), max(high, value))
 
 
@@ -156,23 +182,24 @@ def _arm(above: Estimate, below: Estimate, correlation: float) -> float:
     return float(np.sqrt(max(0.0, down**2 - 2 * correlation * down * up + up**2)))
 
 
-def quantile(values: Sequence[float], probability: float, num_seeds: int = 1) -> Estimate:
+def quantile(values: Sequence[float], probability: float, num_seeds: int = 1, group: int = 1) -> Estimate:
     """A quantile of all cases: the interval of the share of cases below it, turned back into values (Woodruff, 1952).
 
     Args:
         values: one per case: all prompts of the first seed, then of the next.
         probability: 0.5 for the median.
         num_seeds: how often each prompt occurs.
+        group: how many neighbouring prompts are not independent; see `by_groups`.
 
     Returns:
         Without an interval where there are so few prompts that all of them may well lie on one side of the quantile.
     """
     sample = _sample(values)
     value = float(np.quantile(sample, probability))
-    if max(probability, 1 - probability) ** (len(sample) // num_seeds) > ONE_SIDE:
+    below = np.asarray(_group_means((sample.reshape(num_seeds, -1) <= value).mean(0), group))
+    if max(probability, 1 - probability) ** len(below) > ONE_SIDE:
         return Estimate(value, None, None)
-    below = (sample.reshape(num_seeds, -1) <= value).mean(0)
-    low, high = _wilson(probability, _effective(below, probability))
+    low, high = _wilson(probability, below)
     ordered, count = np.sort(sample), len(sample)
     # outwards to whole ranks
     first = max(0, int(np.floor(low * count)) - 1)
@@ -241,17 +268,14 @@ def _sample(values: Sequence[float] | Array) -> Array:
     return sample
 
 
-def _effective(values: Array, probability: float | None = None) -> float:
-    """How many independent yes-or-no answers tell as much as these shares."""
-    count = len(values)
-    center = float(values.mean()) if probability is None else probability
-    if count < 2 or np.ptp(values) == 0:
-        return float(count)
-    return float(count * center * (1 - center) / ((values - center) ** 2).sum() * (count - 1))
-
-
-def _wilson(value: float, count: float) -> tuple[float, float]:
-    squared = NORMAL**2 / count
+def _wilson(value: float, shares: Array) -> tuple[float, float]:
+    """Wilson's interval of `value` by as many yes-or-no answers as tell as much as these shares of them; where few shares tell how much
+    that is, as Student's quantile says."""
+    count, told = len(shares), float(((shares - value) ** 2).sum())
+    effective = count * value * (1 - value) / told * (count - 1) if count > 1 and np.ptp(shares) > 0 else float(count)
+    is_known = count > len(STUDENT) or np.isin(shares, (0, 1)).all()
+    critical = NORMAL if is_known else STUDENT[max(count, 2) - 2]
+    squared = critical**2 / effective
     centre = (value + squared / 2) / (1 + squared)
-    width = NORMAL / (1 + squared) * float(np.sqrt(max(value * (1 - value), 0.0) / count + squared / count / 4))
+    width = critical / (1 + squared) * float(np.sqrt(max(value * (1 - value), 0.0) / effective + squared / effective / 4))
     return max(0.0, centre - width), min(1.0, centre + width)

@@ -37,7 +37,8 @@ def collect_results(
     batches, results, reference_timing = cases.batches(), list[MethodResult](), timings.get(methods[0].name, Timing())
     for method in methods:
         told = {name: getattr(method, name) for name in ("name", "family", "group", "note", "num_inference_steps")}
-        result = MethodResult(**told, settings=method.described, reason=reasons[method.name])
+        together = cases.batch_size if method.joint else 1
+        result = MethodResult(**told, settings=method.described, reason=reasons[method.name], together=together)
         results.append(result)
         if result.reason is not None:
             continue
@@ -50,7 +51,7 @@ def collect_results(
         per_prompt[COMPUTE_SAVED] = [1 - own / theirs for own, theirs in zip(per_prompt[MACS], full[MACS], strict=True)]
         distances, actions = per_case[DISTANCE], [row for part in parts for row in part["actions"] or []]
         estimates = {
-            **_estimates(per_prompt, distances, cases, method),
+            **_estimates(per_prompt, distances, cases, method, together),
             **latencies(timing, reference_timing, min(cases.batch_size, len(cases.prompts) // cases.num_seeds)),
             **_single_figures(parts, actions, timing),
         }
@@ -78,24 +79,21 @@ def _per_case(parts: Sequence[Mapping[str, Any]], batches: Sequence[slice], visi
 
 
 def _estimates(
-    per_prompt: Mapping[str, list[float]], distances: Sequence[float], cases: Cases, method: Method
+    per_prompt: Mapping[str, list[float]], distances: Sequence[float], cases: Cases, method: Method, together: int
 ) -> dict[str, Estimate]:
     """Each quantity with the interval that holds for its kind. What decides for a batch as a whole does alike to all of it, and work that
     depends on the images is counted by batches: then a batch counts as one prompt."""
     kinds = {VISIBLE: statistics.share, **dict.fromkeys(metrics.RAW, statistics.raw_mean)}
     found = {}
     for name, values in per_prompt.items():
-        size = cases.batch_size if method.joint or (method.data_dependent and name in (MACS, COMPUTE_SAVED)) else 1
-        means = [fmean(values[start : start + size]) for start in range(0, len(values), size)]
-        estimate = kinds.get(name, statistics.mean)(means)
-        off = fmean(values) - estimate.value if len(values) % size else 0.0  # the last batch is smaller
-        ends = (None if end is None else end + off for end in (estimate.low, estimate.high))
-        found[name] = Estimate(estimate.value + off, *ends)
+        is_counted = method.data_dependent and name in (MACS, COMPUTE_SAVED)
+        size = cases.batch_size if is_counted else together
+        found[name] = statistics.by_groups(kinds.get(name, statistics.mean), size, values)
     if max(distances) <= LEAST_DISTANCE:  # the reference, by definition
         found |= dict.fromkeys((BOUNDED, VISIBLE), Estimate(0.0, 0.0, 0.0))
     quantiles = {metrics.MEDIAN: 0.5, metrics.TAIL: 0.9}
     return found | {
-        name: statistics.quantile(distances, probability, cases.num_seeds) for name, probability in quantiles.items()
+        name: statistics.quantile(distances, probability, cases.num_seeds, together) for name, probability in quantiles.items()
     }
 
 
@@ -204,16 +202,16 @@ def compare(own: MethodResult, parts: Parts) -> Match:
             others = mixed(parts, metric)
             expected[metric] = fmean(others)
             if metric not in metrics.RAW:
-                differences[metric] = paired_difference(metric, values, others)
+                differences[metric] = paired_difference(metric, values, others, own.together)
     num_seeds = len(own.distances) // len(own.per_prompt[BOUNDED])
     logs, better = statistics.log_distances(own.distances), np.zeros(len(own.distances))
     for row, part in parts:
         logs = logs - part * statistics.log_distances(row.distances)
         better += part * statistics.wins(own.distances, row.distances)
-    won = statistics.share(statistics.per_prompt(better, num_seeds))
+    won = statistics.by_groups(statistics.share, own.together, statistics.per_prompt(better, num_seeds))
     match = Match([(row.name, part) for row, part in parts], expected, differences, won)
     if any(max(row.distances) <= LEAST_DISTANCE for row, _ in parts):
         return match
-    log_ratio = statistics.mean(statistics.per_prompt(logs, num_seeds))
+    log_ratio = statistics.by_groups(statistics.mean, own.together, statistics.per_prompt(logs, num_seeds))
     ends = [None if end is None else float(np.exp(end)) for end in (log_ratio.low, log_ratio.high)]
     return replace(match, ratio=Estimate(float(np.exp(log_ratio.value)), *ends))

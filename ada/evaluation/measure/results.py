@@ -9,7 +9,7 @@ from typing import Any
 
 from ada.evaluation.measure.metrics import COMPUTE_SAVED, COSTS, DISTANCE, RAW, VISIBLE, Column, difference_of
 from ada.evaluation.methods.base import CONTROLS, STATIC_GROUPS
-from ada.statistics import LEAST_DISTANCE, Estimate, difference, share, share_difference
+from ada.statistics import LEAST_DISTANCE, Estimate, by_groups, difference, share, share_difference
 
 PUBLISHED = 128
 """Fewer prompts than these are a quick look."""
@@ -55,6 +55,7 @@ class MethodResult:
         name, family, group, note, num_inference_steps: as in `Method`.
         settings: what the method does, for programs.
         reason: why it does not apply, and then nothing else is there; None where it does.
+        together: prompts for which it decides as a whole, so that they count as one: the batch size, or 1.
         estimates: by column, the estimate with its interval.
         per_prompt: by metric, and for MACs and the compute saved, one value per prompt: the mean over the noise seeds.
         distances: perceptual distance per case: all prompts of the first noise seed, then of the next.
@@ -71,6 +72,7 @@ class MethodResult:
     note: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
     reason: str | None = None
+    together: int = 1
     estimates: dict[str, Estimate] = field(default_factory=dict)
     per_prompt: dict[str, list[float]] = field(default_factory=dict)
     distances: list[float] = field(default_factory=list)
@@ -139,10 +141,8 @@ class Results:
         Raises:
             KeyError: there is no such row.
         """
-        baseline = self.method(name).per_prompt
-        methods = [
-            replace(method, estimates=method.estimates | differences_of(method.per_prompt, baseline)) for method in self.methods
-        ]
+        baseline = self.method(name)
+        methods = [replace(method, estimates=method.estimates | differences_of(method, baseline)) for method in self.methods]
         return replace(self, methods=methods, settings=self.settings | {"compared_with": name})
 
     def save(self, path: Path) -> None:
@@ -161,17 +161,18 @@ class Results:
         return cls(**fields)
 
 
-def differences_of(per_prompt: Mapping[str, list[float]], baseline: Mapping[str, list[float]]) -> dict[str, Estimate]:
+def differences_of(method: MethodResult, baseline: MethodResult) -> dict[str, Estimate]:
     """Paired differences of all metrics but the raw distances."""
-    names = [name for name in per_prompt if name not in (*COSTS, *RAW)]
-    if per_prompt == baseline:  # the row itself, which no prompt can tell apart
+    own, others, together = method.per_prompt, baseline.per_prompt, max(method.together, baseline.together)
+    names = [name for name in own if name not in (*COSTS, *RAW)]
+    if own == others:  # the row itself, which no prompt can tell apart
         return {difference_of(name): Estimate(0.0, 0.0, 0.0) for name in names}
-    found = {difference_of(name): paired_difference(name, per_prompt[name], baseline[name]) for name in names}
-    if VISIBLE in names and max(baseline[DISTANCE]) <= LEAST_DISTANCE:  # of the reference no image is changed, by definition
-        found[difference_of(VISIBLE)] = share(per_prompt[VISIBLE])
+    found = {difference_of(name): paired_difference(name, own[name], others[name], together) for name in names}
+    if VISIBLE in names and max(others[DISTANCE]) <= LEAST_DISTANCE:  # of the reference no image is changed, by definition
+        found[difference_of(VISIBLE)] = by_groups(share, together, own[VISIBLE])
     return found
 
 
-def paired_difference(metric: str, values: Sequence[float], others: Sequence[float]) -> Estimate:
-    """The mean of `values - others`, one per prompt, with the interval that holds for this metric."""
-    return (share_difference if metric == VISIBLE else difference)(values, others)
+def paired_difference(metric: str, values: Sequence[float], others: Sequence[float], together: int) -> Estimate:
+    """The mean of `values - others`, one per prompt, with the interval that holds for this metric where so many prompts count as one."""
+    return by_groups(share_difference if metric == VISIBLE else difference, together, values, others)

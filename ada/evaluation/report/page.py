@@ -15,7 +15,7 @@ from ada.evaluation.measure import Results, metrics
 from ada.evaluation.report.figures import BANDED, GROUPS, colours_of, with_schedules
 from ada.evaluation.report.findings import COMPARABLE_SAVING, MIXTURE, headline_of, spending, static_curve
 from ada.grid import FRAME_MILLISECONDS, to_picture
-from ada.statistics import STUDENT
+from ada.statistics import FEW, NORMAL, SPARSE, STUDENT
 
 ImageOf = Callable[[str, int], Tensor]
 """By a method's name and the prompt's place, an image `(3, height, width)` or video `(frames, 3, height, width)` in [0, 1]; read when it
@@ -34,7 +34,7 @@ NOTES = (
     "raw mean stand beside them.",
     "Intervals hold 95 % on log-normal damage, by simulation: studentised bootstrap over prompts for means, Wilson's score interval for "
     "shares, Newcombe's for their differences, Woodruff's for quantiles. Noise seeds of a prompt are averaged first; of rows that decide "
-    "for a whole batch, means are over batches. The raw mean has none, because none holds.",
+    "for a whole batch, a batch counts as one prompt. The raw mean has none, because none holds.",
     "The best static mixture takes two ways that do not look at the image (plain steps, BlockDance, searched schedules), each for a part "
     "of the images, at the same mean compute. It is chosen by the figures shown, so it looks a little better "
     "than it is, and nothing that beats it does.",
@@ -81,7 +81,7 @@ def page_data(results: Results, image_of: ImageOf, shown: Sequence[int]) -> dict
         "groups": GROUPS,
         "banded": list(BANDED),
         "label_saving": COMPARABLE_SAVING,
-        "student": list(STUDENT),
+        "statistics": {"student": list(STUDENT), "few": FEW, "sparse": SPARSE, "normal": NORMAL},
         "mixture": {"name": MIXTURE, "points": _rounded([asdict(point) for point in static_curve(results)])},
         "kinds_of_match": [metrics.STATIC_MIXTURE, metrics.SAME_COMPUTE, metrics.SAME_LATENCY],
         "costs": list(metrics.COSTS),

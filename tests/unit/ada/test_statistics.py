@@ -91,6 +91,59 @@ def test_intervals_of_a_mean_that_ignores_the_clusters_would_be_too_narrow() -> 
     assert as_if < 0.85
 
 
+BATCHWISE = 1.2
+"""Deviation of the log damage between batches of a method that decides for each as a whole; 0 to 0.5 were observed."""
+
+
+def batchwise(generator: np.random.Generator, seeds: int) -> Array:
+    """`(seeds, 128)`, batches of eight."""
+    return damages(generator, 128, seeds) * np.exp(generator.normal(scale=BATCHWISE, size=(seeds, 16)).repeat(8, 1))
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+@pytest.mark.parametrize("what", ["damage", "visible", "difference", "visible difference", "median"])
+def test_intervals_of_what_decides_for_batches_hold_where_a_batch_counts_as_one(what: str, seeds: int) -> None:
+    """And by far do not where its prompts count as so many. The differences are to a method that does alike in every batch."""
+    sides = [POPULATION * np.exp(np.random.default_rng(2).normal(scale=BATCHWISE, size=POPULATION.shape)), POPULATION]
+    populations = sides if "difference" in what else sides[:1]
+    known: dict[str, tuple[Callable[[Array], Array], Callable[..., Estimate]]] = {
+        "damage": (bounded, statistics.mean), "visible": (visible, statistics.share),
+        "difference": (bounded, statistics.difference), "visible difference": (visible, statistics.share_difference),
+    }  # fmt: skip
+
+    def estimate(size: int, *sides: Array) -> Estimate:
+        if what == "median":
+            return statistics.quantile(sides[0].ravel().tolist(), 0.5, seeds, size)
+        prompts, kind = known[what]
+        return statistics.by_groups(kind, size, *(prompts(side).tolist() for side in sides))
+
+    first, *others = [MEDIAN] if what == "median" else [float(known[what][0](side).mean()) for side in populations]
+    truth, generator, held = first - sum(others), np.random.default_rng(9), {1: 0, 8: 0}
+    for _ in range(ROUNDS):
+        sides = [batchwise(generator, seeds), damages(generator, 128, seeds)][: len(populations)]
+        for size in held:
+            found = estimate(size, *sides)
+            assert found.low is not None
+            assert found.high is not None
+            held[size] += found.low <= truth <= found.high
+    assert 0.92 <= held[8] / ROUNDS <= 0.99
+    assert held[1] < 0.915 * ROUNDS
+
+
+def test_a_group_counts_as_one_value() -> None:
+    """The last one is smaller, and weighs less in the mean that is told."""
+    values, others = [1.0, 3.0, 2.0, 4.0, 8.0], [0.0, 2.0, 1.0, 1.0, 5.0]
+    expected = statistics.difference([2.0, 3.0, 8.0], [1.0, 1.0, 5.0])
+    found = statistics.by_groups(statistics.difference, 2, values, others)
+    assert found.value == pytest.approx(np.mean(values) - np.mean(others))
+    assert found.half_width == pytest.approx(expected.half_width)
+    assert statistics.by_groups(statistics.raw_mean, 2, values) == Estimate(pytest.approx(3.6), None, None)
+    assert statistics.by_groups(statistics.mean, 1, values) == statistics.mean(values)
+    assert statistics.quantile([*range(40)], 0.9, 1, 8) == Estimate(pytest.approx(35.1), None, None), (
+        "five groups tell too little"
+    )
+
+
 def test_intervals_of_paired_log_differences_hold() -> None:
     """The second method does 20 % less damage, up to a scatter of its own."""
     generator, held, ratio = np.random.default_rng(3), 0, np.log(0.8)

@@ -20,30 +20,68 @@ const options = (select, entries, chosen) => {
   for (const [value, text] of entries) select.append(make("option", { value, textContent: text, selected: value === chosen }));
 };
 
-/* --- statistics: paired differences with a studentised bootstrap, of few prompts with Student's t, as in the package --- */
+/* --- statistics, as in the package: of means a studentised bootstrap, of few values and few that differ Student's t; of shares Newcombe's --- */
+const { student, few, sparse, normal } = data.statistics;
 const random = (seed) => () => ((seed = (Math.imul(seed, 1664525) + 1013904223) >>> 0), seed / 4294967296);
+const average = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
+const squares = (values, centre) => values.reduce((sum, value) => sum + (value - centre) ** 2, 0);
 function moments(values) {
-  const mean = values.reduce((sum, value) => sum + value, 0) / values.length;
-  const squares = values.reduce((sum, value) => sum + (value - mean) ** 2, 0);
-  return [mean, Math.sqrt(squares / Math.max(1, values.length - 1) / values.length)];
+  const mean = average(values);
+  return [mean, Math.sqrt(squares(values, mean) / Math.max(1, values.length - 1) / values.length)];
 }
-function difference(method, baseline, metric) {
-  const other = baseline.per_prompt[metric];
-  const values = method.per_prompt[metric].map((value, place) => value - other[place]);
-  const [mean, error] = moments(values);
-  if (values.length === 1) return { value: mean, low: null, high: null };
+/* prompts for which something decides as a whole count as one */
+function groupMeans(values, size) {
+  return values.flatMap((_, place) => (place % size ? [] : [average(values.slice(place, place + size))]));
+}
+function meanOf(values) {
+  const [mean, error] = moments(values), count = values.length;
+  if (count === 1) return { value: mean, low: null, high: null };
   if (error <= 1e-12 * Math.max(1, Math.abs(mean))) return { value: mean, low: mean, high: mean };
-  const student = data.student[values.length - 2];
-  if (student) return { value: mean, low: mean - student * error, high: mean + student * error };
-  const draw = random(1);
-  const ratios = [];
+  const median = [...values].sort((a, b) => a - b)[Math.floor((count - 1) / 2)];
+  const differing = values.filter((value) => Math.abs(value - median) > 1e-12).length;
+  if (count < few || (differing < sparse && 2 * differing < count)) {
+    const arm = student[Math.min(count, few) - 2] * error;
+    return { value: mean, low: mean - arm, high: mean + arm };
+  }
+  const draw = random(1), ratios = [];
   for (let sample = 0; sample < 1000; sample++) {
-    const [drawn, spread] = moments(values.map(() => values[Math.floor(draw() * values.length)]));
+    const [drawn, spread] = moments(values.map(() => values[Math.floor(draw() * count)]));
     if (spread > 0.05 * error) ratios.push((drawn - mean) / spread);
   }
   ratios.sort((a, b) => a - b);
   const at = (share) => ratios[Math.min(ratios.length - 1, Math.floor(share * ratios.length))];
   return { value: mean, low: mean - at(0.975) * error, high: mean - at(0.025) * error };
+}
+function shareOf(values) {
+  const value = average(values), spread = squares(values, value), count = values.length;
+  const effective = spread ? ((count * value * (1 - value)) / spread) * (count - 1) : count;
+  const isKnown = count > student.length || values.every((each) => each === 0 || each === 1);
+  const critical = isKnown ? normal : student[Math.max(count, 2) - 2], squared = critical ** 2 / effective;
+  const centre = (value + squared / 2) / (1 + squared);
+  const arm = (critical / (1 + squared)) * Math.sqrt((Math.max(0, value * (1 - value)) + squared / 4) / effective);
+  return { value, low: Math.max(0, Math.min(value, centre - arm)), high: Math.min(1, Math.max(value, centre + arm)) };
+}
+function sharesOf(values, others) {
+  const [first, second] = [shareOf(values), shareOf(others)], value = first.value - second.value;
+  const spread = Math.sqrt(squares(values, first.value) * squares(others, second.value));
+  const products = values.map((each, place) => (each - first.value) * (others[place] - second.value));
+  const correlation = spread ? Math.max(0, (average(products) * values.length) / spread) : 0;
+  const arm = (above, below) => {
+    const down = above.value - above.low, up = below.high - below.value;
+    return Math.sqrt(Math.max(0, down ** 2 - 2 * correlation * down * up + up ** 2));
+  };
+  return { value, low: value - arm(first, second), high: value + arm(second, first) };
+}
+function difference(method, baseline, metric) {
+  if (method === baseline) return { value: 0, low: 0, high: 0 };
+  const sides = [method, baseline].map((row) => row.per_prompt[metric]), size = Math.max(method.together, baseline.together);
+  const [values, others] = sides.map((side) => groupMeans(side, size));
+  const paired = () => meanOf(values.map((value, place) => value - others[place]));
+  const ofShares = () => (baseline === reference ? shareOf(values) : sharesOf(values, others));
+  const found = metric === "visibly_changed" ? ofShares() : paired();
+  const off = average(sides[0]) - average(sides[1]) - found.value;  // of a last group that is smaller
+  const moved = (end) => (end === null ? null : end + off);
+  return { value: found.value + off, low: moved(found.low), high: moved(found.high) };
 }
 const verdictOf = (estimate, column) => {
   if (estimate.low === null || (estimate.low <= 0 && estimate.high >= 0)) return ["no clear difference", ""];

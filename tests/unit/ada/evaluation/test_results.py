@@ -38,12 +38,14 @@ def result(name: str, family: str, group: str, damage: float, saved: float, late
         "perceptual_distance": [each / (1 - each) * 0.003 for each in bounded],
     }  # fmt: skip
     reference = {key: [10.0 if key == "quality" else 0.0] * 20 for key in per_prompt}
-    estimates = {key: mean(values) for key, values in per_prompt.items()} | differences_of(per_prompt, reference)
-    estimates |= latencies(Timing({8: [latency, 2 * latency]}), Timing({8: [0.2, 0.4]}), 8)
-    return MethodResult(
+    estimates = {key: mean(values) for key, values in per_prompt.items()} | latencies(
+        Timing({8: [latency, 2 * latency]}), Timing({8: [0.2, 0.4]}), 8
+    )
+    own = MethodResult(
         name=name, family=family, group=group, note="", num_inference_steps=steps, estimates=estimates,
         per_prompt=per_prompt, distances=per_prompt["perceptual_distance"], seconds_per_image={"8": [latency, 2 * latency]},
     )  # fmt: skip
+    return replace(own, estimates=estimates | differences_of(own, replace(own, per_prompt=reference)))
 
 
 @pytest.fixture
@@ -249,16 +251,16 @@ def test_what_decides_for_a_whole_batch_tells_as_much_as_there_are_batches() -> 
     per_prompt = {"compute_saved": saved, "visibly_changed": [0.0] * 24 + [1.0] * 8, "perceptual_distance": [0.1] * 32}
     cases = Cases.of(range(32), range(32), batch_size=8)
     peer = Method(name="peer", family="peer", group="peers", num_inference_steps=20, data_dependent=True, joint=True)
-    found = _estimates(per_prompt, [0.1] * 32, cases, peer)
+    found = _estimates(per_prompt, [0.1] * 32, cases, peer, 8)
     half_width = 3.182 * stdev([0.1, 0.2, 0.3, 0.4]) / 2
     assert found["compute_saved"] == Estimate(*(pytest.approx(0.25 + sign * half_width) for sign in (0, -1, 1)))
     assert found["visibly_changed"] == share([0.0, 0.0, 0.0, 1.0])
-    by_itself = _estimates(per_prompt, [0.1] * 32, cases, replace(peer, joint=False))
+    by_itself = _estimates(per_prompt, [0.1] * 32, cases, replace(peer, joint=False), 1)
     assert by_itself["compute_saved"] == found["compute_saved"], "work is counted by batches"
     assert by_itself["visibly_changed"] == share(per_prompt["visibly_changed"])
-    alone = _estimates(per_prompt, [0.1] * 32, cases, replace(peer, joint=False, data_dependent=False))["compute_saved"]
+    alone = _estimates(per_prompt, [0.1] * 32, cases, replace(peer, joint=False, data_dependent=False), 1)["compute_saved"]
     assert alone.half_width < half_width / 2
-    last_is_smaller = _estimates({"compute_saved": saved[:-4]}, [0.1] * 28, cases, peer)["compute_saved"]
+    last_is_smaller = _estimates({"compute_saved": saved[:-4]}, [0.1] * 28, cases, peer, 8)["compute_saved"]
     assert last_is_smaller.value == pytest.approx(fmean(saved[:-4]))
     assert last_is_smaller.half_width == pytest.approx(half_width)
 
