@@ -23,7 +23,7 @@ from ada.policy import BaseModel
 from ada.progress import progress
 from ada.rewards import ClipScore, PerceptualDistance, WeightedReward
 from ada.rewards.damage import bounded_damage, visibly_changed
-from ada.rollouts import Case, FrozenPipeline
+from ada.rollouts import EMBEDDED, EMBEDDED_ARGUMENTS, Case, FrozenPipeline
 from ada.schedules import Mixture, oracle_errors
 from ada.statistics import studentised_interval
 from ada.training import RolloutDataModule
@@ -159,7 +159,7 @@ def policy_words(
 
 def main(
     student: str = "runs/emoji-distilled/pipeline",
-    teacher: str = "checkpoints/emoji-dit",
+    teacher: str = EMBEDDED,
     scorer: str = "checkpoints/emoji-scorer",
     ladder: str = "configs/ladders/emoji_four_steps.json",
     limit: int = 128,
@@ -179,9 +179,8 @@ def main(
         table: folder of its rollouts.
         output: folder to write to.
     """
-    call = {"max_sequence_length": 24, "use_resolution_binning": False, "clean_caption": False}
-    slow = FrozenPipeline(teacher, 20, {**call, "guidance_scale": 4.0})
-    fast = FrozenPipeline(student, NUM_STEPS, {**call, "guidance_scale": 1.0})
+    slow = FrozenPipeline(teacher, 20, EMBEDDED_ARGUMENTS)
+    fast = FrozenPipeline(student, NUM_STEPS, {**EMBEDDED_ARGUMENTS, "guidance_scale": 1.0})
     prompts = load_prompts("checkpoints/emoji-prompts", "composed_validation", limit=limit)
     cases = [Case(prompt, index) for prompt, index in zip(prompts["prompt"], prompts["index"], strict=True)]
     by_steps = {

@@ -27,12 +27,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ada.data import load_prompts
 from ada.policy import AdaPolicy, BaseModel, LadderPolicy, StepPolicy, describe
+from ada.rollouts import EMBEDDED, EMBEDDED_ARGUMENTS
 from ada.schedules import Ladder
 from blockdance import PolicyState, Reuse, ReuseSchedule, apply_blockdance
 
 STEPS, TOKENS, WIDTH, PROMPT, PROMPT_TOKENS, SIDE = 20, 4096, 1152, 4096, 120, 128
 BRANCHES = 2
-CALL = {"guidance_scale": 4.0, "max_sequence_length": 24, "use_resolution_binning": False, "clean_caption": False}
 
 
 def full_size_state(step: int, device: str) -> PolicyState:
@@ -127,7 +127,7 @@ def emptied(transformer: PixArtTransformer2DModel) -> Iterator[None]:
 
 def embedded_table(policy_folder: str, batches: list[int], repeats: int, device: str, clock: Callable[[], float]) -> Table:
     """A row per batch size: what the policy's generation takes more than that of its own actions as a schedule, in turns."""
-    pipe = DiffusionPipeline.from_pretrained("checkpoints/emoji-dit").to(device)
+    pipe = DiffusionPipeline.from_pretrained(EMBEDDED).to(device)
     pipe.set_progress_bar_config(disable=True)
     policy = AdaPolicy.from_pretrained(policy_folder).with_options(mean_compute=0.8)
     captions = load_prompts("checkpoints/emoji-prompts", "test", "prompt", max(batches))["prompt"]
@@ -140,7 +140,13 @@ def embedded_table(policy_folder: str, batches: list[int], repeats: int, device:
             def generate(plan: Any, batch: int = batch) -> None:
                 handle.plan = plan
                 noise = [torch.Generator().manual_seed(seed) for seed in range(batch)]
-                pipe(list(captions[:batch]), num_inference_steps=STEPS, generator=noise, output_type="latent", **CALL)
+                pipe(
+                    list(captions[:batch]),
+                    num_inference_steps=STEPS,
+                    generator=noise,
+                    output_type="latent",
+                    **EMBEDDED_ARGUMENTS,
+                )
 
             generate(policy)
             schedule = ReuseSchedule(handle.report().actions, policy.kinds)

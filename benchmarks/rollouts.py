@@ -24,14 +24,13 @@ from torch import Tensor, nn
 from ada.data import load_prompts
 from ada.evaluation.measure.counting import weighed
 from ada.rewards import PerceptualDistance, Reward, WeightedReward
-from ada.rollouts import Case, FrozenPipeline, measure, name_of, open_table
+from ada.rollouts import EMBEDDED, EMBEDDED_ARGUMENTS, Case, FrozenPipeline, measure, name_of, open_table
 from ada.rollouts.collect import QUALITY
 from ada.schedules import Ladder
 from ada.training import StepTraining
 from ada.training.sampling import Sampler
 from blockdance import Reuse, ReuseSchedule, full_compute
 
-ARGUMENTS = {"guidance_scale": 4.0, "max_sequence_length": 24, "use_resolution_binning": False, "clean_caption": False}
 STAGES = ("encode", "denoise", "decode", "reward")
 ONE_BY_ONE, LADDER, READ = "one call a rollout", "a ladder's, table is empty", "a ladder's, table is warm"
 FIRST, TAPED, KNOWN = "sampled, tape is empty", "sampled, tape is warm", "sampled, tape and table are warm"
@@ -108,7 +107,7 @@ class Workload:
     """
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
-        self.pipeline = FrozenPipeline(options.model, options.steps, ARGUMENTS).to(options.device)
+        self.pipeline = FrozenPipeline(options.model, options.steps, EMBEDDED_ARGUMENTS).to(options.device)
         self.clock = time.process_time if options.cpu_time else time.perf_counter
         self.stopwatch = Stopwatch(self.pipeline, self.clock)
         distance = Timed(PerceptualDistance(options.scorer), self.stopwatch)
@@ -258,7 +257,7 @@ def print_cost(title: str, transformer: float, images: int, prompts: int, gpus: 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="checkpoints/emoji-dit", help="folder of a PixArt pipeline")
+    parser.add_argument("--model", default=EMBEDDED, help="folder of a PixArt pipeline")
     parser.add_argument("--scorer", default="checkpoints/emoji-scorer", help="folder or Hub id of the reward's vision model")
     parser.add_argument("--source", default="checkpoints/emoji-prompts", help="captions, as in `ada.data.load_prompts`")
     parser.add_argument("--steps", type=int, default=20)

@@ -14,7 +14,8 @@ from ada.evaluation.methods.base import FULL_COMPUTE
 from ada.policy import AdaPolicy
 from ada.rewards import Reward
 from ada.rewards.damage import VISIBLE_DISTANCE
-from ada.rollouts.pipeline import EMBEDDED, Dtype
+from ada.rollouts import EMBEDDED, EMBEDDED_ARGUMENTS
+from ada.rollouts.pipeline import Dtype
 from ada.schedules import Ladder
 
 ROUNDS, QUICK_ROUNDS = 10, 2
@@ -205,11 +206,7 @@ class EvaluationOptions(Settings):
     model beside it, none beside others."""
     num_inference_steps: int = 20
     """Denoising steps of full compute."""
-    arguments: dict[str, Any] = field(
-        default_factory=lambda: {
-            "guidance_scale": 4.0, "max_sequence_length": 24, "use_resolution_binning": False, "clean_caption": False
-        }
-    )  # fmt: skip
+    arguments: dict[str, Any] = field(default_factory=EMBEDDED_ARGUMENTS.copy)
     """Further arguments of the pipeline's call, as in the training configuration."""
     dtype: Dtype = "float32"
     """Precision of the pipeline."""

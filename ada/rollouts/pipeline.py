@@ -33,6 +33,8 @@ from blockdance import (
 
 EMBEDDED = "checkpoints/emoji-dit"
 """The model that comes with a clone of the repository."""
+EMBEDDED_ARGUMENTS = {"guidance_scale": 4.0, "max_sequence_length": 24, "use_resolution_binning": False, "clean_caption": False}
+"""Of its call, as policies are trained over it (`configs/default.yaml`)."""
 Dtype = Literal["float32", "bfloat16", "float16"]
 Inputs = Callable[[Sequence[Any]], Mapping[str, Any]]
 """What a call takes of its prompts, one per image: arguments by name, each with one row (or element) per prompt."""
@@ -105,7 +107,7 @@ class FrozenPipeline:
 
     def __init__(
         self,
-        model: str | DiffusionPipeline | SamplingLoop = "checkpoints/emoji-dit",
+        model: str | DiffusionPipeline | SamplingLoop = EMBEDDED,
         num_inference_steps: int = 20,
         arguments: Mapping[str, Any] | None = None,
         prompt_argument: str | None = None,

@@ -12,12 +12,10 @@ from typing import Any
 from PIL import Image
 
 from ada.policy import AdaPolicy, PerImage
-from ada.rollouts import FrozenPipeline
+from ada.rollouts import EMBEDDED, EMBEDDED_ARGUMENTS, FrozenPipeline
 from blockdance import full_compute
 
 logger = logging.getLogger(__name__)
-EMOJI_ARGUMENTS = {"guidance_scale": 4.0, "max_sequence_length": 24, "use_resolution_binning": False, "clean_caption": False}
-"""Of the embedded model's call, as its policy was trained."""
 
 
 class ModelError(Exception):
@@ -42,10 +40,10 @@ class ModelSettings:
         batch_timeout: seconds after which a batch is given up and the process killed.
     """
 
-    pipeline: str = "checkpoints/emoji-dit"
+    pipeline: str = EMBEDDED
     policy: str | None = "checkpoints/ada-emoji"
     steps: int = 20
-    arguments: Mapping[str, Any] = field(default_factory=lambda: dict(EMOJI_ARGUMENTS))
+    arguments: Mapping[str, Any] = field(default_factory=EMBEDDED_ARGUMENTS.copy)
     device: str = "cpu"
     load_timeout: float | None = None
     batch_timeout: float = 60.0
