@@ -1,6 +1,8 @@
 """The command line of training: LightningCLI, with the errors of settings in one line."""
 
+import sys
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule
@@ -22,6 +24,12 @@ class TrainingCLI(LightningCLI):
     """
 
     def __init__(self, arguments: list[str] | None = None) -> None:
+        given = sys.argv[1:] if arguments is None else arguments
+        if any(word.partition("=")[0] == "--ckpt_path" for word in given):
+            raise RunError(
+                "There is no `--ckpt_path`: a run goes on from its own `checkpoints/last.ckpt` when the same command is given again. To go "
+                "on elsewhere, copy the run's folder and name it by `--trainer.default_root_dir`."
+            )
         super().__init__(
             LightningModule,
             LightningDataModule,
@@ -50,6 +58,11 @@ class TrainingCLI(LightningCLI):
             if "seed" in settings and settings["seed"] is None:
                 settings["seed"] = int(self.config["seed_everything"])
         _place_logs(self.config["trainer"])
+        if any("ModelCheckpoint" in callback["class_path"] for callback in _listed(self.config["trainer"]["callbacks"])):
+            raise RunError(
+                "A run keeps the checkpoints that it needs by itself, in `checkpoints/` of its folder. Leave `ModelCheckpoint` out of "
+                "`trainer.callbacks`."
+            )
         wanted = str(self.config["trainer"]["accelerator"])
         found = CUDAAccelerator.is_available() or (wanted == "gpu" and MPSAccelerator.is_available())
         if wanted in ("gpu", "cuda") and not found:
@@ -70,11 +83,15 @@ class TrainingCLI(LightningCLI):
 
 def _place_logs(trainer: Namespace) -> None:
     """Lets loggers that have an empty `save_dir` write into the run's folder."""
-    given = trainer["logger"]
-    for logger in given if isinstance(given, list) else [given]:
+    for logger in _listed(trainer["logger"]):
         settings = logger.get("init_args") if isinstance(logger, Namespace) else None
         if settings is not None and settings.get("save_dir") == "" and trainer["default_root_dir"] is not None:
             settings["save_dir"] = trainer["default_root_dir"]
+
+
+def _listed(given: Any) -> list[Any]:
+    """What was given one of, or several, or nothing."""
+    return given if isinstance(given, list) else [given] if given else []
 
 
 def _refusal(error: BaseException) -> BaseException:

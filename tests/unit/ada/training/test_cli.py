@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ada.training import TrainingCLI
+from ada.training import RunError, TrainingCLI
 
 
 @pytest.mark.parametrize(
@@ -40,3 +40,23 @@ def test_what_is_wrong_stands_alone(wrong: list[str], capsys: pytest.CaptureFixt
     assert wrong[1] in told or wrong[0].rpartition(".")[2] in told
     assert "--trainer.devices" not in told, "nor do a hundred options that are right"
     assert len(told.splitlines()) < 15
+
+
+@pytest.mark.parametrize(
+    ("usual", "told"),
+    [
+        (["--ckpt_path", "last.ckpt"], r"There is no `--ckpt_path`.* when the same command is given again"),
+        (["--ckpt_path=last.ckpt"], r"There is no `--ckpt_path`.* when the same command is given again"),
+        (["--trainer.callbacks+=ModelCheckpoint"], r"Leave `ModelCheckpoint` out of `trainer\.callbacks`"),
+        (["--trainer.callbacks", "ModelCheckpoint"], r"Leave `ModelCheckpoint` out of `trainer\.callbacks`"),
+    ],
+)
+def test_what_is_usual_elsewhere_is_told_how_it_is_done_here(usual: list[str], told: str) -> None:
+    with pytest.raises(RunError, match=told):
+        TrainingCLI(usual)
+
+
+def test_other_callbacks_are_welcome(tmp_path: Path) -> None:
+    kept = ["--data.init_args.table", str(tmp_path / "table"), "--trainer.default_root_dir", str(tmp_path / "run")]
+    callbacks = TrainingCLI([*kept, "--trainer.callbacks+=LearningRateMonitor"]).trainer.callbacks
+    assert "LearningRateMonitor" in {type(callback).__name__ for callback in callbacks}
