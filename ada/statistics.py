@@ -21,7 +21,7 @@ LEAST_SPREAD = 0.05
 """A resample of equal values has no t, and one of hardly any spread one without meaning: below this share of the sample's standard
 error it is left out. Only samples that are nearly all the same value have such resamples."""
 NORMAL, ONE_SIDE = 1.959964, 0.025
-"""The normal distribution's 97.5 % quantile."""
+"""The normal distribution's 97.5 % quantile, and what is left beyond it."""
 FEW, SPARSE = 8, 16
 """Fewer values than the first, or fewer than the second that are not the one that most have, leave too little to resample: the interval
 is Student's then."""
@@ -127,7 +127,9 @@ def by_groups(estimate: Callable[..., Estimate], size: int, *samples: Sequence[f
     found = estimate(*(_group_means(sample, size) for sample in samples))
     first, *others = (float(_sample(sample).mean()) for sample in samples)
     off = first - sum(others) - found.value  # of a last group that is smaller
-    ends = (None if end is None else end + off for end in (found.low, found.high))
+    ends = [None if end is None else end + off for end in (found.low, found.high)]
+    if estimate is share:
+        ends = [None if end is None else min(1.0, max(0.0, end)) for end in ends]
     return Estimate(found.value + off, *ends)
 
 

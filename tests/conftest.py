@@ -13,7 +13,17 @@ from diffusers import (
     PixArtTransformer2DModel,
     SD3Transformer2DModel,
 )
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, T5Config, T5EncoderModel, T5Tokenizer
+from transformers import (
+    BitImageProcessorPil,
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    Dinov2Config,
+    Dinov2Model,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 NUM_BLOCKS = 4
 
@@ -138,4 +148,12 @@ def build_clip_folder(folder: Path) -> Path:
     scramble(CLIPModel(config)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size=16).save_pretrained(folder)
+    return folder
+
+
+def build_dino_folder(folder: Path) -> Path:
+    """A random DINOv2 of 28×28 pixels with its image processor, saved."""
+    config = Dinov2Config(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14)
+    scramble(Dinov2Model(config)).save_pretrained(folder)
+    BitImageProcessorPil(size={"shortest_edge": 32}, crop_size=28).save_pretrained(folder)
     return folder

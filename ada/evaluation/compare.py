@@ -14,6 +14,7 @@ from ada.evaluation import measure
 from ada.evaluation import methods as ways
 from ada.evaluation.measure import PUBLISHED, Column, Embedding, Metric, Plan, Results, Store
 from ada.evaluation.measure.metrics import VIDEO_COLUMNS
+from ada.evaluation.measure.store import key_of
 from ada.evaluation.methods import Cases, Method, NotApplicableError
 from ada.evaluation.report import write_reports
 from ada.evaluation.report.table import terminal_table
@@ -47,9 +48,9 @@ def run_options(options: EvaluationOptions) -> Results:
     prompts, others = load_prompts(options.prompts, options.split, options.column, options.limit), {"prompt": (), "index": ()}
     if options.search_prompts:
         few = QUICK_SEARCH_PROMPTS if len(prompts) < PUBLISHED else options.batch_size
-        others = load_prompts(options.search_prompts, options.search_split, None, options.search_limit or few)
+        others = load_prompts(options.search_prompts, options.search_split, options.search_column, options.search_limit or few)
     frozen = FrozenPipeline(options.base_model, options.num_inference_steps, options.arguments, dtype=options.dtype).to(device)
-    metrics = measure.default_metrics(options.scorer, device)
+    metrics = measure.default_metrics(options.scorer, device, options.perceptual)
     for name, reward in (options.rewards or {}).items():
         metrics[name] = Metric(reward.to(device), Column(name.replace("_", " ").capitalize()))
     known = GATES if options.base_model == EMBEDDED else {}
@@ -61,7 +62,8 @@ def run_options(options: EvaluationOptions) -> Results:
         search_prompts=list(others["prompt"]), search_indices=list(others["index"]),
         ladder=Ladder.load(ladder) if ladder else None,
         rivals={name: AdaPolicy.from_pretrained(source) for name, source in rivals.items()},
-        sources={name: getattr(options, name) for name in ("policy", "base_model", "scorer", "prompts")},
+        sources={name: getattr(options, name) for name in ("policy", "base_model", "scorer", "prompts")}
+        | ({"perceptual": options.perceptual} if options.perceptual else {}),
         settings={"split": options.split},
     )  # fmt: skip
     return evaluate(frozen, policy, request)
@@ -90,7 +92,7 @@ def evaluate(frozen: FrozenPipeline, policy: AdaPolicy, request: Request, consol
     if steps < 3 or policy.decision_steps(steps)[0] >= steps - 1:
         raise EvaluationError(f"With {steps} steps this policy decides none: it computes the first ones. Take more steps.")
     weights = request.quality_weights or default_quality_weights(policy)
-    store, recorded = open_store(frozen, request)
+    store, recorded = open_store(frozen, request, ways.full_method(steps))
     recorded |= {
         "quality_weights": weights, "budgets": list(request.budgets), "mean_budgets": list(request.mean_budgets),
         "batch_budgets": list(request.batch_budgets),
@@ -112,7 +114,7 @@ def evaluate_methods(
         request: as in `evaluate`.
         console: as in `evaluate`.
     """
-    return _evaluate(frozen, methods, request, *open_store(frozen, request), console)
+    return _evaluate(frozen, methods, request, *open_store(frozen, request, methods[0]), console)
 
 
 def _evaluate(
@@ -135,10 +137,10 @@ def _evaluate(
     processes = num_processes(frozen.device, request.processes)
     plan = Plan(frozen, methods, cases, request.measured, request.embed, store, kept, request.most_images, processes)
     reasons = measure.measure_methods(plan, console)
-    timed = [method for method in methods if (request.times(method) or method is methods[0]) and reasons[method.name] is None]
-    timings = measure.time_methods(plan, timed, request.timing(), console)
     if reason := reasons[request.compare_with]:
         raise EvaluationError(f"The row {request.compare_with!r} that all are compared with does not apply: {reason}")
+    timed = [method for method in methods if (request.times(method) or method is methods[0]) and reasons[method.name] is None]
+    timings = measure.time_methods(plan, timed, request.timing(), console)
     found = measure.collect_results(store, methods, reasons, timings, cases, request.visible_damage)
     results = _results(plan, request, recorded, found, quick_look)
     frames, named = store.read("frames"), {method.name: method for method in methods}
@@ -200,11 +202,11 @@ def _with_policy(
     for name, rival in request.rivals.items():
         rows += ways.rival_methods(name, rival.to(frozen.device).eval(), frozen.transformer, request.mean_budgets, steps)
     rows += ways.deep_cache(num_blocks, steps)
-    if request.search_prompts:
-        others = Cases.of(request.search_prompts, request.search_indices, 1, request.seed, use=SEARCH)
+    others = Cases.of(request.search_prompts, request.search_indices, 1, request.seed, use=SEARCH)
+    if others.prompts:
         rows += ways.calibrated_methods(frozen, others.prompts, others.seeds)
         rows += ways.threshold_methods(frozen, others.prompts, others.seeds, boundary)
-        rows += ways.peer_methods(frozen, others.prompts, others.seeds) if request.peers else []
+    rows += ways.peer_methods(frozen, others.prompts, others.seeds) if request.peers else []
     return [*rows, *request.extra_methods]
 
 
@@ -220,7 +222,7 @@ def actions_of(store: Store, method: Method) -> Callable[[slice], Tensor]:
     return read
 
 
-def open_store(frozen: FrozenPipeline, request: Request) -> tuple[Store, dict[str, Any]]:
+def open_store(frozen: FrozenPipeline, request: Request, reference: Method) -> tuple[Store, dict[str, Any]]:
     """Where measurements are kept, that another policy, further methods and more noise seeds may use as well; and what `results.json`
     says of the run."""
     drawn = frozen.fingerprint()
@@ -234,7 +236,7 @@ def open_store(frozen: FrozenPipeline, request: Request) -> tuple[Store, dict[st
     rewards = {name: metric.reward for name, metric in request.measured.items()}
     kept = {
         "prompts": list(request.prompts), "indices": list(request.indices), "search_indices": list(request.search_indices),
-        "noise": [EVALUATION, SEARCH],
+        "noise": [EVALUATION, SEARCH], "reference": key_of(reference),
         "metrics": {name: reward.describe() for name, reward in rewards.items()}, "embed": qualified_name(request.embed),
         "networks": networks_digest([rewards, request.embed]),
         "pipeline": drawn, "parts": parts_digest(frozen.pipeline), "environment": measure.describe_environment(frozen.device),

@@ -86,8 +86,8 @@ class Request(Settings):
         metrics: by name, with `quality` first and `perceptual_distance` among them; see `default_metrics`. Of class labels, those that
             need a text are left out.
         embed: features of images for the Fréchet distance; see `Embedding`.
-        search_prompts, search_indices: prompts that are not evaluated, to calibrate BlockDance and peers on; without them neither
-            is compared.
+        search_prompts, search_indices: prompts that are not evaluated, to calibrate on; without them there are no calibrated schedules and
+            no threshold rule, and MagCache does not apply.
         ladder: searched static schedules, every rung of which is a row; None leaves them out.
         rivals: other policies by name, each a row per mean budget, such as a gate of six scalars.
         extra_methods: further methods, such as calibrated schedules; see `Method`.
@@ -184,7 +184,9 @@ class EvaluationOptions(Settings):
     base_model: str = EMBEDDED
     """Folder or Hub id of the diffusers pipeline that it was trained on."""
     scorer: str = "checkpoints/emoji-scorer"
-    """Folder or Hub id of the CLIP that measures quality and perceptual distance."""
+    """Folder or Hub id of the CLIP that measures quality, and whose features the Fréchet distance is taken in."""
+    perceptual: str | None = None
+    """Folder or Hub id of the vision model, such as a DINOv2, that perceptual distance is measured by; by default the scorer."""
     rewards: dict[str, Reward] | None = None
     """Further rewards to measure quality by: names, each with a class_path, as in a training configuration."""
     prompts: str = "emoji"
@@ -196,9 +198,11 @@ class EvaluationOptions(Settings):
     limit: int = 128
     """Number of prompts, spread evenly over the split; fewer than 128 are a quick look of a few minutes."""
     search_prompts: str | None = "checkpoints/emoji-prompts"
-    """Other prompts, to calibrate BlockDance and peers on; none leaves them out."""
+    """Other prompts, to calibrate on; none leaves out calibrated schedules and the threshold rule, and MagCache does not apply."""
     search_split: str = "validation"
     """Their split."""
+    search_column: str | None = None
+    """The column that holds them, where it has an unusual name."""
     search_limit: int | None = None
     """Number of them, which run in one call; by default as many as a batch has, in a quick look 2."""
     ladder: str | None = "auto"

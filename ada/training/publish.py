@@ -19,6 +19,9 @@ from ada.rollouts import EMBEDDED
 from ada.training.errors import RunError
 from ada.training.outcome import Outcome
 
+SCORER = "openai/clip-vit-large-patch14"
+"""What measures quality beside other models than the embedded one, whose scorer knows emoji alone."""
+
 
 class PushPolicy(Callback):
     """Publishes the policy that `train.py` exports at the end of training, with its card and figures.
@@ -96,7 +99,8 @@ def describe_training(identity: dict[str, Any], minutes: float, device: torch.de
 
 
 def evaluation_command(policy: Path, settings: Mapping[str, Any]) -> str:
-    """The command that compares a policy with everything else, on the model and with the settings that it was trained with.
+    """The command that compares a policy with everything else, on the model and with the settings that it was trained with; where no
+    settings can say which model that is, as of a class of one's own, the function that does.
 
     Args:
         policy: its folder.
@@ -104,22 +108,30 @@ def evaluation_command(policy: Path, settings: Mapping[str, Any]) -> str:
     """
     model, data = (settings[part]["init_args"] for part in ("model", "data"))
     pipeline = (data.get("pipeline") or model["pipeline"])["init_args"]
+    if not isinstance(pipeline.get("model"), str):
+        return "ada.evaluation.evaluate(frozen_pipeline, policy, request)"
     options: dict[str, Any] = {"policy": policy}
     if pipeline["model"] != EMBEDDED:
-        is_held_out = data.get("validation_split") is not None
+        is_held_out, column, perceptual = (
+            data.get("validation_split") is not None,
+            data.get("column"),
+            _perceptual_model(settings),
+        )
         options |= {
             "base_model": pipeline["model"],
             "num_inference_steps": pipeline.get("num_inference_steps"),
             "arguments": json.dumps(pipeline.get("arguments") or {}),
             "dtype": pipeline.get("dtype"),
-            "scorer": _perceptual_model(settings),
-            "visible_damage": data.get("visible_damage"),
+            "scorer": SCORER,
+            "perceptual": perceptual,
+            "visible_damage": data.get("visible_damage") if perceptual else None,
             "ladder": data.get("ladder"),
             "prompts": data["source"] if is_held_out else "CAPTIONS_THAT_IT_HAS_NOT_SEEN",
             "split": data.get("validation_split"),
-            "column": data.get("column"),
+            "column": column,
             "search_prompts": "null" if pipeline.get("prompt_argument") else data["source"],
             "search_split": data.get("train_split"),
+            "search_column": column,
         }
     given = {name: str(value) for name, value in options.items() if value is not None}
     return " ".join(["python evaluate.py", *(f"--{name} {shlex.quote(value)}" for name, value in given.items())])

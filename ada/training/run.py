@@ -75,10 +75,16 @@ class Run:
         """Trains to the end, exports the policy and says what came of it. Lightning's dry run (`fast_dev_run`) leaves nothing but rollouts.
 
         Raises:
-            RunError: the folder holds a run of other settings, or the run cannot go on.
+            RunError: the folder holds a run of other settings, the run cannot go on, or `require_gain` is asked of an algorithm that judges
+                nothing beside static schedules.
             NothingLearntError: with `require_gain`, the policy does not beat the mixture of static schedules.
             SystemExit: the run was told to stop by SIGTERM.
         """
+        if require_gain and not isinstance(self.module, LadderTraining):
+            raise RunError(
+                f"`require_gain` is for a ladder's training, which judges its policy beside static schedules; {type(self.module).__name__} "
+                "does not. Leave it out, and compare the policy by `python evaluate.py`."
+            )
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.trainer.fit(self.module, self.data)
             print("A dry run (`trainer.fast_dev_run`): training works, and nothing was exported.", flush=True)

@@ -183,6 +183,12 @@ def test_what_few_captions_say_is_no_gain(models: dict[str, str], tmp_path: Path
     assert (tmp_path / "run" / "policy" / "model.safetensors").is_file(), "nothing is lost"
 
 
+def test_a_gain_that_nobody_would_judge_is_not_required(models: dict[str, str], tmp_path: Path) -> None:
+    config = str(write_config(tmp_path, models))
+    with pytest.raises(RunError, match=r"`require_gain` is for a ladder's training, .*; StepTraining does not\. Leave it out"):
+        train.main(["--config", config, "--require_gain", "true"])
+
+
 def weights(module: Any) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in module.policy.state_dict().items()}
 

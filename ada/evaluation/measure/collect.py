@@ -55,6 +55,8 @@ def collect_results(
             **latencies(timing, reference_timing, min(cases.batch_size, len(cases.prompts) // cases.num_seeds)),
             **_single_figures(parts, actions, timing),
         }
+        if max(distances) == 0:  # the reference, by definition, and what is the same to the bit
+            estimates |= dict.fromkeys((BOUNDED, VISIBLE), Estimate(0.0, 0.0, 0.0))
         if len(features) > 1:
             estimates[metrics.FRECHET] = Estimate(metrics.frechet_distance(features, reference_features), None, None)
         results[-1] = replace(
@@ -89,8 +91,6 @@ def _estimates(
         is_counted = method.data_dependent and name in (MACS, COMPUTE_SAVED)
         size = cases.batch_size if is_counted else together
         found[name] = statistics.by_groups(kinds.get(name, statistics.mean), size, values)
-    if max(distances) <= LEAST_DISTANCE:  # the reference, by definition
-        found |= dict.fromkeys((BOUNDED, VISIBLE), Estimate(0.0, 0.0, 0.0))
     quantiles = {metrics.MEDIAN: 0.5, metrics.TAIL: 0.9}
     return found | {
         name: statistics.quantile(distances, probability, cases.num_seeds, together) for name, probability in quantiles.items()

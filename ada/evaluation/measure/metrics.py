@@ -40,14 +40,16 @@ EDGE_DENSITY, PROMPT_LENGTH, SENSITIVITY = "edge_density", "prompt_length", "sen
 SAME_LATENCY, SAME_COMPUTE, STATIC_MIXTURE = "same_latency", "same_compute", "static_mixture"
 """What a method is set beside."""
 EDGE = 0.1
+ARROWS = {True: "↑", False: "↓", None: ""}
 
 
 @dataclass(frozen=True)
 class Column:
-    """How a measured quantity is shown: multiplied by `scale`, with `decimals` places and its unit."""
+    """How a measured quantity is shown: multiplied by `scale`, with `decimals` places and its unit; where neither more nor less is better,
+    `higher_is_better` is None."""
 
     heading: str
-    higher_is_better: bool = True
+    higher_is_better: bool | None = True
     decimals: int = 2
     scale: float = 1.0
     unit: str = ""
@@ -57,7 +59,7 @@ class Column:
     @property
     def heading_with_arrow(self) -> str:
         """Heading and unit with an arrow that points to better."""
-        return f"{self.heading_with_unit} {'↑' if self.higher_is_better else '↓'}"
+        return f"{self.heading_with_unit} {ARROWS[self.higher_is_better]}".rstrip()
 
     @property
     def heading_with_unit(self) -> str:
@@ -79,22 +81,23 @@ class Metric:
     column: Column
 
 
-def default_metrics(scorer: str, device: torch.device | str = "cpu") -> dict[str, Metric]:
+def default_metrics(scorer: str, device: torch.device | str = "cpu", perceptual: str | None = None) -> dict[str, Metric]:
     """Scorer quality, SSIM, perceptual distance, PSNR.
 
     Args:
         scorer: folder or Hub id of a CLIP.
         device: where the pipeline runs, and its images are.
+        perceptual: folder or Hub id of the vision model of the perceptual distance; by default the scorer.
 
     Raises:
-        FileNotFoundError: `scorer` looks like a folder that is not there.
+        FileNotFoundError: one of them looks like a folder that is not there.
     """
     distance = Column("Mean distance", higher_is_better=False, decimals=4, in_terminal=False)
     metrics = {
         QUALITY: Metric(ClipScore(scorer), Column("Quality", decimals=2)),
         "psnr": Metric(PSNR(), Column("PSNR", unit="dB", decimals=1, in_terminal=False)),
         "ssim": Metric(SSIM(), Column("SSIM", decimals=4, in_terminal=False)),
-        DISTANCE: Metric(PerceptualDistance(scorer, scale=-1.0), distance),
+        DISTANCE: Metric(PerceptualDistance(perceptual or scorer, scale=-1.0), distance),
     }
     for metric in metrics.values():
         metric.reward.to(device)
@@ -121,7 +124,7 @@ def all_columns(metrics: Mapping[str, Column]) -> dict[str, Column]:
         SPEED_UP: Column("Speed-up", decimals=2, unit="×"),
         SECONDS_ALONE: Column("Latency, batch 1", higher_is_better=False, decimals=3, unit="s", in_terminal=False),
         SPEED_UP_ALONE: Column("Speed-up, batch 1", decimals=2, unit="×"),
-        SCHEDULES: Column("Schedules", decimals=0, unit="distinct", in_terminal=False),
+        SCHEDULES: Column("Schedules", higher_is_better=None, decimals=0, unit="distinct", in_terminal=False),
         CACHE: Column("Cached", higher_is_better=False, decimals=2, scale=2**-20, unit="MiB/batch", in_terminal=False),
         MEMORY: Column("Peak memory", higher_is_better=False, decimals=1, scale=2**-20, unit="MiB/batch", in_terminal=False),
     }

@@ -23,7 +23,7 @@ LEAST_SAVED = 0.001
 MOST_IMAGES = 384
 LEAST_ROUNDS = 2
 NOT_FINITE = "On some images it is not finite (NaN or infinite): {}."
-SKIPPED_NOTHING = "It attached without an error and skipped nothing: as many MACs as full compute."
+SKIPPED_NOTHING = "It attached without an error and skipped nothing on the first batch: as many MACs as full compute."
 
 
 @dataclass(frozen=True)
@@ -73,13 +73,14 @@ def measure_methods(plan: Plan, console: Console | None = None) -> dict[str, str
         for names in work_off(batches, Measurer(plan), plan.processes):
             for name in names:
                 advance(1, name)
-    return {method.name: plan.store.reason(method) for method in plan.methods}
+    return {method.name: method.reason or plan.store.reason(method) for method in plan.methods}
 
 
 def _tasks(plan: Plan, batch: slice) -> list[list[Call]]:
     """What is left to do of a batch: first the reference, then the methods that share their calls, then the others one by one; in the
     task of each, those that have to come after it."""
-    todo = [method for method in plan.methods if plan.store.reason(method) is None and not _is_done(plan, method, batch)]
+    apply = [method for method in plan.methods if method.reason is None and plan.store.reason(method) is None]
+    todo = [method for method in apply if not _is_done(plan, method, batch)]
     first, others = [each for each in todo if each is plan.methods[0]], [each for each in todo if each is not plan.methods[0]]
     names = {method.name for method in others}
     followers = [method for method in others if method.after in names]

@@ -102,7 +102,7 @@ class Together:
 def shared_plan(frozen: FrozenPipeline, method: Method) -> ReuseSchedule | Any | None:
     """The plan by which a method can share a call with others; None where it has to run alone."""
     plan = method.plan
-    if plan is None or method.reason is not None or not frozen.layout.splits_rows({}):
+    if plan is None or not frozen.layout.splits_rows({}):
         return None
     if isinstance(plan, BlockDanceConfig):
         plan = plan.schedule(method.num_inference_steps, frozen.num_blocks)

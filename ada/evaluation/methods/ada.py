@@ -63,10 +63,10 @@ def rival_methods(
                 name=name, family=name, group="peers", num_inference_steps=num_inference_steps, reason=str(error), timed=False
             )
         ]
-    wishes: dict[str, dict[str, float]] = {name: {}}
+    wishes, note = dict[str, dict[str, float]]({name: {}}), f"The policy {name} as it was saved."
     if policy.config.get("curve"):
         wishes = {f"{name} mean {budget:.0%}": {"mean_compute": budget} for budget in mean_budgets}
-    note = f"The policy {name} at the budgets of Ada."
+        note = f"The policy {name} at the budgets of Ada."
     return [
         _policy_row(policy, row, name, "peers", num_inference_steps, wish, note, timed=place == 0)
         for place, (row, wish) in enumerate(wishes.items())
@@ -85,7 +85,7 @@ def _policy_row(
         reason = str(error)
     return Method(
         name=name, family=family, group=group, num_inference_steps=num_inference_steps, plan=plan, reason=reason, settings=wish,
-        note=f"{note} Its MACs and its latency contain the policy network.", timed=timed,
+        note=f"{note} Its MACs and its latency contain the policy network.", timed=timed, joint="batch_compute" in wish,
     )  # fmt: skip
 
 
@@ -113,7 +113,7 @@ class Shuffled:
 
 @dataclass(frozen=True)
 class RandomAsOften:
-    """Reuses random steps, as many on average as another method did on the same batch, with the kind that it used most.
+    """Reuses random steps, as many on average as another method did on the same batch, with the kind that it used most there.
 
     Args:
         actions_of: of the cases at these places, the actions `(images, num_steps)` that the other method took.
@@ -133,12 +133,14 @@ class RandomAsOften:
         count, num_steps = actions.shape
         taken = actions[actions > 0].bincount()
         if not len(taken):
-            return full_compute(count, num_steps)
+            return ReuseSchedule(full_compute(count, num_steps).actions, tuple(self.kinds))
         generator = torch.Generator().manual_seed(self.seed + images.start)
         mean = min(float((actions > 0).sum(1).double().mean()), len(self.open_steps))
         # the range's first step always computes there, which is the last one before those that are open
         reuse_range = ((self.open_steps.start - 1) / num_steps, self.open_steps.stop / num_steps)
-        return random_schedule(count, num_steps, mean, self.kinds[int(taken.argmax()) - 1], generator, reuse_range)
+        favourite = int(taken.argmax())
+        drawn = random_schedule(count, num_steps, mean, self.kinds[favourite - 1], generator, reuse_range)
+        return ReuseSchedule(drawn.actions * favourite, tuple(self.kinds))
 
     @contextmanager
     def __call__(self, pipeline: Any, images: slice) -> Iterator[Run]:
@@ -161,8 +163,8 @@ def control_methods(
     """
     steps = like.num_inference_steps
     open_steps = range(policy.decision_steps(steps)[0] + 1, steps - 1)
-    images = min(cases.batch_size, len(cases.prompts))
-    alone = "In batches of one image there is no other one by whose state it could be decided." if images == 1 else None
+    fewest = min(batch.stop - batch.start for batch in cases.batches())
+    alone = "In a batch of one image there is no other one by whose state it could be decided." if fewest == 1 else None
     common: dict[str, Any] = {
         "group": "static", "num_inference_steps": steps, "settings": {"like": like.name, **like.described}, "main": main, "timed": False,
     }  # fmt: skip

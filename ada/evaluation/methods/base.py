@@ -58,9 +58,13 @@ class Cases:
         return cls(list(prompts) * num_seeds, seeds, batch_size, num_seeds)
 
     def batches(self) -> list[slice]:
-        """Places of the batches among the cases; the last may be smaller."""
-        count = len(self.prompts)
-        return [slice(start, min(start + self.batch_size, count)) for start in range(0, count, self.batch_size)]
+        """Places of the batches among the cases; the last of each noise seed may be smaller."""
+        count, total = len(self.prompts) // self.num_seeds, len(self.prompts)
+        return [
+            slice(start, min(start + self.batch_size, first + count))
+            for first in range(0, total, count)
+            for start in range(first, first + count, self.batch_size)
+        ]
 
 
 @dataclass(frozen=True)

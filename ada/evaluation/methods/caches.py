@@ -134,6 +134,8 @@ def watched(pipeline: Any) -> Iterator[Callable[[], float]]:
 
 def magnitude_ratios(frozen: FrozenPipeline, prompts: Sequence[Any], seeds: Sequence[int]) -> list[float]:
     """MagCache's ratios of this model, as its documentation says: run once in calibration mode, which prints them to be copied."""
+    if not prompts:
+        raise NotApplicableError("MagCache has to be calibrated on other prompts: give search prompts.")
     steps, printed = frozen.num_inference_steps, io.StringIO()
     with left_as_found(frozen.pipeline), redirect_stdout(printed):
         apply_mag_cache(frozen.transformer, MagCacheConfig(calibrate=True, num_inference_steps=steps))

@@ -93,8 +93,8 @@ def _diffusers_rows(steps: int, ratios: Callable[[], Mapping[str, Any]], calibra
         yield row(
             f"MagCache {threshold:g}", "MagCache", MagCacheConfig, {"threshold": threshold, "num_inference_steps": steps},
             f"skips while the accumulated error estimate is below {threshold:g} (0.06 is the default), never in the first 20 % nor more "
-            f"than 3 steps in a row (the defaults); its magnitude ratios were calibrated on {calibrated_on} other prompts, as its "
-            "documentation says.", main=threshold == 0.06, measured=ratios,
+            f"than 3 steps in a row (the defaults); its magnitude ratios are calibrated on other prompts ({calibrated_on} here), as "
+            "its documentation says.", main=threshold == 0.06, measured=ratios,
         )  # fmt: skip
     name, spatial = "PyramidAttentionBroadcast", {"spatial_attention_block_skip_range": 2}
     between = "between timesteps 100 and 800 (the default), self-attention is computed every second step"

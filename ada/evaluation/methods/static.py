@@ -132,7 +132,7 @@ def ladder_methods(ladder: Ladder, num_inference_steps: int, num_blocks: int) ->
         Method(
             name=f"Static rung {place}, {reused[place]:.0%}", family=STATIC, group="static", timed=place in timed,
             num_inference_steps=num_inference_steps, plan=fitted.schedule(torch.tensor([place])), reason=reason,
-            note=f"Rung {place} of the ladder: {name_of(rung)}, searched on training prompts.",
+            note=f"Rung {place} of the ladder: {name_of(rung)}, searched on other prompts.",
         )
         for place, rung in rows.items()
     ]  # fmt: skip

@@ -36,7 +36,10 @@ COMPUTE_COLOUR = "#253545"
 DOTS_PER_INCH = 150
 BANDED = (ADA, ADA_BUDGET, FEWER_STEPS)
 NAMED_FIRST = ("ada", "plain", "static", "peers", "blockdance")
-SCHEDULES_OF, MOST_SCHEDULES = (ADA, ADA_BATCH, ADA_BUDGET, STATIC, RANDOM), 8
+SCHEDULES_OF = {ADA: 3, ADA_BATCH: 1, ADA_BUDGET: 1, STATIC: 2, RANDOM: 1}
+"""Families, and of how many of each the schedules are shown."""
+PANEL_TOP = 1.5
+"""How far panels reach, in damages of the worst plain pipeline."""
 
 
 def draw_figures(results: Results) -> dict[str, Figure]:
@@ -124,12 +127,12 @@ class Panel:
             self._axes.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0, zorder=2)
 
     def _limit(self) -> None:
-        """Shows what is worth a look: up to half again the damage of the worst plain pipeline; what does more leaves the panel."""
+        """Shows what is worth a look; what does more damage leaves the panel."""
         plain = [self._point(method)[1] for method in self._methods if method.family == FEWER_STEPS]
         points = [self._point(method) for method in self._methods]
         if not plain or self._columns[1].higher_is_better:
             return
-        most, least = 1.5 * max(plain), min(y for _, y in points)
+        most, least = PANEL_TOP * max(plain), min(y for _, y in points)
         if most > least:
             shown = [x for x, y in points if y <= most]
             margin = 0.05 * (max(shown) - min(shown))
@@ -167,7 +170,8 @@ class Panel:
 
 
 def _axis_label(column: Column) -> str:
-    return f"{column.heading_with_unit} ({'higher' if column.higher_is_better else 'lower'} is better)"
+    better = {True: " (higher is better)", False: " (lower is better)", None: ""}
+    return column.heading_with_unit + better[column.higher_is_better]
 
 
 def _offsets(width: float, height: float) -> Iterator[tuple[float, float]]:
@@ -179,9 +183,12 @@ def _offsets(width: float, height: float) -> Iterator[tuple[float, float]]:
 
 
 def with_schedules(results: Results) -> list[MethodResult]:
-    """The methods whose schedules are worth a look: those that may differ by image, and the best static ones."""
-    found = [method for family in SCHEDULES_OF for method in results.measured if method.family == family and method.actions]
-    return found[:MOST_SCHEDULES]
+    """The methods whose schedules are worth a look: of each family that has any, those that save nearest to 30 %."""
+    found = list[MethodResult]()
+    for family, count in SCHEDULES_OF.items():
+        methods = [method for method in results.measured if method.family == family and method.actions]
+        found += sorted(methods, key=lambda method: abs(method.saved - COMPARABLE_SAVING))[:count]
+    return sorted(found, key=results.measured.index)
 
 
 def colours_of(methods: Sequence[MethodResult]) -> dict[str, str]:
@@ -202,6 +209,7 @@ def draw_schedules(results: Results, methods: Sequence[MethodResult]) -> Figure:
         actions, names = np.array((method.actions or [])[: len(results.prompts)]), method.action_names
         order = np.lexsort((*actions.T[::-1], method.per_prompt[COMPUTE_SAVED]))
         palette = ListedColormap([colours[name] for name in names])
+        palette.set_under("white")  # a step that did not run, such as one before an image that is given is noised
         panel.imshow(actions[order], palette, aspect="auto", interpolation="nearest", vmin=-0.5, vmax=len(names) - 0.5)
         panel.set_title(f"{method.name}\n{method.estimates[COMPUTE_SAVED].value:.1%} of the compute saved", fontsize=9)
         panel.set_xlabel("denoising step", fontsize=8)

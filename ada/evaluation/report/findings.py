@@ -79,7 +79,6 @@ class CurvePoint:
 
     saved: float
     estimates: dict[str, Estimate]
-    rows: list[str]
 
 
 def static_curve(results: Results) -> list[CurvePoint]:
@@ -91,7 +90,7 @@ def static_curve(results: Results) -> list[CurvePoint]:
         parts = mixture_at(saved, static)
         if parts is not None:
             estimates = {BOUNDED: mean(mixed(parts, BOUNDED)), VISIBLE: share(mixed(parts, VISIBLE))}
-            points.append(CurvePoint(saved, estimates, [method.name for method, _ in parts]))
+            points.append(CurvePoint(saved, estimates))
     return points
 
 
@@ -101,8 +100,8 @@ class Spending:
 
     Args:
         name: the method.
-        correlations: by measure of complexity, Spearman's rank correlation with the compute spent, with its interval; None where
-            the compute is the same for every prompt.
+        correlations: by measure of complexity, Spearman's rank correlation with the compute spent, with its interval; None where one
+            of them is the same for every prompt.
         easiest: places of the prompts that took least compute, least first.
         hardest: places of those that took most, most first.
     """

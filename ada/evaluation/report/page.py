@@ -12,10 +12,11 @@ from typing import Any
 from torch import Tensor
 
 from ada.evaluation.measure import Results, metrics
-from ada.evaluation.report.figures import BANDED, GROUPS, colours_of, with_schedules
+from ada.evaluation.methods.base import FEWER_STEPS
+from ada.evaluation.report.figures import BANDED, GROUPS, PANEL_TOP, colours_of, with_schedules
 from ada.evaluation.report.findings import COMPARABLE_SAVING, MIXTURE, headline_of, spending, static_curve
 from ada.grid import FRAME_MILLISECONDS, to_picture
-from ada.statistics import FEW, NORMAL, SPARSE, STUDENT
+from ada.statistics import FEW, LEAST_SPREAD, SPARSE, STUDENT
 
 ImageOf = Callable[[str, int], Tensor]
 """By a method's name and the prompt's place, an image `(3, height, width)` or video `(frames, 3, height, width)` in [0, 1]; read when it
@@ -59,7 +60,7 @@ def save_page(results: Results, image_of: ImageOf, shown: Sequence[int], path: P
         path: the file to write.
     """
     content = page_data(results, image_of, shown)
-    text = json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/")
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     page = _template("index.html")
     page = page.replace("/*STYLE*/", _template("style.css"))
     page = page.replace("/*SCRIPT*/", _template("script.js") + _template("tables.js"))
@@ -81,7 +82,10 @@ def page_data(results: Results, image_of: ImageOf, shown: Sequence[int]) -> dict
         "groups": GROUPS,
         "banded": list(BANDED),
         "label_saving": COMPARABLE_SAVING,
-        "statistics": {"student": list(STUDENT), "few": FEW, "sparse": SPARSE, "normal": NORMAL},
+        "statistics": {"student": list(STUDENT), "few": FEW, "sparse": SPARSE, "spread": LEAST_SPREAD},
+        "fewer_steps": FEWER_STEPS,
+        "panel_top": PANEL_TOP,
+        "arrows": {json.dumps(better): arrow for better, arrow in metrics.ARROWS.items()},
         "mixture": {"name": MIXTURE, "points": _rounded([asdict(point) for point in static_curve(results)])},
         "kinds_of_match": [metrics.STATIC_MIXTURE, metrics.SAME_COMPUTE, metrics.SAME_LATENCY],
         "costs": list(metrics.COSTS),

@@ -139,6 +139,8 @@ def test_a_group_counts_as_one_value() -> None:
     assert found.half_width == pytest.approx(expected.half_width)
     assert statistics.by_groups(statistics.raw_mean, 2, values) == Estimate(pytest.approx(3.6), None, None)
     assert statistics.by_groups(statistics.mean, 1, values) == statistics.mean(values)
+    seldom = statistics.by_groups(statistics.share, 8, [0.0] * 16 + [1.0])
+    assert (seldom.value, seldom.low) == (pytest.approx(1 / 17), 0.0), "no share is negative"
     assert statistics.quantile([*range(40)], 0.9, 1, 8) == Estimate(pytest.approx(35.1), None, None), (
         "five groups tell too little"
     )

@@ -12,7 +12,7 @@ const make = (tag, attributes = {}, ...children) => {
 const measured = data.methods.filter((method) => !method.reason);
 const named = Object.fromEntries(measured.map((method) => [method.name, method]));
 const reference = measured[0];
-const minus = (text) => text.replace("-", "−");
+const minus = (text) => text.replace("-", Number(text) === 0 ? "" : "−");
 const show = (value, column) => minus((value * column.scale).toFixed(column.decimals));
 const unit = (column) => (column.unit ? `${column.heading}, ${column.unit}` : column.heading);
 const escaped = (text) => text.replace(/[&<>"]/g, (letter) => `&#${letter.charCodeAt(0)};`);
@@ -20,8 +20,8 @@ const options = (select, entries, chosen) => {
   for (const [value, text] of entries) select.append(make("option", { value, textContent: text, selected: value === chosen }));
 };
 
-/* --- statistics, as in the package: of means a studentised bootstrap, of few values and few that differ Student's t; of shares Newcombe's --- */
-const { student, few, sparse, normal } = data.statistics;
+/* --- statistics of means, as in the package: a studentised bootstrap, of few values and few that differ Student's t --- */
+const { student, few, sparse, spread: least } = data.statistics;
 const random = (seed) => () => ((seed = (Math.imul(seed, 1664525) + 1013904223) >>> 0), seed / 4294967296);
 const average = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
 const squares = (values, centre) => values.reduce((sum, value) => sum + (value - centre) ** 2, 0);
@@ -46,39 +46,17 @@ function meanOf(values) {
   const draw = random(1), ratios = [];
   for (let sample = 0; sample < 1000; sample++) {
     const [drawn, spread] = moments(values.map(() => values[Math.floor(draw() * count)]));
-    if (spread > 0.05 * error) ratios.push((drawn - mean) / spread);
+    if (spread > least * error) ratios.push((drawn - mean) / spread);
   }
   ratios.sort((a, b) => a - b);
   const at = (share) => ratios[Math.min(ratios.length - 1, Math.floor(share * ratios.length))];
   return { value: mean, low: mean - at(0.975) * error, high: mean - at(0.025) * error };
 }
-function shareOf(values) {
-  const value = average(values), spread = squares(values, value), count = values.length;
-  const effective = spread ? ((count * value * (1 - value)) / spread) * (count - 1) : count;
-  const isKnown = count > student.length || values.every((each) => each === 0 || each === 1);
-  const critical = isKnown ? normal : student[Math.max(count, 2) - 2], squared = critical ** 2 / effective;
-  const centre = (value + squared / 2) / (1 + squared);
-  const arm = (critical / (1 + squared)) * Math.sqrt((Math.max(0, value * (1 - value)) + squared / 4) / effective);
-  return { value, low: Math.max(0, Math.min(value, centre - arm)), high: Math.min(1, Math.max(value, centre + arm)) };
-}
-function sharesOf(values, others) {
-  const [first, second] = [shareOf(values), shareOf(others)], value = first.value - second.value;
-  const spread = Math.sqrt(squares(values, first.value) * squares(others, second.value));
-  const products = values.map((each, place) => (each - first.value) * (others[place] - second.value));
-  const correlation = spread ? Math.max(0, (average(products) * values.length) / spread) : 0;
-  const arm = (above, below) => {
-    const down = above.value - above.low, up = below.high - below.value;
-    return Math.sqrt(Math.max(0, down ** 2 - 2 * correlation * down * up + up ** 2));
-  };
-  return { value, low: value - arm(first, second), high: value + arm(second, first) };
-}
 function difference(method, baseline, metric) {
   if (method === baseline) return { value: 0, low: 0, high: 0 };
   const sides = [method, baseline].map((row) => row.per_prompt[metric]), size = Math.max(method.together, baseline.together);
   const [values, others] = sides.map((side) => groupMeans(side, size));
-  const paired = () => meanOf(values.map((value, place) => value - others[place]));
-  const ofShares = () => (baseline === reference ? shareOf(values) : sharesOf(values, others));
-  const found = metric === "visibly_changed" ? ofShares() : paired();
+  const found = meanOf(values.map((value, place) => value - others[place]));
   const off = average(sides[0]) - average(sides[1]) - found.value;  // of a last group that is smaller
   const moved = (end) => (end === null ? null : end + off);
   return { value: found.value + off, low: moved(found.low), high: moved(found.high) };
@@ -141,9 +119,9 @@ function scene(across, upwards) {
   const mixture = (hasMixture ? data.mixture.points : []).map((point) => ({
     x: point.saved * columns[0].scale, estimate: point.estimates[upwards], y: point.estimates[upwards].value * columns[1].scale,
   }));
-  const steps = points.filter((point) => point.method.family === "Fewer steps").map((point) => point.y);
+  const steps = points.filter((point) => point.method.family === data.fewer_steps).map((point) => point.y);
   const limited = !byId("all").checked && steps.length && !columns[1].higher_is_better;
-  const most = limited ? 1.5 * Math.max(...steps) : Infinity;
+  const most = limited ? data.panel_top * Math.max(...steps) : Infinity;
   return { columns, points, mixture, visible: points.filter((point) => point.y <= most) };
 }
 function plot() {
@@ -208,8 +186,10 @@ function plot() {
   const drawn = svg("g", { "clip-path": "url(#inside)" }, [...bands, ...lines, ...marks].join(""));
   byId("plot").innerHTML = frame.join("") + drawn + labels;
   byId("curve-title").textContent = `${columns[1].heading} against ${columns[0].heading.toLowerCase()}`;
-  const better = [columns[1].higher_is_better ? "Up" : "Down", columns[0].higher_is_better ? "right" : "left"];
-  byId("better").textContent = `${better[0]} and to the ${better[1]} is better.`;
+  const ways = [["to the right", "to the left"], ["up", "down"]].map(([more, less], axis) => {
+    return { true: more, false: less }[columns[axis].higher_is_better];
+  });
+  byId("better").textContent = `Better is ${ways.reverse().filter(Boolean).join(" and ")}.`;
 }
 
 /* names of families, ours first; one that would hide a point or another name is left out: tapping tells */
@@ -254,7 +234,7 @@ function tip(event) {
   box.hidden = !name;
   if (!name) return;
   const { estimates } = named[name];
-  const lines = [...data.headlines, "quality_difference", "compute_saved", "seconds_per_image", "speed_up"];
+  const lines = [...data.headlines, "compute_saved", "seconds_per_image", "speed_up"];
   const known = lines.filter((line) => estimates[line] && data.columns[line]);
   box.replaceChildren(make("b", { textContent: name }), ...known.map((line) => {
     const column = data.columns[line];

@@ -3,7 +3,7 @@ const sorting = { key: null, descending: false };
 const MATCHES = {
   static_mixture: "the best static mixture of equal compute",
   same_compute: "fewer steps of equal compute",
-  same_latency: "fewer steps that are just as fast",
+  same_latency: "the number of steps that takes nearest as long",
 };
 const isKnown = (name) => measured.some((method) => method.estimates[name]);
 function halfWidth(estimate, column) {
@@ -31,7 +31,7 @@ function heading(name, column) {
     sorting.key = name;
     table();
   };
-  const small = make("small", { textContent: `${column.unit} ${column.higher_is_better ? "↑" : "↓"}` });
+  const small = make("small", { textContent: `${column.unit} ${data.arrows[column.higher_is_better]}` });
   return make("th", { onclick: sort }, column.heading + arrow, small);
 }
 function table() {
@@ -52,7 +52,7 @@ function table() {
   const unsort = () => { sorting.key = null; table(); };
   const heads = [
     make("th", { textContent: "Method", onclick: unsort }),
-    make("th", {}, "Verdict", make("small", { textContent: `beside ${MATCHES[kind]}` })),
+    make("th", {}, "Verdict", make("small", { textContent: kind ? `beside ${MATCHES[kind]}` : "" })),
     ...columns.map(([name, column]) => heading(name, column)),
   ];
   document.querySelector("#rows thead").replaceChildren(make("tr", {}, ...heads));
@@ -126,7 +126,7 @@ function schedule(name) {
   canvas.height = rows.length;
   const context = canvas.getContext("2d"), image = context.createImageData(steps, rows.length);
   rows.forEach(({ actions }, y) => actions.forEach((action, x) => {
-    image.data.set([...palette[action], 255], 4 * (y * steps + x));
+    if (action >= 0) image.data.set([...palette[action], 255], 4 * (y * steps + x));  // else it did not run
   }));
   context.putImageData(image, 0, 0);
   const saved = `${show(method.estimates.compute_saved.value, data.columns.compute_saved)} % saved`;

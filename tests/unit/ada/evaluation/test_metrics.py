@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import build_clip_folder
+from conftest import build_clip_folder, build_dino_folder
 
 from ada.evaluation.measure.metrics import Embedding, Metric, default_metrics, flicker, latent_distance, measure_batch
 from ada.evaluation.methods.base import Generated
-from ada.rewards import load_features
+from ada.rewards import PerceptualDistance, load_features
 
 
 def score(
@@ -54,6 +54,17 @@ def test_quality_is_the_clip_score_of_the_prompt(scorer: str) -> None:
     values = score(default_metrics(scorer), images, prompts, images)
     assert values["quality"] == pytest.approx((100 * cosine.clamp(min=0)).tolist(), rel=1e-5)
     assert max(values["quality"]) > 0
+
+
+def test_the_distance_is_measured_by_another_model_where_one_is_named(scorer: str, tmp_path: Path) -> None:
+    """As a policy's training measures it by a DINOv2, which scores no texts."""
+    dino = str(build_dino_folder(tmp_path / "dino"))
+    images, reference = torch.rand(2, 2, 3, 32, 32)
+    values = score(default_metrics(scorer, perceptual=dino), images, ["a", "b"], reference)
+    by_scorer = score(default_metrics(scorer), images, ["a", "b"], reference)
+    assert values["perceptual_distance"] == (-PerceptualDistance(dino)(images, [], reference)).tolist()
+    assert values["perceptual_distance"] != by_scorer["perceptual_distance"]
+    assert values["quality"] == by_scorer["quality"]
 
 
 def test_latent_distance_by_hand() -> None:

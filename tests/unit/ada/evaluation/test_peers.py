@@ -148,6 +148,13 @@ def test_taylorseer_defaults_attach_nothing_and_the_row_says_so(subject: FrozenP
         counted(subject, peers(subject)["TaylorSeer, defaults"])
 
 
+def test_a_peer_that_has_to_be_calibrated_needs_other_prompts(subject: FrozenPipeline) -> None:
+    found = {method.name: method for method in peer_methods(subject, [], [])}
+    assert set(found) == set(peers(subject)), "the others need none"
+    with pytest.raises(NotApplicableError, match="MagCache has to be calibrated on other prompts: give search prompts"):
+        counted(subject, found["MagCache 0.06"])
+
+
 def test_what_a_peer_raises_becomes_the_reason(subject: FrozenPipeline) -> None:
     """FirstBlockCache without the context that PixArt's pipeline does not set: diffusers says what is missing."""
     method = peers(subject)["FirstBlockCache 0.2"]

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ada.evaluation.measure.metrics import Column, all_columns
 from ada.evaluation.measure.results import MethodResult, Results
-from ada.evaluation.report.figures import GROUPS, draw_curves, draw_figures, draw_schedules
+from ada.evaluation.report.figures import GROUPS, draw_curves, draw_figures, draw_schedules, with_schedules
 from ada.evaluation.report.findings import comparable
 from ada.grid import Row, save_grid
 from ada.statistics import Estimate
@@ -127,6 +127,38 @@ def test_schedules_are_drawn_with_the_busiest_image_on_top() -> None:
     palettes = [axes.get_images()[0].get_cmap().colors for axes in figure.axes[:2]]
     assert palettes[0][2] == palettes[1][1]
     assert len(set(palettes[0])) == 3
+
+
+def test_of_each_family_the_schedules_that_save_nearest_to_30_percent_are_shown() -> None:
+    """Rows of the policy leave room for static ones, in the order of the table."""
+    saved = {
+        "Ada": [0.05, 0.15, 0.28, 0.4, 0.5],
+        "Ada, a batch within a budget": [0.2, 0.3],
+        "Best static schedule": [0.1, 0.2, 0.35],
+    }
+    kept = {"actions": [[0, 1]], "action_names": ["a", "b"]}
+    methods = [
+        result(f"{family} {share}", "ada", {}, family=family, per_prompt={"compute_saved": [share]}, **kept)
+        for family, shares in saved.items()
+        for share in shares
+    ]
+    without = result("Nothing decided", "ada", {}, family="Ada", per_prompt={"compute_saved": [0.3]})
+    shown = [method.name for method in with_schedules(results([without, *methods]))]
+    assert shown[:4] == ["Ada 0.15", "Ada 0.28", "Ada 0.4", "Ada, a batch within a budget 0.3"]
+    assert shown[4:] == ["Best static schedule 0.2", "Best static schedule 0.35"]
+
+
+def test_steps_that_did_not_run_are_blank() -> None:
+    """As those before the one at which an image that is given is noised."""
+    saved = {"compute_saved": [0.5]}
+    late = result(
+        "Ada", "ada", {"compute_saved": 0.5}, actions=[[-1, 0, 1]], per_prompt=saved, action_names=["compute", "reuse a"]
+    )
+    figure = draw_schedules(results([late]), [late])
+    (drawn,) = figure.axes[0].get_images()
+    colours = drawn.to_rgba(drawn.get_array())[0, :, :3]
+    assert [tuple(colour) for colour in colours[:1].tolist()] == [(1.0, 1.0, 1.0)]
+    assert len({tuple(colour) for colour in colours.tolist()}) == 3
 
 
 def stripes(level: float) -> torch.Tensor:

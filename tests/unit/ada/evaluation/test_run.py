@@ -133,6 +133,22 @@ def test_a_method_that_does_not_apply_or_skips_nothing_says_so(backbone: FrozenP
     assert worked.reason is None
 
 
+def test_a_reason_that_is_known_before_is_never_another_methods(backbone: FrozenPipeline, tmp_path: Path) -> None:
+    """As of another policy, whose budgets have other bounds: nothing else tells the two rows apart."""
+    reasons = []
+    for reason in ("between 0.6 and 0.9", "between 0.5 and 0.8", None):
+        plan = plan_of(backbone, tmp_path, [method("Ada budget 95%", reason=reason)])
+        reasons.append(measure_methods(plan)["Ada budget 95%"])
+    assert reasons == ["between 0.6 and 0.9", "between 0.5 and 0.8", None]
+
+
+def test_a_batch_has_prompts_of_one_noise_seed() -> None:
+    """So that further seeds leave the batches of the first as they are, and prompts of a batch are neighbours."""
+    prompts = range(10)
+    assert Cases.of(prompts, prompts, 4).batches() == [slice(0, 4), slice(4, 8), slice(8, 10)]
+    assert Cases.of(prompts, prompts, 4, num_seeds=2).batches()[3:] == [slice(10, 14), slice(14, 18), slice(18, 20)]
+
+
 def breaking(name: str, place: int) -> Method:
     """A method whose batch from this case on has an image of NaN."""
 

@@ -141,11 +141,11 @@ def test_a_scorer_that_was_retrained_in_its_place_makes_another_store(backbone: 
     metrics = {DISTANCE: Metric(SSIM(), Column("Distance")), "relative": Metric(scorer, Column("Quality lost"))}
     embed = Embedding(str(build_clip_folder(tmp_path / "features")))
     request = Request(prompts=["a"], indices=[0], metrics=metrics, embed=embed, output=tmp_path)
-    found = [open_store(backbone, request)[0].parts for _ in range(2)]
+    found = [open_store(backbone, request, full_method(STEPS))[0].parts for _ in range(2)]
     for name in ("scorer", "features"):
         retrain(load_features(str(tmp_path / name))._model)
-        found.append(open_store(backbone, request)[0].parts)
-    found.append(open_store(backbone, replace(request, embed=lambda images: images.flatten(1)))[0].parts)
+        found.append(open_store(backbone, request, full_method(STEPS))[0].parts)
+    found.append(open_store(backbone, replace(request, embed=lambda images: images.flatten(1)), full_method(STEPS))[0].parts)
     assert found[0] == found[1]
     assert len(set(found)) == 4
     assert networks_digest(embed.__call__) == networks_digest(embed)
@@ -156,15 +156,15 @@ def test_another_version_or_decoder_takes_nothing_that_is_there(
 ) -> None:
     request = Request(prompts=["a"], indices=[0], metrics={DISTANCE: Metric(SSIM(), Column("Distance"))}, output=tmp_path,
                       embed=lambda images: images.flatten(1))  # fmt: skip
-    found = [open_store(backbone, request)[0].parts]
+    found = [open_store(backbone, request, full_method(STEPS))[0].parts]
     retrain(backbone.pipeline.vae.decoder)
-    found.append(open_store(backbone, request)[0].parts)
+    found.append(open_store(backbone, request, full_method(STEPS))[0].parts)
     environment = describe_environment(torch.device("cpu"))
     assert environment["blockdance-ada"] == version("blockdance-ada")
     monkeypatch.setattr(
         "ada.evaluation.measure.describe_environment", lambda device: environment | {"blockdance-ada": "another"}
     )
-    found.append(open_store(backbone, request)[0].parts)
+    found.append(open_store(backbone, request, full_method(STEPS))[0].parts)
     assert len(set(found)) == 3
 
 
@@ -177,18 +177,20 @@ def test_what_all_rows_depend_on_makes_another_store_and_nothing_else(
         prompts=["a", "b"], indices=[0, 1], metrics=default_metrics(scorer), embed=Embedding(scorer), output=tmp_path / "out"
     )
     other_metrics = {**first.metrics, "twice": Metric(SSIM(), Column("SSIM again"))}
-    store, recorded = open_store(backbone, first)
+    store, recorded = open_store(backbone, first, full_method(STEPS))
     for same in (
         replace(first, seeds=3),
         replace(first, visible_damage=0.02),
         replace(first, rivals={"gate": policy}, budgets=[0.5], sources={"policy": "another"}),
     ):
-        assert open_store(backbone, same)[0].parts == store.parts
+        assert open_store(backbone, same, full_method(STEPS))[0].parts == store.parts
     others = [
         replace(first, prompts=["a", "c"]), replace(first, indices=[0, 2]), replace(first, seed=1), replace(first, batch_size=4),
         replace(first, metrics=other_metrics), replace(first, search_prompts=["d"], search_indices=[3]),
     ]  # fmt: skip
-    found = [open_store(backbone, other)[0].parts for other in others]
+    found = [open_store(backbone, other, full_method(STEPS))[0].parts for other in others]
     fewer = FrozenPipeline(backbone.model, STEPS - 1, backbone.arguments)
-    assert len({store.parts, *found, open_store(fewer, first)[0].parts}) == len(others) + 2
+    found += [open_store(fewer, first, full_method(STEPS - 1))[0].parts]
+    found += [open_store(backbone, first, full_method(STEPS - 1))[0].parts]  # another reference, beside which all is measured
+    assert len({store.parts, *found}) == len(found) + 1
     assert (recorded["seeds"], recorded["visible_damage"]) == (1, 0.003)

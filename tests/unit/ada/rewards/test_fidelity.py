@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import build_clip_folder, scramble
+from conftest import build_clip_folder, build_dino_folder
 from diffusers import AutoencoderKL
 from golden.builders import recorded
 from golden.formula import formula_image, to_tensor
 from golden.record import fidelity_pairs
 from PIL import Image
-from transformers import BitImageProcessorPil, CLIPImageProcessorPil, CLIPModel, Dinov2Config, Dinov2Model
+from transformers import BitImageProcessorPil, CLIPImageProcessorPil, CLIPModel, Dinov2Model
 
 from ada.rewards import PSNR, SSIM, LatentDistance, PerceptualDistance, Reward
 
@@ -47,16 +47,9 @@ def numpy_distance(ours: list[np.ndarray], theirs: list[np.ndarray]) -> float:
     return float(np.mean(layers))
 
 
-def save_dino(folder: Path) -> Path:
-    config = Dinov2Config(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14)
-    scramble(Dinov2Model(config)).save_pretrained(folder)
-    BitImageProcessorPil(size={"shortest_edge": 32}, crop_size=28).save_pretrained(folder)
-    return folder
-
-
 def test_older_spellings_of_sizes_are_understood(tmp_path: Path) -> None:
     """One number for size and crop, as the first processors wrote them."""
-    new, old = save_dino(tmp_path / "new"), tmp_path / "old"
+    new, old = build_dino_folder(tmp_path / "new"), tmp_path / "old"
     shutil.copytree(new, old)
     settings = json.loads((old / "preprocessor_config.json").read_text())
     (old / "preprocessor_config.json").write_text(json.dumps(settings | {"size": 32, "crop_size": 28}))
@@ -74,7 +67,7 @@ def test_perceptual_distance_equals_its_formula_on_the_stock_model(kind: str, tm
         model = CLIPModel.from_pretrained(build_clip_folder(tmp_path)).vision_model
         processor = CLIPImageProcessorPil.from_pretrained(tmp_path)
     else:
-        model = Dinov2Model.from_pretrained(save_dino(tmp_path)).eval()
+        model = Dinov2Model.from_pretrained(build_dino_folder(tmp_path)).eval()
         processor = BitImageProcessorPil.from_pretrained(tmp_path)
     pixels = torch.from_numpy(np.stack(processor([Image.fromarray(picture) for picture in pictures])["pixel_values"]))
     with torch.no_grad():

@@ -6,11 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from jsonargparse import auto_parser
 
+from ada.evaluation import EvaluationOptions
 from ada.policy import AdaPolicy, HubError
 from ada.training import PushPolicy
 from ada.training.publish import evaluation_command
 
+CONFIGS = Path(__file__).parents[4] / "configs"
 SHIPPED = Path(__file__).parents[4] / "checkpoints" / "ada-emoji"
 
 
@@ -27,7 +31,7 @@ def test_a_policy_that_the_hub_refuses_is_kept_and_told_how_to_publish(monkeypat
 
 def settings(model: str, **data: Any) -> dict[str, Any]:
     pipeline = {"model": model, "num_inference_steps": 28, "arguments": {"guidance_scale": 4.5}, "dtype": "bfloat16"}
-    reward = {"rewards": {"near": {"class_path": "ada.rewards.PerceptualDistance", "init_args": {"model": "some/clip"}}}}
+    reward = {"rewards": {"near": {"class_path": "ada.rewards.PerceptualDistance", "init_args": {"model": "some/dino"}}}}
     given = {"source": "captions/", "train_split": "train", "ladder": "ladder.json", "visible_damage": 0.01, "column": None}
     given |= {"pipeline": {"init_args": pipeline}, "reward": {"class_path": "ada.rewards.WeightedReward", "init_args": reward}}
     return {"model": {"init_args": {}}, "data": {"init_args": given | data}}
@@ -46,7 +50,37 @@ def test_another_model_is_compared_with_the_settings_it_was_trained_with() -> No
     assert json.loads(given.pop("--arguments")) == {"guidance_scale": 4.5}
     assert given == {
         "--policy": "my runs/policy", "--base_model": "some/model", "--num_inference_steps": "28", "--dtype": "bfloat16",
-        "--scorer": "some/clip", "--visible_damage": "0.01", "--ladder": "ladder.json", "--prompts": "captions/",
+        "--scorer": "openai/clip-vit-large-patch14", "--perceptual": "some/dino", "--visible_damage": "0.01", "--ladder": "ladder.json",
+        "--prompts": "captions/",
         "--split": "validation", "--search_prompts": "captions/", "--search_split": "train",
     }  # fmt: skip
     assert "--prompts CAPTIONS_THAT_IT_HAS_NOT_SEEN" in evaluation_command(Path("policy"), settings("some/model"))
+    named = evaluation_command(Path("policy"), settings("some/model", column="my text"))
+    assert "--column 'my text'" in named
+    assert "--search_column 'my text'" in named
+
+
+def test_a_distance_that_nobody_measured_gives_no_threshold() -> None:
+    """τ of another reward is not one of the scorer's distance."""
+    preference = {"class_path": "ada.rewards.ImageReward"}
+    command = evaluation_command(Path("policy"), settings("some/model", reward=preference))
+    assert "--perceptual" not in command
+    assert "--visible_damage" not in command
+
+
+def test_a_pipeline_of_ones_own_class_is_compared_by_the_function() -> None:
+    own = {"class_path": "mine.MyPipeline", "init_args": {"num_inference_steps": 20}}
+    loop = {"class_path": "ada.rollouts.FrozenPipeline", "init_args": {"model": {"class_path": "mine.Loop"}}}
+    for pipeline in (own, loop):
+        assert evaluation_command(Path("policy"), settings("", pipeline=pipeline)).startswith("ada.evaluation.evaluate(")
+
+
+@pytest.mark.parametrize(
+    "config", sorted(path.name for path in CONFIGS.glob("*.yaml") if path.name not in ("default.yaml", "search.yaml"))
+)
+def test_the_command_of_every_published_configuration_is_understood(config: str) -> None:
+    given = {"model": {"init_args": {}}} | yaml.safe_load((CONFIGS / config).read_text())
+    words = shlex.split(evaluation_command(Path("policy"), given))[2:]
+    options = auto_parser(EvaluationOptions, as_positional=False).parse_args(words)
+    if "paper" not in config:
+        assert (options.perceptual, options.visible_damage) == ("facebook/dinov2-base", 0.02)
