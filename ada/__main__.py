@@ -56,7 +56,8 @@ def search(
         most_saved: share of the steps that the last rung reuses.
         start: a ladder's file: its rungs are moved as long as that helps, instead of a search from nothing. It brings the kinds of reuse
             and what is saved: `boundaries`, `weights` and `most_saved` are not asked then.
-        processes: how many run calls of the pipeline at the same time; by default on a CPU as many as there are threads, 8 at most.
+        processes: how many run calls of the pipeline at the same time; by default, on a CPU under Linux, as many as there are threads, 8 at
+            most.
         folder: where results are kept, in one table with those of training.
     """
     device = torch.accelerator.current_accelerator() or torch.device("cpu")

@@ -76,7 +76,7 @@ def _load_policy(source: str) -> Plan:
     loaders = entry_points(group=ENTRY_POINTS)
     if not loaders:
         raise ScheduleError(
-            f"{source} is the folder or Hub id of a trained policy, and no installed package loads those. `pip install blockdance-ada`, or "
+            f"{source} is the folder or Hub id of a trained policy, and no installed package loads those. Install `blockdance-ada`, or "
             "load it yourself: `apply_blockdance(pipe, AdaPolicy.from_pretrained(…))` with `from ada.policy import AdaPolicy`."
         )
     plan: Plan = next(iter(loaders)).load()(source)

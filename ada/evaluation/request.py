@@ -41,7 +41,7 @@ class Settings:
     seeds: int = 1
     """Noise seeds per prompt: the first and those that follow it."""
     sweeps: bool = False
-    """Whether to run the settings around the main ones as well: about twice as many rows."""
+    """Whether to run the settings around the main ones as well: about 50 rows more."""
     rounds: int | None = None
     """Most rounds of timing; by default 10, in a quick look 2, and then of plain pipelines and the policy at batch 1 alone."""
     timing_minutes: float | None = None
@@ -49,7 +49,7 @@ class Settings:
     most_images: int = MOST_IMAGES
     """Most images of one call of the pipeline that methods share; less takes less memory and more time."""
     processes: int | None = None
-    """Processes that measure, each with one thread; by default on a CPU as many as there are threads, 8 at most."""
+    """Processes that measure, each with one thread; by default on a CPU under Linux as many as there are threads, 8 at most."""
     peers: bool = True
     """Whether to compare other people's caches."""
     quality_weights: list[float] | None = None

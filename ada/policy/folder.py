@@ -144,8 +144,8 @@ def _read_config(file: Path, name: str) -> tuple[str, int, dict[str, Any]]:
         raise IncompatiblePolicyError(f"{CONFIG} of {name} has no valid `version`: {version!r}. Fetch the policy again.")
     if version > VERSION:
         raise IncompatiblePolicyError(
-            f"The policy in {name} has format version {version}; this package reads up to {VERSION}. Update it: "
-            "`pip install --upgrade blockdance-ada`."
+            f"The policy in {name} has format version {version}; this package reads up to {VERSION}. Update "
+            "the package `blockdance-ada`: a clone by `git pull`."
         )
     if form == "steps" and version < 4:
         content["pooling"] = "raster"

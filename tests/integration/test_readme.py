@@ -44,7 +44,6 @@ def test_the_first_images_of_a_newcomer_and_budgets_in_ones_own_program(monkeypa
     exec(example_of("docs/start.md", "apply_blockdance("), names)
     assert (tmp_path / "apple.png").is_file()
     assert "expected" in capsys.readouterr().out
-    names["handle"].remove()
     exec(example_of("docs/serve.md", "PerImage("), names)
     names["pipe"](["a red apple", "cat face"], num_inference_steps=12, guidance_scale=4.0, use_resolution_binning=False)
     computed, reused = get_blockdance(names["pipe"]).report().compute_saved.tolist()  # type: ignore[union-attr]

@@ -1,6 +1,6 @@
 """From stored measurements to results: means over seeds, estimates, and what every method is set beside.
 
-A user gets without it: the plain pipeline that is just as fast, and mixtures of static ways that save as much.
+A user gets without it: the plain pipeline that takes nearest as long, and mixtures of static ways that save as much.
 """
 
 from collections.abc import Mapping, Sequence

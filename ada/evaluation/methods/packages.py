@@ -27,7 +27,7 @@ def optional_package(name: str) -> ModuleType:
         return import_module(name)
     except ImportError as error:
         raise NotApplicableError(
-            f"The package {name} cannot be imported ({error}). Install it with `pip install 'blockdance-ada[peers]'`."
+            f"The package {name} cannot be imported ({error}). Install the extra `peers`: `pip install -e '.[peers]'` in a clone."
         ) from error
 
 

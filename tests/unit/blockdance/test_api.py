@@ -95,7 +95,7 @@ def test_a_file_and_a_hub_id(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> 
     with apply_blockdance(model, str(tmp_path / "plan.json"), num_inference_steps=4) as handle:
         assert handle.plan == PLAN
     monkeypatch.setattr("blockdance.plan_source.entry_points", lambda group: ())
-    with pytest.raises(ScheduleError, match=r"someone/policy is the folder or Hub id .*pip install blockdance-ada"):
+    with pytest.raises(ScheduleError, match=r"someone/policy is the folder or Hub id .*Install `blockdance-ada`"):
         apply_blockdance(model, "someone/policy")
     loader = EntryPoint("ours", f"{__name__}:load_someones_policy", "blockdance.plans")
     monkeypatch.setattr(EntryPoint, "load", lambda self: load_someones_policy)
