@@ -10,6 +10,7 @@ from jsonargparse import auto_cli
 
 from ada.data import load_prompts
 from ada.export import export
+from ada.noise import LADDER_SEARCH, noise_seed
 from ada.policy import AdaPolicy
 from ada.policy.hub import pull_folder
 from ada.rewards import RewardError, WeightedReward
@@ -64,7 +65,10 @@ def search(
     pipeline.to(device)
     reward.to(device)
     prompts = load_prompts(source, split, column, limit)
-    cases = [Case(prompt, 10**6 + index) for prompt, index in zip(prompts["prompt"], prompts["index"], strict=True)]
+    cases = [
+        Case(prompt, noise_seed(0, index, LADDER_SEARCH))
+        for prompt, index in zip(prompts["prompt"], prompts["index"], strict=True)
+    ]
     ladder = None if start is None else Ladder.load(start)
     kinds = ladder.kinds if ladder else kinds_of(boundaries or (pipeline.num_blocks - 1,), weights)
     try:

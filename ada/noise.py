@@ -1,7 +1,9 @@
-"""Seeds of noise: training, validation, evaluation and its search share none."""
+"""Seeds of noise: training, validation, evaluation and its calibrations share none; a ladder's search shares its own with runs of a million
+captions, or of seed 1, alone."""
 
 NUM_SEEDS = 2**32
 """PyTorch's generator on the CPU, which draws all noise, reads 32 bits of a seed: those that differ above give the same noise."""
+LADDER_SEARCH = 10**6
 VALIDATION = 2**30
 EVALUATION = 2**31
 SEARCH = 2**31 + 2**30

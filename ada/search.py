@@ -122,7 +122,7 @@ class ScheduleSearch:
 
         Args:
             num_reused: steps that reuse.
-            advance: called with the number of calls done, as many in all as `_calls` says.
+            advance: called with the number of calls done, 1 + `ROUNDS` times those of one round in all.
         """
         return self.climb(self._best_of(self._spread(num_reused), advance), advance)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from diffusers import PixArtTransformer2DModel
 
-EMBEDDED = "checkpoints/emoji-dit"
+from ada.rollouts import EMBEDDED
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +24,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_timing_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of what is timed."""
-    parser.add_argument("--repeats", type=int, default=15, help="rounds that are timed")
+    parser.add_argument(
+        "--repeats", type=int, default=15, help="rounds that are timed; 0 for none, where a benchmark counts as well"
+    )
     parser.add_argument(
         "--cpu-time", dest="clock", action="store_const", const=time.process_time, default=time.perf_counter,
         help="count processor time, on a machine that others use as well",

@@ -11,7 +11,6 @@ the blocks' own scatter, so they are taken with the blocks emptied, and set besi
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -20,6 +19,7 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, PixArtTransformer2DModel
+from model import add_timing_arguments
 from rich.console import Console
 from rich.table import Table
 from timing import interleave, ratio
@@ -40,11 +40,12 @@ def full_size_state(step: int, device: str) -> PolicyState:
     draw = partial(torch.randn, generator=torch.Generator().manual_seed(0))
     actions = torch.full((1, STEPS), -1)
     actions[:, :step] = 0
-    return PolicyState(
-        latents=draw(1, 4, SIDE, SIDE), clean=draw(1, 4, 4, SIDE, SIDE), features=draw(1, TOKENS, WIDTH),
-        feature_change=draw(1, TOKENS, WIDTH), prompt_embeds=draw(1, PROMPT_TOKENS, PROMPT),
-        prompt_mask=torch.ones(1, PROMPT_TOKENS), class_labels=None, sigmas=torch.linspace(1, 0.05, STEPS), actions=actions, step=step,
-    ).to(device)  # fmt: skip
+    tensors = {
+        "latents": draw(1, 4, SIDE, SIDE), "clean": draw(1, 4, 4, SIDE, SIDE), "features": draw(1, TOKENS, WIDTH),
+        "feature_change": draw(1, TOKENS, WIDTH), "prompt_embeds": draw(1, PROMPT_TOKENS, PROMPT),
+        "prompt_mask": torch.ones(1, PROMPT_TOKENS), "sigmas": torch.linspace(1, 0.05, STEPS), "actions": actions,
+    }  # fmt: skip
+    return PolicyState(**{name: tensor.to(device) for name, tensor in tensors.items()}, class_labels=None, step=step)
 
 
 def full_size_policies(base_model: BaseModel, ladder: Ladder) -> dict[str, AdaPolicy]:
@@ -129,7 +130,7 @@ def embedded_table(policy_folder: str, batches: list[int], repeats: int, device:
     """A row per batch size: what the policy's generation takes more than that of its own actions as a schedule, in turns."""
     pipe = DiffusionPipeline.from_pretrained(EMBEDDED).to(device)
     pipe.set_progress_bar_config(disable=True)
-    policy = AdaPolicy.from_pretrained(policy_folder).with_options(mean_compute=0.8)
+    policy = AdaPolicy.from_pretrained(policy_folder).to(device).with_options(mean_compute=0.8)
     captions = load_prompts("checkpoints/emoji-prompts", "test", "prompt", max(batches))["prompt"]
     table = Table(
         "images", "seconds", "added ms", "quartiles", "share", title=f"Embedded model, {STEPS} steps, {policy_folder}"
@@ -168,15 +169,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--policy", default="checkpoints/ada-emoji", help="folder or Hub id of the embedded model's policy")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--repeats", type=int, default=15, help="rounds that are timed; 0 for none")
-    parser.add_argument("--cpu-time", action="store_true", help="count this process's own seconds: others use the machine too")
+    add_timing_arguments(parser)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     console = Console()
     console.print(full_size_table(options.device, options.repeats))
     if options.repeats:
-        clock = time.process_time if options.cpu_time else time.perf_counter
-        console.print(embedded_table(options.policy, options.batches, options.repeats, options.device, clock))
+        console.print(embedded_table(options.policy, options.batches, options.repeats, options.device, options.clock))
 
 
 if __name__ == "__main__":

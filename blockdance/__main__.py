@@ -3,6 +3,8 @@
 import argparse
 import sys
 import warnings
+from collections.abc import Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +186,24 @@ def _load(options: argparse.Namespace) -> Any:
             raise BlockDanceError(
                 f"There is no prompt in {options.prompt_file}: it must have one on each line that is not blank."
             )
+    asked = signature(type(pipeline).__call__).parameters
+    if "class_labels" in asked and "prompt" not in asked:
+        options.prompts = _labels(options.prompts)
     return pipeline
+
+
+def _labels(prompts: Sequence[str]) -> list[int]:
+    """What a pipeline of class labels is given for prompts.
+
+    Raises:
+        BlockDanceError: they are no numbers.
+    """
+    try:
+        return [int(prompt) for prompt in prompts]
+    except ValueError as error:
+        raise BlockDanceError(
+            f"This pipeline makes images of class labels, and {error}. Give numbers as prompts: `--prompts 207 360`."
+        ) from error
 
 
 if __name__ == "__main__":

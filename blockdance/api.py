@@ -251,7 +251,7 @@ def remove_blockdance(target: Any, component: str | None = None) -> None:
     """Turns BlockDance off on a pipeline, or on a transformer for all pipelines that share it; does nothing where it is off.
 
     A plan that was turned on for another pipeline, which this one follows, stays on for that one. A plan that was turned on for the
-    transformer goes.
+    transformer goes. One that steers several transformers goes from all of them, also where `component` names one.
     """
     pipeline = _pipeline(target)
     for transformer in transformers_of(target, component).values():

@@ -114,6 +114,7 @@ class ReuseExecutor:
         actions: Sequence[int],
         sigma: float,
         twins: Sequence[int] | None = None,
+        apart: bool = True,
     ) -> Any:
         """Calls `forward` once per distinct action on the rows that take it, or once where these can join one another between blocks;
         returns the output of the whole batch.
@@ -126,8 +127,10 @@ class ReuseExecutor:
             sigma: noise level of this step.
             twins: for each image the first one of the batch that equals it so far, itself if none: of equal images that take the
                 same action only the first is run, and what it gives is given to all. None where no two are known to be equal.
+            apart: whether the rows of this call can run apart; where not, all of them run at once, however many they are.
         """
-        plan = RowPlan.of(tuple(actions), None if twins is None else tuple(twins), state.num_branches, self.max_rows)
+        twins, max_rows = (twins, self.max_rows) if apart else (None, None)
+        plan = RowPlan.of(tuple(actions), None if twins is None else tuple(twins), state.num_branches, max_rows)
         if plan.is_whole:
             return self._run_group(forward, args, kwargs, state, plan.groups[0], sigma)
         if twins is None and self._joins(actions, args, kwargs):

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from weakref import ref
 
+import torch
 from torch import Tensor
 
 from blockdance.pieces import RowSet
@@ -32,7 +33,8 @@ class GatheredInputs:
     """The rows of constant inputs, during one generation of one branch.
 
     An input is constant when a later call brings the same tensor, and nothing was written into it since. Latents, which no later call
-    brings again, are never kept. Inference tensors do not tell what is written into them, so theirs are gathered at every call.
+    brings again, are never kept. Inference tensors do not tell what is written into them, so theirs, and all in inference mode, are
+    gathered at every call.
     """
 
     def __init__(self) -> None:
@@ -45,7 +47,7 @@ class GatheredInputs:
 
     def take(self, rows: RowSet, tensor: Tensor, dim: int) -> Tensor:
         """The rows of an input, as `rows.take` gives them."""
-        if rows.is_view_of(tensor, dim) or tensor.is_inference():
+        if rows.is_view_of(tensor, dim) or tensor.is_inference() or torch.is_inference_mode_enabled():
             return rows.take(tensor, dim)
         source = self._sources.get(id(tensor))
         if source is None or source.tensor() is not tensor or source.version != tensor._version:

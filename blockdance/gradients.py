@@ -11,14 +11,14 @@ from blockdance.errors import BlockDanceError
 
 
 def inference_only(transformer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], call: Callable[[], Any]) -> Any:
-    """Runs a call without gradients; a backward pass through its output raises.
+    """Runs a call where gradients are on without them; a backward pass through its output raises.
 
     Args:
         transformer: the model that is called.
         args, kwargs: its inputs.
         call: calls it.
     """
-    if not torch.is_grad_enabled() or not _wants_gradients(transformer, args, kwargs):
+    if not _wants_gradients(transformer, args, kwargs):
         return call()
     with torch.no_grad():
         output = call()

@@ -118,7 +118,7 @@ class OutcomeSearch:
             refuse_steered(transformer, pipeline)
         layouts = [find_layout(transformer) for transformer in transformers]
         self._num_blocks = min(len(block_stack(one, layout)) for one, layout in zip(transformers, layouts, strict=True))
-        self._cases_at_once = 1 if any(layout.one_image for layout in layouts) else len(self._cases)
+        self._cases_at_once = 1 if any(layout.one_image for layout in layouts) else min(len(self._cases), batch_size)
         apart = all(not layout.one_image and layout.splits_rows({}) for layout in layouts)
         self._schedules_at_once = max(1, batch_size // self._cases_at_once) if apart else 1
         # a second transformer, which takes over half-way, is given what the first one's differing actions made

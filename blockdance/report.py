@@ -11,7 +11,7 @@ from blockdance.call_shape import CallShape
 from blockdance.cost import ForwardCost
 from blockdance.generation import Generation
 from blockdance.kinds import Kind
-from blockdance.schedule import COMPUTE
+from blockdance.schedule import COMPUTE, LETTERS
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,13 @@ class BlockDanceReport:
             f"BlockDance: {float(self.compute_saved.mean()):.1%} of the denoising MACs saved, "
             f"cache at most {self.peak_cache_bytes / 2**20:.2f} MiB"
         ]
-        symbols = {-1: " ", COMPUTE: "█", **{action: str(action) for action in range(1, len(self.kinds) + 1)}}
+        kinds = range(1, len(self.kinds) + 1)
+        symbols = {-1: " ", COMPUTE: "█", **{kind: LETTERS[kind] if kind < len(LETTERS) else "+" for kind in kinds}}
         for image, (actions, saved) in enumerate(zip(self.actions.tolist(), self.compute_saved.tolist(), strict=True)):
             damage = math.nan if self.predicted_damage is None else float(self.predicted_damage[image])
             expected = f", damage {damage:.3f} expected" if math.isfinite(damage) else ""
             lines.append(f"  image {image}: {''.join(symbols[action] for action in actions)}  {saved:.1%} saved{expected}")
-        legend = [f"{action} = {kind}" for action, kind in enumerate(self.kinds, 1)]
+        legend = [f"{symbols[action]} = {kind}" for action, kind in enumerate(self.kinds, 1)]
         return "\n".join([*lines, "  █ computes; " + "; ".join(legend)])
 
 

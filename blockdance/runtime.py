@@ -101,7 +101,7 @@ class Controller:
         """
         self.context = context
         try:
-            if not torch.is_grad_enabled():
+            if not torch.is_grad_enabled():  # the usual case, without a look at the inputs
                 return self._call(forward, args, kwargs, driver)
             return inference_only(self._transformer, args, kwargs, partial(self._call, forward, args, kwargs, driver))
         except BaseException:
@@ -178,7 +178,8 @@ class Controller:
         if self._consultation is not None:
             self._consultation.look(generation, state, place, inputs)
             self._consultation.decide(generation, place.step)
-        actions = self._actions(generation, state, place.step, self._layout.splits_rows(inputs))
+        splits_rows = self._layout.splits_rows(inputs)
+        actions = self._actions(generation, state, place.step, splits_rows)
         # before the call: some models take the items off a list that they are given
         shape = branch.look(inputs, self._layout.timestep)
         recorded = None if self._recording is None else self._recording.replay(place.step, place.branch)
@@ -189,7 +190,9 @@ class Controller:
         else:
             twins = None if self._groups is None else self._groups.twins(generation, place.step)
             with self._room_for_graphs() if is_compiled() or self._has_compiled_blocks else _ENOUGH:
-                output = self._executor.run(forward, args, kwargs, state, actions, self._steps.sigmas[place.step], twins)
+                output = self._executor.run(
+                    forward, args, kwargs, state, actions, self._steps.sigmas[place.step], twins, splits_rows
+                )
             if self._recording is not None:
                 self._recording.record(place.step, place.branch, Recorded(output, state.newest()))
         if self._consultation is not None:

@@ -1,5 +1,6 @@
 """Which steps reuse: schedules of actions, and the training-free BlockDance-N. Pure tensors."""
 
+import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -11,6 +12,8 @@ from blockdance.errors import ScheduleError
 from blockdance.kinds import BlockReuse, Kind, Reuse
 
 COMPUTE = 0
+LETTERS = string.digits + string.ascii_letters
+"""How actions are written, a letter each."""
 PAPER_BOUNDARY = 20 / 28  # BlockDance section 3.3: block 20 of PixArt-α's and DiT-XL/2's 28
 
 
@@ -90,8 +93,10 @@ def step_range(num_steps: int, reuse_range: Sequence[float]) -> tuple[int, int]:
 
 
 def blockdance_n(num_steps: int, interval: int, kind: Reuse, reuse_range: tuple[float, float] = (0.4, 0.95)) -> ReuseSchedule:
-    """BlockDance-N (section 3.3): inside the range, of every group of N steps the first computes and the others reuse."""
+    """BlockDance-N (section 3.3): inside the range, of every group of N steps the first computes and the others reuse. An extrapolation
+    needs two computed steps, so the range begins at the second step then at the earliest."""
     first, last = step_range(num_steps, reuse_range)
+    first = max(first, kind.order)
     actions = [int(first <= step < last and (step - first) % interval > 0) for step in range(num_steps)]
     return ReuseSchedule(torch.tensor([actions]), (kind,))
 

@@ -160,7 +160,7 @@ class StepTracker:
             return False
         if is_unset(scheduler):
             raise StepUnknownError(
-                f"The {type(scheduler).__name__} of this {type(self._pipeline).__name__} was never given its timesteps, so another "
+                f"The {type(scheduler).__name__} of this {self._pipeline.__class__.__name__} was never given its timesteps, so another "
                 "scheduler drives this loop, and the denoising step is unknown. Use the pipeline's own, after "
                 "`pipe.scheduler.set_timesteps(…)`, or apply BlockDance to the transformer alone: `apply_blockdance(pipe.transformer, …, "
                 "num_inference_steps=…)`."
@@ -190,18 +190,20 @@ class StepTracker:
             return int(position)
         value = None if timestep is None else float(torch.as_tensor(timestep).max())
         if scheduler is not None:
-            return self._search(name, value, scheduler)
+            is_float = isinstance(timestep, Tensor) and timestep.is_floating_point()
+            return self._search(name, value, scheduler, torch.finfo(timestep.dtype).eps if is_float else 0.0)  # type: ignore[union-attr]
         return self._count(name, value)
 
-    def _search(self, name: str, value: float | None, scheduler: Any) -> int:
-        """Position of a timestep in the scheduler's; the next equal one when a Heun-like scheduler repeats it."""
+    def _search(self, name: str, value: float | None, scheduler: Any, precision: float) -> int:
+        """Position of a timestep, which is rounded to its `precision`, in the scheduler's; the next equal one when a Heun-like scheduler
+        repeats it."""
         if value is None:
             raise StepUnknownError("The model was called without a timestep, so its denoising step is unknown.")
         # half precision rounds timesteps; some pipelines scale them to [0, 1], or turn them round
         given = (value, value * 1000) if not self._timestep_rises else (1000 - value, 1000 * (1 - value))
         distances = [min(abs(one - candidate) for one in given) for candidate in self._values]
         nearest = min(distances)
-        if nearest > 1e-3 * max(1.0, max(self._values)):
+        if nearest > max(1e-3 * max(1.0, max(self._values)), value * precision):
             is_first = not self._last_step or self._guess == value
             if hasattr(scheduler, "step_index") and is_first:  # no step taken yet, by a pipeline with timesteps of its own
                 self._guess = value

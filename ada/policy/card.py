@@ -162,8 +162,14 @@ def _address(
     saved = [level["saved"] for level in outcome.get("levels", [])]
     wish = f", mean_compute={1 - min(saved, key=lambda one: abs(one - TYPICAL_SAVING)):g}" if saved else ""
     # as in training, for which the figures are
-    pipeline_settings = data_settings.get("pipeline", {}).get("init_args", {})
-    call = {"num_inference_steps": _num_steps(policy), **(pipeline_settings.get("arguments") or {})}
+    given = (
+        data_settings.get("pipeline")
+        or training.get("settings", {}).get("model", {}).get("init_args", {}).get("pipeline")
+        or {}
+    )
+    pipeline_settings = given.get("init_args", {})
+    steps = pipeline_settings.get("num_inference_steps") or _num_steps(policy)
+    call = {"num_inference_steps": steps, **(pipeline_settings.get("arguments") or {})}
     arguments = ", ".join(f"{name}={value!r}" for name, value in call.items())
     usage = USAGE.format(
         prompts="class_labels" if task == "unconditional-image-generation" else "prompts",

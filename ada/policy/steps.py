@@ -11,7 +11,7 @@ from typing_extensions import Self
 from ada.policy.base import AdaPolicy, BaseModel
 from ada.policy.tokens import NUM_IMAGE_TOKENS, image_tokens, places_of, raster_tokens
 from ada.policy.wishes import WishError, number
-from blockdance import PolicyState, Reuse, ReuseSchedule
+from blockdance import PolicyState, Reuse, ReuseSchedule, StepUnknownError
 
 NUM_WAVES = 10
 NUM_QUERY_FEATURES = NUM_WAVES + 3
@@ -163,6 +163,11 @@ class StepPolicy(AdaPolicy):
 
         The place inside the decided range is given as cosines, so that neighbouring steps are easy to tell apart.
         """
+        if not state.sigmas.isfinite().all():
+            raise StepUnknownError(
+                "A policy of single steps looks at the noise levels of the steps to come, which only a scheduler tells. Apply it to the "
+                "pipeline rather than to the transformer, or give the loop its scheduler: `SamplingLoop(…, scheduler=…)`."
+            )
         decided = self.decided_steps(state.num_steps)
         steps = torch.tensor(list(decided), device=quality_weight.device)
         sigmas = state.sigmas.to(quality_weight).clamp(min=1e-6)
@@ -238,7 +243,8 @@ class StepPolicy(AdaPolicy):
         assert self.compute is not None
         is_open = torch.tensor(list(self.decided_steps(state.num_steps)), device=logits.device) >= state.step
         best, kind = logits[..., 1:].max(-1)
-        savings = (1 - self.action_costs[kind + 1].to(logits.device)) * is_open
+        costs = torch.tensor(self.config["action_costs"], device=logits.device)  # the buffer is rounded with the weights
+        savings = (1 - costs[kind + 1]) * is_open
         order = (best - logits[..., 0]).masked_fill(~is_open, -torch.inf).argsort(-1, descending=True)
         num_run = state.num_steps - int((state.actions[0, : state.step] < 0).sum())
         spent = num_run - savings.gather(-1, order).cumsum(-1)

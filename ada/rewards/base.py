@@ -70,12 +70,12 @@ class Reward(ABC):
 
     def describe(self) -> list[Any]:
         """What tells it from other rewards, as JSON, so that scores that are kept are not taken for another's: its class, and the numbers,
-        strings, paths and rewards that it holds, also in lists, tuples and mappings. Networks are told by what they were loaded from; of
-        a class outside this package its source tells, which changes while it is developed."""
+        strings, paths, tensors and rewards that it holds, also in lists, tuples and mappings. Networks are told by what they were loaded
+        from; of a class outside this package its source tells, which changes while it is developed."""
         held = {
             name: _told(value)
             for name, value in vars(self).items()
-            if isinstance(value, int | float | str | Path | Reward | Mapping | list | tuple)
+            if isinstance(value, int | float | str | Path | Reward | Mapping | list | tuple | Tensor)
         }
         return [_told_class(type(self)), held]
 
@@ -84,17 +84,24 @@ def _told_class(kind: type) -> str:
     """A reward's class: one of this package by its name, another by its module and source."""
     if kind.__module__.startswith("ada."):
         return kind.__name__
+    return f"{kind.__module__}.{kind.__qualname__} {source_digest(kind)}"
+
+
+def source_digest(value: Any) -> str:
+    """A digest of the source of a class or function; of one without, as those that are typed into an interpreter, always the same."""
     try:
-        source = inspect.getsource(kind)
-    except (OSError, TypeError):  # typed into an interpreter
+        source = inspect.getsource(value)
+    except (OSError, TypeError):
         source = ""
-    return f"{kind.__module__}.{kind.__qualname__} {hashlib.sha256(source.encode()).hexdigest()[:16]}"
+    return hashlib.sha256(source.encode()).hexdigest()[:16]
 
 
 def _told(value: Any) -> Any:
     """A setting of a reward as JSON; of what is no setting, its class."""
     if isinstance(value, Reward):
         return value.describe()
+    if isinstance(value, Tensor):
+        return [list(value.shape), hashlib.sha256(value.detach().cpu().double().numpy().tobytes()).hexdigest()[:16]]
     if isinstance(value, Mapping):
         return {str(name): _told(part) for name, part in value.items()}
     if isinstance(value, list | tuple):

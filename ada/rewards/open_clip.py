@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
 from ada.rewards.loading import Origin, count_layers, load_strictly, read_tensors, shape_of
@@ -93,10 +92,5 @@ def load_open_clip(path: Path, num_heads: int, activation: str = "gelu") -> CLIP
     )
     with torch.device("meta"):
         model = CLIPModel(config)
-    load_strictly(model, tensors, {name: origin(name) for name in _entries(model)}, source=source)
+    load_strictly(model, tensors, {name: origin(name) for name in model.state_dict()}, source=source)
     return model
-
-
-def _entries(model: CLIPModel) -> dict[str, Tensor]:
-    entries: dict[str, Tensor] = model.state_dict()
-    return entries

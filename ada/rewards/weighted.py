@@ -156,6 +156,11 @@ class WeightedReward:
 
     def _score(self, name: str, images: Tensor, prompts: Sequence[str], reference: Tensor) -> _Scores:
         reward = self.rewards[name]
+        if reward.needs_text and not all(isinstance(prompt, str) for prompt in prompts):
+            raise RewardError(
+                f"The reward `{name}` reads prompts, and these are none, such as {prompts[0]!r}: take one that looks at images alone, as "
+                "`PerceptualDistance` does."
+            )
         own = score_images(reward, images, prompts, reference, self.max_images, name).float().to(images.device)
         if not self.is_relative(name) and self.normalisation.get(name) != "reference":
             return _Scores(own, None)

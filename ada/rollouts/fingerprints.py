@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Mapping
 from functools import partial
-from inspect import ismethod
+from inspect import getclosurevars, isfunction, ismethod
 from typing import Any
 
 import numpy as np
@@ -15,17 +15,20 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ada.rewards import Reward
+from ada.rewards.base import source_digest
 
 SAMPLED = 64
 """Values of a large tensor, spread evenly over it, that tell it from others."""
 SUMMED_AT_ONCE = 2**18
+ADAPTERS = ("scaling", "_disable_adapters", "_active_adapter", "merged_adapters")
 WHOLE_BITS = 44
 """The largest weight of a tensor is so many bits long as a whole number: then `SUMMED_AT_ONCE` of them cannot overflow 64 bits."""
 
 
 def weights_digest(module: nn.Module) -> str:
     """A digest of a model's weights, from sums of its parameters, wherever they lie and however many threads add them up."""
-    return digest({name: _sums(tensor.detach().cpu().flatten()) for name, tensor in _weights(module).items()})
+    sums: dict[str, Any] = {name: _sums(tensor.detach().cpu().flatten()) for name, tensor in _weights(module).items()}
+    return digest(sums | _adapters(module))
 
 
 def _sums(values: Tensor) -> list[float]:
@@ -73,7 +76,15 @@ def networks_digest(held: Any) -> list[str]:
 
 
 def _sampled_digest(module: nn.Module) -> str:
-    return digest({key: _sample(tensor) for key, tensor in _weights(module).items()})
+    return digest({key: _sample(tensor) for key, tensor in _weights(module).items()} | _adapters(module))
+
+
+def _adapters(module: nn.Module) -> dict[str, Any]:
+    """How strong the LoRAs of a model are, and which of them are on: peft keeps that beside the weights."""
+    layers = module.named_modules()
+    return {
+        f"{path}.{name}": described(vars(layer)[name]) for path, layer in layers for name in ADAPTERS if name in vars(layer)
+    }
 
 
 def _weights(module: nn.Module) -> dict[str, Tensor]:
@@ -105,8 +116,8 @@ def digest(content: Any) -> str:
 
 
 def described(value: Any, holders: tuple[Any, ...] = ()) -> Any:
-    """A setting as JSON that tells it from others: tensors and images by their content, functions by name, objects by class and
-    attributes, what has none by its text, and one of its `holders`, which it refers back to, by class alone."""
+    """A setting as JSON that tells it from others: tensors and images by their content, functions by name, source and what they hold,
+    objects by class and attributes, what has none by its text, and one of its `holders`, which it refers back to, by class alone."""
     if value is None or isinstance(value, str | int | float):
         return value
     if any(value is holder for holder in holders):
@@ -127,6 +138,11 @@ def described(value: Any, holders: tuple[Any, ...] = ()) -> Any:
         return [qualified_name(value), described([value.func, value.args, value.keywords], holders)]
     if ismethod(value):
         return [qualified_name(value), described(value.__self__, holders)]
+    if isfunction(value):
+        # constants, too: of two lambdas in one line the source is the same
+        constants = [each for each in value.__code__.co_consts if isinstance(each, int | float | str)]
+        held = [value.__defaults__, value.__kwdefaults__, getclosurevars(value).nonlocals, constants]
+        return [qualified_name(value), {"source": source_digest(value), "held": described(held, holders)}]
     if hasattr(value, "__qualname__"):
         return [qualified_name(value), {}]
     if not hasattr(value, "__dict__"):

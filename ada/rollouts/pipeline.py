@@ -3,7 +3,8 @@
 import copy
 import inspect
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -200,11 +201,22 @@ class FrozenPipeline:
                 recording=recording,
             ) as handle,
         ):
-            output = self.pipeline(**self.call_arguments(prompts, seeds))
+            with self._let_go_if_stopped():
+                output = self.pipeline(**self.call_arguments(prompts, seeds))
             images = output[0] if isinstance(output[0], Tensor) else torch.as_tensor(output[0])
         if not handle.has_run:
             handle.report()  # says why
         return Generated(images.float(), handle)
+
+    @contextmanager
+    def _let_go_if_stopped(self) -> Iterator[None]:
+        """Puts models that wait in main memory back there also where the call was stopped before it did."""
+        try:
+            yield
+        except BaseException:
+            if isinstance(self.pipeline, DiffusionPipeline):
+                self.pipeline.maybe_free_model_hooks()  # type: ignore[attr-defined]
+            raise
 
     def call_arguments(self, prompts: Sequence[Any], seeds: Sequence[int]) -> dict[str, Any]:
         """What the pipeline's call is given, by name.
@@ -252,6 +264,7 @@ class FrozenPipeline:
             "num_inference_steps": self.num_inference_steps,
             "arguments": described(self.arguments),
             "output_type": self.output_type,
+            **({"sample": described(self.pipeline.sample)} if isinstance(self.pipeline, SamplingLoop) else {}),
             **({} if self.inputs is None else {"inputs": described(self.inputs)}),
             # the usual name is left out, as in tables that are there
             **({} if self.prompt_argument == self._usual_prompt_argument else {"prompt_argument": self.prompt_argument}),

@@ -91,6 +91,8 @@ class References:
     def of(self, cases: Sequence[Case]) -> list[Record]:
         """The records of cases. One that is on no tape is made in a call of its own: batches round otherwise, and a record must not
         depend on the company in which it was made, or a run that is resumed would not end as one that was not."""
+        if not self._forms and cases:  # a new process over a tape that has them all must know what it replays
+            self._make(cases[0])
         return [self._tape.get(case) or self._make(case) for case in cases]
 
     def _make(self, case: Case) -> Record:

@@ -16,7 +16,7 @@ from torch import Tensor
 from ada.files import whole
 from ada.rollouts.fingerprints import digest
 from ada.schedules import Ladder, Tree
-from ada.schedules.ladder import LETTERS
+from blockdance.schedule import LETTERS
 
 logger = logging.getLogger(__name__)
 

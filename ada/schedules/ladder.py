@@ -1,7 +1,6 @@
 """A ladder: a short list of schedules that save more and more, laid as a tree that decisions in stages walk."""
 
 import json
-import string
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,9 +10,7 @@ import torch
 from torch import Tensor
 
 from blockdance import BlockDanceError, Reuse, ReuseSchedule, ScheduleError
-
-LETTERS = string.digits + string.ascii_letters
-"""How schedules are written: a letter an action."""
+from blockdance.schedule import LETTERS
 
 
 class LadderError(BlockDanceError):

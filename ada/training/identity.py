@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from ada.data import PromptDataModule
@@ -15,6 +14,9 @@ from ada.training.files import write_whole
 from ada.training.ladder import LadderTraining
 from ada.training.rollout_data import RolloutDataModule
 from ada.training.steps import StepTraining
+
+LENGTHS = {"max_steps": -1, "limit_train_batches": 1.0, "accumulate_grad_batches": 1}
+"""What else says how many steps a run has, with Lightning's defaults, which go unsaid."""
 
 
 def identify(trainer: Trainer, module: LightningModule, data: LightningDataModule, config: Any) -> dict[str, Any]:
@@ -30,11 +32,12 @@ def identify(trainer: Trainer, module: LightningModule, data: LightningDataModul
         found["rollouts"] = data.collector.identity
         found["prompts"] = {split: _summary([case.prompt for case in data.cases(split)]) for split in ("train", "validation")}
     if isinstance(data, PromptDataModule):
-        found["prompts"] = {split: _summary(_texts(data.prompts(split))) for split in ("train", "validation")}
+        found["prompts"] = {split: _summary(list(data.prompts(split)["prompt"])) for split in ("train", "validation")}
     if isinstance(module, StepTraining):
         found["base"] = digest(module.pipeline.fingerprint())
     if isinstance(module, LadderTraining):
-        found["trainer"] = {"max_epochs": trainer.max_epochs, "processes": trainer.world_size}
+        length = {name: getattr(trainer, name) for name in LENGTHS if getattr(trainer, name) != LENGTHS[name]}
+        found["trainer"] = {"max_epochs": trainer.max_epochs, "processes": trainer.world_size, **length}
     content: dict[str, Any] = json.loads(json.dumps(found))
     return content
 
@@ -77,10 +80,6 @@ def _read(file: Path) -> Any:
             f"{file} cannot be read ({error}), so whose folder it is cannot be told. Give another folder with "
             "`--trainer.default_root_dir`."
         ) from error
-
-
-def _texts(prompts: Dataset) -> list[str]:
-    return list(prompts["prompt"])
 
 
 def _summary(prompts: list[str]) -> str:

@@ -15,12 +15,18 @@ from ada.policy import AdaPolicy, HubError
 from ada.policy.card import write_card
 from ada.policy.folder import OUTCOME, TRAINING
 from ada.policy.hub import hub_id, make_repository
-from ada.rollouts import EMBEDDED
+from ada.rewards.damage import VISIBLE_DISTANCE
+from ada.rollouts import EMBEDDED, EMBEDDED_ARGUMENTS
 from ada.training.errors import RunError
 from ada.training.outcome import Outcome
 
 SCORER = "openai/clip-vit-large-patch14"
 """What measures quality beside other models than the embedded one, whose scorer knows emoji alone."""
+USUAL: dict[str, Any] = {
+    "num_inference_steps": 20, "arguments": EMBEDDED_ARGUMENTS, "dtype": "float32", "perceptual": "checkpoints/emoji-scorer",
+    "visible_damage": VISIBLE_DISTANCE, "ladder": "configs/ladders/emoji.json",
+}  # fmt: skip
+"""How `evaluate.py` runs the embedded model by default."""
 
 
 class PushPolicy(Callback):
@@ -106,35 +112,37 @@ def evaluation_command(policy: Path, settings: Mapping[str, Any]) -> str:
         policy: its folder.
         settings: of the run, as JSON.
     """
-    model, data = (settings[part]["init_args"] for part in ("model", "data"))
-    pipeline = (data.get("pipeline") or model["pipeline"])["init_args"]
+    model, data = (settings[part].get("init_args", {}) for part in ("model", "data"))
+    pipeline = (data.get("pipeline") or model.get("pipeline") or {}).get("init_args", {})
     if not isinstance(pipeline.get("model"), str):
         return "ada.evaluation.evaluate(frozen_pipeline, policy, request)"
-    options: dict[str, Any] = {"policy": policy}
-    if pipeline["model"] != EMBEDDED:
-        is_held_out, column, perceptual = (
-            data.get("validation_split") is not None,
-            data.get("column"),
-            _perceptual_model(settings),
-        )
+    perceptual, column = _perceptual_model(settings), data.get("column")
+    options: dict[str, Any] = {
+        "num_inference_steps": pipeline.get("num_inference_steps"),
+        "arguments": pipeline.get("arguments") or {},
+        "dtype": pipeline.get("dtype"),
+        "perceptual": perceptual,
+        "visible_damage": data.get("visible_damage") if perceptual else None,
+        "ladder": data.get("ladder"),
+    }
+    if pipeline["model"] == EMBEDDED:  # the rest is the command's default
+        options = {name: value for name, value in options.items() if value != USUAL[name]}
+    else:
         options |= {
             "base_model": pipeline["model"],
-            "num_inference_steps": pipeline.get("num_inference_steps"),
-            "arguments": json.dumps(pipeline.get("arguments") or {}),
-            "dtype": pipeline.get("dtype"),
             "scorer": SCORER,
-            "perceptual": perceptual,
-            "visible_damage": data.get("visible_damage") if perceptual else None,
-            "ladder": data.get("ladder"),
-            "prompts": data["source"] if is_held_out else "CAPTIONS_THAT_IT_HAS_NOT_SEEN",
+            "prompts": "CAPTIONS_THAT_IT_HAS_NOT_SEEN" if data.get("validation_split") is None else data["source"],
             "split": data.get("validation_split"),
             "column": column,
             "search_prompts": "null" if pipeline.get("prompt_argument") else data["source"],
             "search_split": data.get("train_split"),
             "search_column": column,
         }
-    given = {name: str(value) for name, value in options.items() if value is not None}
-    return " ".join(["python evaluate.py", *(f"--{name} {shlex.quote(value)}" for name, value in given.items())])
+    words = ["python evaluate.py", f"--policy {shlex.quote(str(policy))}"]
+    for name, value in options.items():
+        if value is not None:
+            words.append(f"--{name} {shlex.quote(json.dumps(value) if isinstance(value, dict) else str(value))}")
+    return " ".join(words)
 
 
 def _perceptual_model(settings: Any) -> str | None:

@@ -145,6 +145,11 @@ class RolloutDataModule(LightningDataModule):
             self._roll_out(title, cases[trainer.global_rank :: trainer.world_size], trainer)
         trainer.strategy.barrier("rollouts")
         self.collector.table.reload()
+        if left := self.collector.missing([*train, *validation]):
+            raise RunError(
+                f"{len(left)} captions that other processes rolled out are not in {self.collector.table.folder}: give `data.table` a "
+                "folder that all of them see."
+            )
         self.train_data = self.tensors(train)
         self.validation_data = self.tensors(validation) if validation else None
 

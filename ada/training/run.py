@@ -126,7 +126,8 @@ class Run:
                 "more, or another folder with `--trainer.default_root_dir`."
             )
         if self.trainer.is_global_zero:
-            print(f"Going on in {self.folder} after epoch {done} of {wanted}.", flush=True)
+            of_all = "" if wanted is None or wanted < 0 else f" of {wanted}"
+            print(f"Going on in {self.folder} after epoch {done}{of_all}.", flush=True)
 
     def _finish(self, minutes: float, require_gain: bool) -> None:
         """Exports the best; where nothing was validated, the last."""

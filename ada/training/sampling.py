@@ -223,7 +223,7 @@ class Sampler:
 
 
 def compute_saved(policy: StepPolicy, decisions: Tensor, num_steps: int) -> Tensor:
-    """C(u): share of the MACs of the steps after ρ that a schedule saves (the paper's 1 − Σu/(s − ρ), in MACs).
+    """C(u): share of the MACs of the steps from ρ on that a schedule saves (the paper's 1 − Σu/(s − ρ), in MACs).
 
     Args:
         policy: tells ρ, and what every action costs.

@@ -310,8 +310,9 @@ class StepTraining(LightningModule):
             for name, value in self.trainer.callback_metrics.items()
             if name.startswith("validation/")
         }
-        self.validation_history.append({"rollouts": self.rollouts, **metrics})
-        if self._pictures is not None:
+        if not self.trainer.sanity_checking:
+            self.validation_history.append({"rollouts": self.rollouts, **metrics})
+        if self._pictures is not None and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._pictures.write(Path(self.trainer.default_root_dir) / "pictures")
             for logger in self.loggers:
                 if isinstance(logger, TensorBoardLogger):

@@ -58,6 +58,8 @@ class Sampling:
             output = execute(*args, **kwargs)
             if self._handle.has_run:
                 logger.info("%s", self._handle.report())
+            else:
+                logger.warning("BlockDance reused nothing: no call of this sampling reached the model that it is attached to.")
         return output
 
     def before_call(self, options: dict[str, Any]) -> None:

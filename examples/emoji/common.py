@@ -1,4 +1,4 @@
-"""What the three training scripts of this folder share: reading the dataset, and a Lightning trainer that resumes."""
+"""What the scripts of this folder share: reading the dataset, and a Lightning trainer that resumes."""
 
 import random
 from datetime import timedelta

@@ -194,8 +194,15 @@ class ModelProcess:
                     return [error]
             if len(jobs) > 1:
                 given_up: Answer | Exception = ModelDiedError("Nobody waits for it any longer.")
-                return [self([job])[0] if is_wanted(place) else given_up for place, job in enumerate(jobs)]
+                return [self._alone(job) if is_wanted(place) else given_up for place, job in enumerate(jobs)]
         raise AssertionError("one of the two tries has returned")
+
+    def _alone(self, job: Job) -> Answer | Exception:
+        """A job's answer, or why there is none: also where the model cannot be loaded again, so that its neighbours keep theirs."""
+        try:
+            return self([job])[0]
+        except ModelDiedError as error:
+            return error
 
     def revive(self) -> None:
         """Starts the process again where it is dead."""
@@ -218,7 +225,10 @@ class ModelProcess:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_work, args=(theirs, self._settings), daemon=True)
-        self._process.start()
+        try:
+            self._process.start()
+        except OSError as error:
+            raise ModelDiedError(f"The model's process cannot be started: {error}.") from error
         theirs.close()
         self._receive(self._settings.load_timeout)
         self._is_loaded = True

@@ -64,6 +64,14 @@ def test_inference_tensors_are_gathered_at_every_call() -> None:
     assert taken[1] is not taken[2]
 
 
+def test_ordinary_tensors_are_gathered_in_inference_mode() -> None:
+    """As embeddings that were made before it: what is gathered of them is an inference tensor, whose version nobody can ask for."""
+    constant = torch.randn(6, 2)
+    with torch.inference_mode():
+        taken = take_at_every_call([constant] * 3, [ROWS] * 3)
+    assert all(torch.equal(one, taken[0]) for one in taken)
+
+
 class Gathers(TorchDispatchMode):
     """Counts joined tensors of a width."""
 

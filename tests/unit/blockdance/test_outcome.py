@@ -138,6 +138,26 @@ def test_schedules_of_a_model_whose_rows_cannot_run_apart_run_one_by_one() -> No
         torch.testing.assert_close(one.damage, other.damage, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("limits", [{"max_rows": 2}, {"groups": [0, 0, 0]}], ids=["max_rows", "groups"])
+def test_rows_that_cannot_run_apart_are_never_parted(limits: dict[str, Any]) -> None:
+    """Neither by a limit nor because some of them are equal: the model would make something else of a part of them."""
+    pipeline = build_pixart_pipeline()
+    pipeline.transformer.__class__ = Entangled
+    rows = []
+    pipeline.transformer.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    with apply_blockdance(pipeline, **limits):
+        noise = [torch.Generator().manual_seed(0) for _ in range(3)]
+        pipeline(["a"] * 3, num_inference_steps=6, generator=noise, output_type="latent", **OPTIONS)
+    assert set(rows) == {6}, "three images with both branches of guidance"
+
+
+def test_no_call_is_larger_than_was_asked_for() -> None:
+    pipeline, rows = build_pixart_pipeline(), []
+    pipeline.transformer.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    OutcomeSearch(pipeline, ["a", "b", "c"], num_inference_steps=4, seeds=2, batch_size=4, **OPTIONS)
+    assert max(rows) == 2 * 4
+
+
 def outcomes_of(pipeline: Any) -> list[Outcome]:
     found = search(pipeline)
     found.run(tolerance=10.0, most=4)

@@ -20,6 +20,13 @@ def test_blockdance_n_reuses_the_papers_steps(interval: int, reused: list[int]) 
     assert actions[0].nonzero().flatten().tolist() == reused
 
 
+def test_an_extrapolation_waits_for_its_second_computed_step() -> None:
+    """From the very start BlockDance-2 reuses every second step; what extrapolates begins a step later."""
+    given, extrapolated = (blockdance_n(6, 2, Reuse(boundary=2, order=order), (0.0, 1.0)) for order in (0, 1))
+    assert given.actions.tolist() == [[0, 1, 0, 1, 0, 1]]
+    assert extrapolated.actions.tolist() == [[0, 0, 1, 0, 1, 0]]
+
+
 def test_default_boundary_scales_the_papers_20_of_28() -> None:
     assert BlockDanceConfig().kind(28).boundary == 20
     assert BlockDanceConfig().kind(16).boundary == 11

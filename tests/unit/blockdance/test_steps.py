@@ -52,6 +52,15 @@ def test_timesteps_scaled_or_turned_round_are_found() -> None:
     assert steps(turned, torch.tensor([0.0]), torch.tensor([0.4])) == [0, 1]
 
 
+def test_timesteps_in_half_precision_are_found() -> None:
+    """HunyuanDiT tells them in the precision of its latents: bfloat16 makes 952 of 950."""
+    timesteps = [float(step) for step in range(950, 0, -50)]
+    tracker, _ = tracker_on(timesteps)
+    rounded = [torch.tensor([step]).to(torch.bfloat16) for step in timesteps]
+    assert float(rounded[0]) == 952
+    assert steps(tracker, *rounded) == [*range(len(timesteps))]
+
+
 def test_clean_frames_of_a_video_do_not_hide_the_step() -> None:
     tracker, _ = tracker_on([900.0, 600.0])
     assert steps(tracker, torch.tensor([[0.0, 900.0]]), torch.tensor([[0.0, 600.0]])) == [0, 1]

@@ -91,6 +91,26 @@ def test_a_batch_that_fails_is_tried_again_for_those_who_still_wait() -> None:
     assert model.num_restarts == 1
 
 
+def test_neighbours_keep_their_answers_where_the_model_cannot_be_loaded_again() -> None:
+    class Gone(DyingProcess):
+        """Dies over the second job as well, and never loads again."""
+
+        def _start(self) -> None:
+            if len(self.asked) > 1:
+                raise ModelDiedError("It cannot be loaded.")
+            super()._start()
+
+        def _ask(self, jobs: Sequence[Job]) -> list[Answer]:
+            answers = super()._ask(jobs)
+            if jobs[0].prompt == "b":
+                raise ModelDiedError("The model gave no answer.")
+            return answers
+
+    answers = Gone()([Job(name, 0) for name in "ab"])
+    assert [isinstance(answer, Answer) for answer in answers] == [True, False]
+    assert str(answers[1]) == "It cannot be loaded."
+
+
 def test_a_process_that_begins_anew_is_not_ready_while_it_loads() -> None:
     """It is alive then: `/health` says 503 all the same."""
     model = DyingProcess()

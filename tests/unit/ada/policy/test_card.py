@@ -87,6 +87,15 @@ def test_the_snippet_calls_the_pipeline_as_in_training(policy: AdaPolicy, folder
     assert f"pipe(prompts, {arguments}).images" in ModelCard.load(folder / "README.md").text
     shipped = ModelCard.load(SHIPPED / "README.md").text
     assert all(argument in shipped for argument in arguments.split(", "))
+    # the paper's algorithm holds the pipeline itself
+    training = json.loads((folder / "training.json").read_text())
+    pipeline = training["settings"]["data"]["init_args"].pop("pipeline")
+    training["settings"]["model"] = {
+        "init_args": {"pipeline": pipeline | {"init_args": {**pipeline["init_args"], "num_inference_steps": 28}}}
+    }
+    (folder / "training.json").write_text(json.dumps(training))
+    write_card(folder, policy, "checkpoints/emoji-dit")
+    assert f"pipe(prompts, {arguments.replace('20', '28')}).images" in ModelCard.load(folder / "README.md").text
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ada import AdaPolicy
 from ada.policy import StepPolicy, WishError
-from blockdance import PolicyState
+from blockdance import PolicyState, StepUnknownError
 
 GOLDEN = Path(__file__).parents[3] / "golden" / "policy_v1"
 
@@ -44,6 +44,35 @@ def test_a_budget_that_no_number_of_steps_meets_is_named() -> None:
     # of six steps two can reuse, and a budget may be missed by half a step: 1 - 2.5/6 * 0.6
     with pytest.raises(WishError, match=r"between 0\.75"):
         least.check_budget(6)
+
+
+def test_steps_whose_noise_levels_nobody_tells_are_refused() -> None:
+    """A transformer or a loop without a scheduler: every logit would be no number, and every step would compute without a word."""
+    policy, levels = build_policy(), torch.linspace(1, 0.1, 10)
+    for plan in (policy, policy.with_options(compute=0.8)):
+        assert plan.decide(seen(levels)).actions.shape == (1, 10)
+        with pytest.raises(StepUnknownError, match=r"noise levels of the steps to come.*`SamplingLoop\(…, scheduler=…\)`"):
+            plan.decide(seen(torch.cat([levels[:3], torch.full((7,), torch.nan)])))
+
+
+def seen(sigmas: Tensor) -> PolicyState:
+    """What the policy sees of one image after three of ten steps."""
+    actions = torch.tensor([[0] * 3 + [-1] * 7])
+    return PolicyState(
+        latents=torch.randn(1, 4, 8, 8), clean=torch.randn(1, 2, 4, 8, 8), features=torch.randn(1, 16, 8),
+        feature_change=torch.randn(1, 16, 8), prompt_embeds=None, prompt_mask=None, class_labels=torch.tensor([3]), sigmas=sigmas,
+        actions=actions, step=3,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_budget_does_not_depend_on_the_precision_of_the_weights(dtype: torch.dtype) -> None:
+    policy = build_policy(prefix=0.1).to(dtype)
+    wanted = torch.rand(1, len(policy.decided_steps(50)), 2, generator=torch.Generator().manual_seed(0))
+    state = cast(PolicyState, SimpleNamespace(num_steps=50, step=5, actions=torch.zeros(1, 50, dtype=torch.int64)))
+    for reuses in range(1, 41):
+        budgeted = policy.with_options(compute=1 - reuses * 0.7 / 50)
+        assert int((budgeted._meet_budget(wanted, state) > 0).sum()) == reuses
 
 
 def test_no_wish_keeps_the_budget() -> None:

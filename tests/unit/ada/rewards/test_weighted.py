@@ -69,6 +69,7 @@ def test_rewards_that_differ_in_a_setting_of_any_sort_are_told_apart() -> None:
     settings = [
         {"bands": [1, 2]}, {"bands": [1, 3]}, {"bands": (1, None, Path("a"))}, {"bands": {"low": PSNR()}}, {"bands": {"low": PSNR(2.0)}},
         {"file": Path("a")}, {"file": Path("b")}, {"is_sharp": True}, {"is_sharp": False}, {},
+        {"target": torch.zeros(2)}, {"target": torch.ones(2)}, {"target": torch.zeros(2, 1)}, {"bands": [torch.ones(2)]},
     ]  # fmt: skip
     told = [json.dumps(Bands(**some).describe()) for some in settings]
     assert len(set(told)) == len(settings)
@@ -90,6 +91,17 @@ def test_a_users_reward_is_told_by_its_module_and_its_source(tmp_path: Path, mon
         told.append(importlib.import_module(module).Contrast().describe()[0])
     assert len(set(told)) == 3
     assert [name.partition(" ")[0] for name in told] == ["mine.Contrast", "mine.Contrast", "theirs.Contrast"]
+
+
+def test_a_reward_that_reads_prompts_is_refused_where_there_are_class_labels() -> None:
+    class Reads(PSNR):
+        needs_text = True
+
+    images = torch.rand(2, 3, 16, 16)
+    with pytest.raises(
+        RewardError, match=r"`words` reads prompts, and these are none, such as 207: take one that looks at images alone"
+    ):
+        WeightedReward({"words": Reads()}, {"words": 1.0})(images, [207, 360], images)  # type: ignore[list-item]
 
 
 def test_what_is_no_tensor_is_named() -> None:

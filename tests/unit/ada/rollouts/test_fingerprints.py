@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,12 @@ import pytest
 import torch
 from conftest import build_pixart_pipeline
 from ladders import build_frozen
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
-from ada.rollouts import Case
-from ada.rollouts.fingerprints import described, digest, weights_digest
+from ada.rollouts import Case, FrozenPipeline, SamplingLoop
+from ada.rollouts.fingerprints import described, digest, parts_digest, weights_digest
 
 
 class FromImages:
@@ -122,6 +124,41 @@ def test_how_prompts_are_told_is_part_of_a_pipelines_identity() -> None:
     usual = build_frozen().fingerprint()
     assert build_frozen(prompt_argument="prompt").fingerprint() == usual
     assert build_frozen(prompt_argument="negative_prompt").fingerprint() == usual | {"prompt_argument": "negative_prompt"}
+
+
+def test_functions_are_told_apart_by_what_they_hold_and_do() -> None:
+    """Two of one name are two setups: a closure over another size, another default, another body."""
+
+    def of_size(size: int) -> Callable[..., int]:
+        return lambda prompts, scale=1: size * scale * len(prompts)
+
+    assert described(of_size(1)) == described(of_size(1)) != described(of_size(2))
+    bodies = [lambda prompts: 1, lambda prompts: 2]
+    assert described(bodies[0]) != described(bodies[1])
+    recursive = lambda: recursive  # noqa: E731
+    assert described(recursive) == described(recursive)
+
+
+def test_another_sampling_loop_is_another_base() -> None:
+    """The transformer and its weights are the same, and so are class and number of steps."""
+    model = build_pixart_pipeline().transformer
+
+    def loop(scale: float) -> FrozenPipeline:
+        return FrozenPipeline(SamplingLoop(model, lambda prompts, generators: torch.zeros(len(prompts)) * scale, 6), 6)
+
+    assert loop(1.0).fingerprint() == loop(1.0).fingerprint() != loop(2.0).fingerprint()
+
+
+def test_the_strength_of_a_lora_is_part_of_the_weights() -> None:
+    pipeline = build_pixart_pipeline()
+    inject_adapter_in_model(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False), pipeline.transformer)
+    layers = [layer for layer in pipeline.transformer.modules() if isinstance(layer, LoraLayer)]
+    told = [(weights_digest(pipeline.transformer), parts_digest(pipeline)["transformer"])]
+    for change in (lambda layer: layer.scale_layer(0.5), lambda layer: layer.enable_adapters(False)):
+        for layer in layers:
+            change(layer)
+        told.append((weights_digest(pipeline.transformer), parts_digest(pipeline)["transformer"]))
+    assert all(len(set(digests)) == 3 for digests in zip(*told, strict=True))
 
 
 def test_cases_come_back_from_json() -> None:

@@ -37,10 +37,14 @@ def settings(model: str, **data: Any) -> dict[str, Any]:
     return {"model": {"init_args": {}}, "data": {"init_args": given | data}}
 
 
-def test_the_embedded_model_needs_no_options() -> None:
-    assert evaluation_command(Path("runs/default/policy"), settings("checkpoints/emoji-dit")) == (
-        "python evaluate.py --policy runs/default/policy"
-    )
+def test_the_embedded_model_needs_no_options_but_those_that_are_not_as_usual() -> None:
+    usual = yaml.safe_load((CONFIGS / "default.yaml").read_text())
+    assert evaluation_command(Path("runs/default/policy"), usual) == "python evaluate.py --policy runs/default/policy"
+    words = shlex.split(evaluation_command(Path("policy"), settings("checkpoints/emoji-dit")))
+    assert words[2:] == [
+        "--policy", "policy", "--num_inference_steps", "28", "--arguments", '{"guidance_scale": 4.5}', "--dtype", "bfloat16",
+        "--perceptual", "some/dino", "--visible_damage", "0.01", "--ladder", "ladder.json",
+    ]  # fmt: skip
 
 
 def test_another_model_is_compared_with_the_settings_it_was_trained_with() -> None:
@@ -69,7 +73,7 @@ def test_a_distance_that_nobody_measured_gives_no_threshold() -> None:
 
 
 def test_a_pipeline_of_ones_own_class_is_compared_by_the_function() -> None:
-    own = {"class_path": "mine.MyPipeline", "init_args": {"num_inference_steps": 20}}
+    own = {"class_path": "mine.MyPipeline"}  # which takes no settings
     loop = {"class_path": "ada.rollouts.FrozenPipeline", "init_args": {"model": {"class_path": "mine.Loop"}}}
     for pipeline in (own, loop):
         assert evaluation_command(Path("policy"), settings("", pipeline=pipeline)).startswith("ada.evaluation.evaluate(")
