@@ -92,7 +92,7 @@ class FrozenPipeline:
         output_type: what the pipeline is asked for: `pt` (images as tensors) or `latent`.
         max_rows: most rows that the transformer is given at once (images times guidance branches).
         max_images: most prompts that are encoded, and images (videos) that are decoded at once.
-        dtype: precision of everything frozen.
+        dtype: precision of everything frozen, where `model` is loaded; what is given as an object keeps its own.
         inputs: what the call takes of its prompts, where that is more than one argument: an image to start from, a control image,
             embeddings made before. It stands in the place of `prompt_argument`.
         offload: what waits in main memory until it is needed, where not everything fits the device at once: `model`, one whole model at
@@ -102,8 +102,8 @@ class FrozenPipeline:
 
     Raises:
         FileNotFoundError: `model` looks like a folder that is not there.
-        ValueError: an argument that the pipeline's call does not have, or that is not `arguments`' to give; or a placement that cannot be
-            had.
+        ValueError: an argument that the pipeline's call does not have, or that is not `arguments`' to give; or a placement or a
+            precision that cannot be had.
     """
 
     def __init__(
@@ -121,6 +121,10 @@ class FrozenPipeline:
         device_map: DeviceMap | None = None,
     ) -> None:
         check_placement(model, offload, device_map)
+        if dtype != "float32" and not isinstance(model, str):
+            raise ValueError(
+                f"A pipeline that is given has its precision: leave out `dtype`, for one that is loaded; got {dtype}."
+            )
         self.offload: Offload = offload
         self.model: str = model if isinstance(model, str) else getattr(model, "name_or_path", None) or type(model).__name__
         self.pipeline: Any = load_pipeline(model, getattr(torch, dtype), device_map) if isinstance(model, str) else model

@@ -64,3 +64,8 @@ def test_a_transformer_with_a_device_map_stays_where_it_is(tmp_path: Path) -> No
 def test_placements_that_cannot_be_had(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build_frozen(**options)
+
+
+def test_the_precision_of_a_pipeline_that_is_given_is_its_own() -> None:
+    with pytest.raises(ValueError, match=r"A pipeline that is given has its precision: leave out `dtype`.* got bfloat16"):
+        FrozenPipeline(build_pixart_pipeline(), dtype="bfloat16")
