@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -127,8 +128,11 @@ def test_the_default_run_says_nothing_but_what_is_of_the_run(tmp_path: Path) -> 
     assert not re.search(r"(?i)warning|deprecat|💡|https?://|it/s|\d%\|", finished.stdout)
 
 
-def test_a_dry_run_leaves_the_folder_to_the_real_one(models: dict[str, str], tmp_path: Path) -> None:
-    config = str(write_ladder_config(tmp_path, models))
+@pytest.mark.parametrize("write", [write_ladder_config, write_config])
+def test_a_dry_run_leaves_the_folder_to_the_real_one(
+    models: dict[str, str], tmp_path: Path, write: Callable[..., Path]
+) -> None:
+    config = str(write(tmp_path, models))
     train.main(["--config", config, "--trainer.fast_dev_run", "true"])
     left = {str(file.relative_to(tmp_path / "run")) for file in (tmp_path / "run").rglob("*") if file.is_file()}
     assert not {name for name in left if not name.startswith("events")}
@@ -154,6 +158,8 @@ def test_a_folder_of_another_run_is_refused(models: dict[str, str], tmp_path: Pa
         train.main(["--config", config, "--model.init_args.prior_cases", "2.0"])
     with pytest.raises(RunError, match=r"trainer\.max_epochs: 20 → 10"):  # over which the learning rate falls
         train.main(["--config", config, "--trainer.max_epochs", "10"])
+    with pytest.raises(RunError, match=r"trainer\.max_steps: None → 10"):
+        train.main(["--config", config, "--trainer.max_steps", "10"])
 
 
 def test_one_caption_is_too_few_to_be_judged_on_others(models: dict[str, str], tmp_path: Path) -> None:

@@ -208,6 +208,16 @@ def test_later_epochs_run_what_is_decided_only_and_are_bit_equal() -> None:
     assert rows == [6, 6]
 
 
+def test_a_new_process_over_a_tape_that_has_everything_ends_as_the_first_one_did(tmp_path: Path) -> None:
+    """It replays from its first batch on: steps that are computed in a batch round otherwise than those of the tape."""
+    frozen = build_frozen()
+    first, _ = roll_out(frozen, list(CASES), References(frozen, Tape(2**20, tmp_path), KINDS, DECISION_STEP))
+    rows = count_rows(frozen)
+    second, _ = roll_out(frozen, list(CASES), References(frozen, Tape(2**20, tmp_path), KINDS, DECISION_STEP))
+    assert torch.equal(first, second)
+    assert rows == [*[2] * STEPS, 6, 6], "one case is made again, which tells what outputs look like"
+
+
 def test_only_what_is_missing_is_made(tmp_path: Path) -> None:
     frozen = build_frozen()
     References(frozen, Tape(2**20, tmp_path), KINDS, DECISION_STEP).of([FIRST, SECOND])

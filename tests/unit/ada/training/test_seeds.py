@@ -17,6 +17,7 @@ from ada.evaluation.methods import Cases
 from ada.evaluation.request import Request
 from ada.noise import SEARCH
 from ada.rewards import PSNR
+from ada.rollouts import Collector
 from ada.training import RolloutDataModule, RunError, StepTraining, TrainingCLI
 from ada.training.sampling import Sampler
 
@@ -80,6 +81,20 @@ def test_the_papers_training_and_validation_share_no_noise(tmp_path: Path, monke
 def test_processes_without_a_table_in_common_are_refused_before_anything_is_run(data: RolloutDataModule) -> None:
     data.trainer = SimpleNamespace(world_size=2, global_rank=1)
     with pytest.raises(RunError, match=r"`data\.table` is null, and 2 processes .*Give it a folder"):
+        data.setup("fit")
+
+
+def test_rollouts_that_other_processes_keep_elsewhere_are_missed(
+    data: RolloutDataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on two machines whose tables lie on a disk of their own each."""
+    monkeypatch.setattr(Collector, "fill", lambda *_: None)
+    data.collector.table.folder = tmp_path / "table"
+    alike = SimpleNamespace(root_device=torch.device("cpu"), barrier=lambda name: None, reduce=lambda value, reduce_op: value)
+    data.trainer = SimpleNamespace(world_size=1, global_rank=0, strategy=alike, loggers=[])
+    with pytest.raises(
+        RunError, match=r"240 captions that other processes rolled out are not in .*table: give `data\.table` a folder"
+    ):
         data.setup("fit")
 
 
