@@ -145,7 +145,9 @@ def _address(
 ) -> None:
     """Fills in what depends on where policy and base model are found, and on what was measured."""
     outcome, training = _read(folder / OUTCOME), _read(folder / TRAINING)
-    data_settings = training.get("settings", {}).get("data", {}).get("init_args", {})
+    data_settings, model_settings = (
+        training.get("settings", {}).get(part, {}).get("init_args", {}) for part in ("data", "model")
+    )
     task, source = _task(policy), str(data_settings.get("source", "captions"))
     dataset = training["dataset"] if "dataset" in training else hub_id(source)
     results = outcome_results(outcome, task, source, dataset) if outcome else []
@@ -162,12 +164,7 @@ def _address(
     saved = [level["saved"] for level in outcome.get("levels", [])]
     wish = f", mean_compute={1 - min(saved, key=lambda one: abs(one - TYPICAL_SAVING)):g}" if saved else ""
     # as in training, for which the figures are
-    given = (
-        data_settings.get("pipeline")
-        or training.get("settings", {}).get("model", {}).get("init_args", {}).get("pipeline")
-        or {}
-    )
-    pipeline_settings = given.get("init_args", {})
+    pipeline_settings = (data_settings.get("pipeline") or model_settings.get("pipeline") or {}).get("init_args", {})
     steps = pipeline_settings.get("num_inference_steps") or _num_steps(policy)
     call = {"num_inference_steps": steps, **(pipeline_settings.get("arguments") or {})}
     arguments = ", ".join(f"{name}={value!r}" for name, value in call.items())

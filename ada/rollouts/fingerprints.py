@@ -20,7 +20,8 @@ from ada.rewards.base import source_digest
 SAMPLED = 64
 """Values of a large tensor, spread evenly over it, that tell it from others."""
 SUMMED_AT_ONCE = 2**18
-ADAPTERS = ("scaling", "_disable_adapters", "_active_adapter", "merged_adapters")
+ADAPTERS = ("_disable_adapters", "_active_adapter", "merged_adapters", "scaling")
+"""Attributes of peft's layers; no others have the first."""
 WHOLE_BITS = 44
 """The largest weight of a tensor is so many bits long as a whole number: then `SUMMED_AT_ONCE` of them cannot overflow 64 bits."""
 
@@ -81,10 +82,8 @@ def _sampled_digest(module: nn.Module) -> str:
 
 def _adapters(module: nn.Module) -> dict[str, Any]:
     """How strong the LoRAs of a model are, and which of them are on: peft keeps that beside the weights."""
-    layers = module.named_modules()
-    return {
-        f"{path}.{name}": described(vars(layer)[name]) for path, layer in layers for name in ADAPTERS if name in vars(layer)
-    }
+    layers = [(path, vars(layer)) for path, layer in module.named_modules() if ADAPTERS[0] in vars(layer)]
+    return {f"{path}.{name}": described(held[name]) for path, held in layers for name in ADAPTERS if name in held}
 
 
 def _weights(module: nn.Module) -> dict[str, Tensor]:
