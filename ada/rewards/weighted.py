@@ -1,7 +1,7 @@
 """Several rewards as one."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -92,6 +92,8 @@ class WeightedReward:
         self.normalisation = dict(normalisation or {})
         self._check_normalisation()
         self._statistics = {name: RunningStatistics() for name in self.normalisation}
+        self.before_sharing: Callable[[], None] = lambda: None
+        """Called right before statistics are brought together over all processes, so that none waits for one that has failed."""
 
     def _check_normalisation(self) -> None:
         for name, kind in self.normalisation.items():
@@ -124,7 +126,8 @@ class WeightedReward:
         with torch.autocast(images.device.type, enabled=False):
             scores = {name: self._score(name, images, prompts, reference) for name in self.rewards}
         kept = self._find_kept(scores, prompts)
-        if update_statistics:
+        if update_statistics and self._statistics:
+            self.before_sharing()
             for name, statistics in self._statistics.items():
                 statistics.update(self._normalising(name, scores[name])[kept])
         total = sum(

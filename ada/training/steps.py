@@ -23,7 +23,7 @@ from ada.policy.steps import decided_steps, decision_step
 from ada.reinforce import AdvantageKind
 from ada.rewards import WeightedReward
 from ada.rollouts import FrozenPipeline, probe
-from ada.training.errors import together
+from ada.training.errors import agree, together
 from ada.training.pictures import RolloutPictures
 from ada.training.sampling import Draw, SampledRollout, Sampler
 from ada.training.signals import STATIC_PERIODS, group_signals, static_decisions, update_signals
@@ -93,6 +93,7 @@ class StepTraining(LightningModule):
             raise ValueError("`updates_per_rollout` above 1 reuses a rollout off policy: set `clip_range`, such as 0.2.")
         self.automatic_optimization = False
         self.pipeline, self.reward = pipeline, reward
+        reward.before_sharing = agree
         self.quality_weight_range = (low, high)
         self.group_size, self.advantage, self.entropy_weight = group_size, advantage, entropy_weight
         self.updates_per_rollout, self.clip_range = updates_per_rollout, clip_range
