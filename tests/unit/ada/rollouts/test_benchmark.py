@@ -1,4 +1,4 @@
-"""`benchmarks/rollouts.py` measures what it says."""
+"""`benchmarks/rollouts.py` and `benchmarks/policy_overhead.py` measure what they say."""
 
 import argparse
 import json
@@ -9,6 +9,7 @@ from conftest import build_clip_folder, build_pixart_pipeline
 from ladders import build_ladder
 from rich.table import Table
 
+from benchmarks.policy_overhead import full_size_table
 from benchmarks.rollouts import (
     FIRST,
     KNOWN,
@@ -100,3 +101,10 @@ def test_the_papers_cost_by_hand() -> None:
     cost = paper_cost()
     assert cost["shared"] == pytest.approx((1 + 10 * (1 + 7 / 28) / 2) / 20)
     assert cost["images"] == 10_000 * 100 + 10_000
+
+
+def test_the_cost_of_a_policy_is_counted() -> None:
+    """At full size, of policies that are not trained; what a generation takes beside them is thousands of times more."""
+    rows = rows_of(full_size_table("cpu", 0))
+    assert len(rows) == 3
+    assert all(float(cells[3].rstrip("%")) < 0.1 for cells in rows.values())
