@@ -1,9 +1,9 @@
 """From stored measurements to results: means over seeds, estimates, and what every method is set beside.
 
-A user gets without it: the plain pipeline that takes nearest as long, and mixtures of static ways that save as much.
+A user gets without it: mixtures of plain pipelines that take as long, and of static ways that save as much.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 from typing import Any
@@ -140,8 +140,8 @@ def read_complexity(
 def with_matches(results: Sequence[MethodResult]) -> list[MethodResult]:
     """Sets beside every method what a user gets without it.
 
-    The plain pipeline whose number of steps takes nearest as long; the mixture of two plain pipelines that save as much; and the
-    best mixture of two static ways, of those that do not look at the image: plain, BlockDance, searched.
+    The mixtures of two plain pipelines that take as long, and that save as much; and the best mixture of two static ways, of those that
+    do not look at the image: plain, BlockDance, searched.
     """
     measured = [method for method in results if method.reason is None]
     plain = [method for method in measured if method.family in (FULL_COMPUTE, FEWER_STEPS)]
@@ -152,12 +152,14 @@ def with_matches(results: Sequence[MethodResult]) -> list[MethodResult]:
             return method
         column = metrics.SECONDS if metrics.SECONDS in method.estimates else metrics.SECONDS_ALONE
         timed = [row for row in plain if column in row.estimates]
+
+        def speed(row: MethodResult) -> float:
+            return -row.estimates[column].value
+
         beside: dict[str, Parts | None] = {}
         if method not in plain:
-            if column in method.estimates and timed:
-                latency = method.estimates[column].value
-                nearest = min(timed, key=lambda row: abs(row.estimates[column].value - latency))
-                beside[metrics.SAME_LATENCY] = [(nearest, 1.0)]
+            if column in method.estimates:
+                beside[metrics.SAME_LATENCY] = mixture_at(speed(method), timed, speed)
             beside[metrics.SAME_COMPUTE] = mixture_at(method.saved, plain)
         if method not in static:
             beside[metrics.STATIC_MIXTURE] = mixture_at(method.saved, static)
@@ -166,7 +168,9 @@ def with_matches(results: Sequence[MethodResult]) -> list[MethodResult]:
     return [matched(method) for method in results]
 
 
-def mixture_at(saved: float, rows: Sequence[MethodResult]) -> Parts | None:
+def mixture_at(
+    saved: float, rows: Sequence[MethodResult], saving: Callable[[MethodResult], float] = lambda row: row.saved
+) -> Parts | None:
     """The two rows whose mixture saves `saved` at the smallest bounded damage: what a mean budget gives without looking at images.
 
     They are chosen by the very figures that they are shown with: the mixture looks a little better than it is, and nothing that beats it
@@ -174,13 +178,14 @@ def mixture_at(saved: float, rows: Sequence[MethodResult]) -> Parts | None:
     the one that does it more harm, and intervals of 95 % would hold 84 (`test_results.py` simulates both).
 
     Args:
-        saved: mean share of the compute to save.
+        saved: what to save on average, a share of the compute.
         rows: the rows to choose from.
+        saving: how much of it a row saves.
 
     Returns:
         The rows and their shares; None where no mixture saves exactly as much.
     """
-    gains = torch.tensor([row.saved for row in rows], dtype=torch.float64)
+    gains = torch.tensor([saving(row) for row in rows], dtype=torch.float64)
     if not rows or not gains.min() <= saved <= gains.max():
         return None
     errors = torch.tensor([row.per_prompt[BOUNDED] for row in rows], dtype=torch.float64).T

@@ -21,7 +21,7 @@ BESIDE = {
     STATIC_MIXTURE: "Beside the best mixture of static ways that saves as much on average (what a mean budget gives without looking at "
     "the image)",
     SAME_COMPUTE: "Beside the mixture of plain pipelines with fewer steps that saves as much on average",
-    SAME_LATENCY: "Beside the plain pipeline whose number of steps takes nearest as long",
+    SAME_LATENCY: "Beside the mixture of plain pipelines with fewer steps that takes as long",
 }
 
 

@@ -3,7 +3,7 @@ const sorting = { key: null, descending: false };
 const MATCHES = {
   static_mixture: "the best static mixture of equal compute",
   same_compute: "fewer steps of equal compute",
-  same_latency: "the number of steps that takes nearest as long",
+  same_latency: "fewer steps that take as long",
 };
 const isKnown = (name) => measured.some((method) => method.estimates[name]);
 function halfWidth(estimate, column) {

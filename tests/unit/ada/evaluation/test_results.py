@@ -144,7 +144,7 @@ def test_what_ada_stands_beside(results: Results) -> None:
     assert matches["static_mixture"].expected["bounded_damage"] == pytest.approx(0.08 * 0.995)
     assert dict(matches["static_mixture"].rows) == {"Searched": pytest.approx(0.8), "Full compute": pytest.approx(0.2)}
     assert matches["same_compute"].expected["bounded_damage"] == pytest.approx(0.16 * 0.995)
-    assert matches["same_latency"].name == "Fewer steps (15)"
+    assert matches["same_latency"].name == "20% Full compute + 80% Fewer steps (15)", "0.16 s between 0.2 and 0.15"
     assert results.method("Full compute").matches == {}
     assert set(results.method("Searched").matches) == {"same_latency", "same_compute"}
 
