@@ -20,8 +20,8 @@ from ada.schedules import Ladder
 
 ROUNDS, QUICK_ROUNDS = 10, 2
 TIMING_MINUTES, QUICK_TIMING_MINUTES = 8.0, 0.4
-QUICKLY_TIMED = ("plain", "ada")
-BRIEF = "Latency is that of plain pipelines and the policy, at batch 1 and in two rounds alone, and no memory was weighed."
+ALWAYS_TIMED = ("plain", "ada")
+BRIEF = "Latency was measured at batch 1 and in two rounds alone, and no memory was weighed."
 GATES = {"Gate after BAG": "checkpoints/gates/imitation", "Gate of six scalars": "checkpoints/gates/critic"}
 """Rivals of the embedded model's policies."""
 LADDER = "configs/ladders/emoji.json"
@@ -43,9 +43,12 @@ class Settings:
     sweeps: bool = False
     """Whether to run the settings around the main ones as well: about 50 rows more."""
     rounds: int | None = None
-    """Most rounds of timing; by default 10, in a quick look 2, and then of plain pipelines and the policy at batch 1 alone."""
+    """Most rounds of timing; by default 10, in a quick look 2 at batch 1 alone."""
     timing_minutes: float | None = None
     """No round of timing begins later, but for the first two at each batch size; by default 8, in a quick look 0.4."""
+    time_all: bool = False
+    """Whether to measure the latency of a setting or two of every method, not of plain pipelines and the policy alone: ten rounds of them
+    take three times as long."""
     most_images: int = MOST_IMAGES
     """Most images of one call of the pipeline that methods share; less takes less memory and more time."""
     processes: int | None = None
@@ -149,8 +152,8 @@ class Request(Settings):
 
     @property
     def is_brief(self) -> bool:
-        """Whether it is a quick look of which nobody asks how often to time it: then what costs most is left out."""
-        return len(self.prompts) < PUBLISHED and self.rounds is None
+        """Whether it is a quick look of which nobody asks what to time, or how often: then what costs most is left out."""
+        return len(self.prompts) < PUBLISHED and self.rounds is None and not self.time_all
 
     def wants(self, method: Method) -> bool:
         """Whether a method runs; in a quick look, only what is quick."""
@@ -158,8 +161,8 @@ class Request(Settings):
         return is_main or self.sweeps or method.name == self.compare_with
 
     def times(self, method: Method) -> bool:
-        """Whether latency is measured of a method; in a quick look only of those that decide whether a policy pays."""
-        return method.main and method.timed and (not self.is_brief or method.group in QUICKLY_TIMED)
+        """Whether latency is measured of a method: unless it is of all, of those that decide whether a policy pays."""
+        return method.main and method.timed and (self.time_all or method.group in ALWAYS_TIMED)
 
     def timing(self) -> TimingPlan:
         """How latency is measured."""

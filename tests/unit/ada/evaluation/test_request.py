@@ -16,7 +16,7 @@ from ada.rewards import SSIM, Relative
 METRICS = {"perceptual_distance": Metric(SSIM(), Column("Distance"))}
 
 
-def test_a_quick_look_times_plain_pipelines_and_the_policy_alone_and_says_so() -> None:
+def test_plain_pipelines_and_the_policy_are_timed_and_all_where_that_is_asked_for() -> None:
     groups = ("plain", "blockdance", "static", "ada", "peers")
     methods = [Method(name=group, family=group, group=group, num_inference_steps=4) for group in groups]  # type: ignore[arg-type]
     quick = Request(prompts=["a"] * 8, indices=range(8), metrics=METRICS, embed=lambda images: images)
@@ -25,14 +25,18 @@ def test_a_quick_look_times_plain_pipelines_and_the_policy_alone_and_says_so() -
     alone = one_by_one(methods[-1])
     assert [quick.wants(method) for method in (methods[-1], alone)] == [True, False]
     assert str(quick.quick_look([*methods, alone])).endswith(
-        "at batch 1 and in two rounds alone, and no memory was weighed. Left out: peers, batch 1."
+        "Latency was measured at batch 1 and in two rounds alone, and no memory was weighed. Left out: peers, batch 1."
     )
     asked = replace(quick, rounds=2)
-    assert all(asked.times(method) for method in methods)
+    assert [method.name for method in methods if asked.times(method)] == ["plain", "ada"]
     assert asked.timing() == TimingPlan([1, 8], 2, 24.0)
     assert str(asked.quick_look([alone])).endswith("tables take 128 or more.")
     whole = replace(quick, prompts=["a"] * 128, indices=range(128))
-    assert all(whole.times(method) for method in methods)
+    assert [method.name for method in methods if whole.times(method)] == ["plain", "ada"]
+    for every in (replace(whole, time_all=True), replace(quick, time_all=True)):
+        assert all(every.times(method) for method in methods)
+        assert every.wants(alone)
+        assert every.timing().batch_sizes == [1, 8]
     assert whole.wants(alone)
     assert whole.timing() == TimingPlan([1, 8], 10, 480.0)
     assert whole.quick_look([alone]) is None
