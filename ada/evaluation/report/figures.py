@@ -208,8 +208,8 @@ def draw_schedules(results: Results, methods: Sequence[MethodResult]) -> Figure:
     for panel, method in zip(panels, methods, strict=False):
         actions, names = np.array((method.actions or [])[: len(results.prompts)]), method.action_names
         order = np.lexsort((*actions.T[::-1], method.per_prompt[COMPUTE_SAVED]))
-        palette = ListedColormap([colours[name] for name in names])
-        palette.set_under("white")  # a step that did not run, such as one before an image that is given is noised
+        # blank is a step that did not run, such as one before an image that is given is noised
+        palette = ListedColormap([colours[name] for name in names]).with_extremes(under="white")
         panel.imshow(actions[order], palette, aspect="auto", interpolation="nearest", vmin=-0.5, vmax=len(names) - 0.5)
         panel.set_title(f"{method.name}\n{method.estimates[COMPUTE_SAVED].value:.1%} of the compute saved", fontsize=9)
         panel.set_xlabel("denoising step", fontsize=8)
