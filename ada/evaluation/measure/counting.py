@@ -73,12 +73,9 @@ def _gives_views(function: Any) -> bool:
     return bool(results) and all(result.alias_info is not None for result in results)
 
 
-def _product_flops(left: Tensor, *args: Any, out_val: Tensor, **kwargs: Any) -> int:
-    return 2 * out_val.numel() * left.shape[-1]
-
-
-def _sum_flops(added: Tensor, left: Tensor, *args: Any, out_val: Tensor, **kwargs: Any) -> int:
-    return 2 * out_val.numel() * left.shape[-1]
+def _product_flops(place: int, *operands: Any, out_val: Tensor, **kwargs: Any) -> int:
+    """Of a matrix product whose left side is the operand at this place."""
+    return 2 * out_val.numel() * int(operands[place].shape[-1])
 
 
 def _attention_flops(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> int:
@@ -86,8 +83,8 @@ def _attention_flops(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kw
 
 
 FORMULAS: dict[Any, Callable[..., int]] = {
-    **dict.fromkeys((torch.ops.aten.linear, torch.ops.aten.mm, torch.ops.aten.bmm), _product_flops),
-    **dict.fromkeys((torch.ops.aten.addmm, torch.ops.aten.baddbmm), _sum_flops),
+    **dict.fromkeys((torch.ops.aten.linear, torch.ops.aten.mm, torch.ops.aten.bmm), partial(_product_flops, 0)),
+    **dict.fromkeys((torch.ops.aten.addmm, torch.ops.aten.baddbmm), partial(_product_flops, 1)),
     **dict.fromkeys(
         (torch.ops.aten._scaled_dot_product_flash_attention_for_cpu, torch.ops.aten.scaled_dot_product_attention),
         _attention_flops,
