@@ -129,8 +129,7 @@ def _evaluate(
         )
     if request.compare_with not in names:
         raise EvaluationError(f"No row is named {request.compare_with!r}. There are: {', '.join(names)}.")
-    quick_look = request.quick_look(methods)
-    cases, methods = request.cases, [each for each in methods if request.wants(each)]
+    remarks, cases, methods = request.remarks(methods), request.cases, [each for each in methods if request.wants(each)]
     # the prompts that the grid shows, spread evenly
     shown = frozenset(place * len(request.prompts) // GRID_PROMPTS for place in range(GRID_PROMPTS))
     kept = frozenset(range(len(cases.prompts))) if request.keep_images else shown
@@ -142,12 +141,12 @@ def _evaluate(
     timed = [method for method in methods if (request.times(method) or method is methods[0]) and reasons[method.name] is None]
     timings = measure.time_methods(plan, timed, request.timing(), console)
     found = measure.collect_results(store, methods, reasons, timings, cases, request.visible_damage)
-    results = _results(plan, request, recorded, found, quick_look)
+    results = _results(plan, request, recorded, found, remarks)
     frames, named = store.read("frames"), {method.name: method for method in methods}
     write_reports(results, lambda name, place: store.image(named[name], place, frames), sorted(shown), request.output)
     console.print(terminal_table(results))
     for line in results.warnings:
-        console.print(f"Warning: {line}")
+        console.print(f"Note: {line}")
     console.print(
         f"Wrote results.json, tables, figures, the grid and the page {request.output / 'index.html'}.", soft_wrap=True
     )
@@ -155,7 +154,7 @@ def _evaluate(
 
 
 def _results(
-    plan: Plan, request: Request, recorded: dict[str, Any], measured: list[measure.MethodResult], quick_look: str | None
+    plan: Plan, request: Request, recorded: dict[str, Any], measured: list[measure.MethodResult], remarks: list[str]
 ) -> Results:
     """What `results.json` holds."""
     shown = {name: metric.column for name, metric in request.measured.items()}
@@ -170,7 +169,7 @@ def _results(
         prompts=[str(prompt) for prompt in request.prompts],
         methods=measured,
         complexity=measure.read_complexity(plan.store, plan.methods[0], plan.cases, measured),
-        warnings=[warning for warning in (quick_look, request.without_text, few) if warning],
+        warnings=[*remarks, *([few] if few else [])],
     ).compared_with(request.compare_with)
 
 

@@ -46,9 +46,9 @@ class Settings:
     """Most rounds of timing; by default 10, in a quick look 2 at batch 1 alone."""
     timing_minutes: float | None = None
     """No round of timing begins later, but for the first two at each batch size; by default 8, in a quick look 0.4."""
-    time_all: bool = False
-    """Whether to measure the latency of a setting or two of every method, not of plain pipelines and the policy alone: ten rounds of them
-    take three times as long."""
+    thorough: bool = False
+    """Whether to run as well what takes long and tells least, such as other people's caches image by image, and to measure the latency of a
+    setting or two of every method, not of plain pipelines and the policy alone: half as long again, and thrice for ten rounds."""
     most_images: int = MOST_IMAGES
     """Most images of one call of the pipeline that methods share; less takes less memory and more time."""
     processes: int | None = None
@@ -135,34 +135,30 @@ class Request(Settings):
         """The metrics that apply: of class labels, those that need no text."""
         return {name: metric for name, metric in self.metrics.items() if not (self.has_labels and metric.reward.needs_text)}
 
-    @property
-    def without_text(self) -> str | None:
-        """Which metrics are left out, and why; None where all apply."""
-        left_out = [name for name in self.metrics if name not in self.measured]
-        return f"Prompts are class labels, so what needs a text is left out: {', '.join(left_out)}." if left_out else None
-
-    def quick_look(self, methods: Sequence[Method]) -> str | None:
-        """What a reader should know of figures from too few prompts to publish, and what is left out; None of 128 or more."""
-        if len(self.prompts) >= PUBLISHED:
-            return None
-        few = f"A quick look: {len(self.prompts)} prompts are too few to publish, whose tables take {PUBLISHED} or more."
-        left_out = dict.fromkeys(method.family for method in methods if method.main and not self.wants(method))
-        without = f" Left out: {', '.join(left_out)}." if left_out else ""
-        return f"{few} {BRIEF}{without}" if self.is_brief else few
+    def remarks(self, methods: Sequence[Method]) -> list[str]:
+        """What a reader should know of the figures: that the prompts are too few to publish, and which methods and metrics are left out."""
+        found = []
+        if len(self.prompts) < PUBLISHED:
+            few = f"A quick look: {len(self.prompts)} prompts are too few to publish, whose tables take {PUBLISHED} or more."
+            found.append(f"{few} {BRIEF}" if self.is_brief else few)
+        if slow := dict.fromkeys(method.family for method in methods if method.main and not self.wants(method)):
+            found.append(f"Left out, as they take long and tell least (`--thorough true` runs them): {'; '.join(slow)}.")
+        if without := [name for name in self.metrics if name not in self.measured]:
+            found.append(f"Prompts are class labels, so what needs a text is left out: {', '.join(without)}.")
+        return found
 
     @property
     def is_brief(self) -> bool:
-        """Whether it is a quick look of which nobody asks what to time, or how often: then what costs most is left out."""
-        return len(self.prompts) < PUBLISHED and self.rounds is None and not self.time_all
+        """Whether it is a quick look of which nobody asks what to time, or how often: then nearly no latency is measured."""
+        return len(self.prompts) < PUBLISHED and self.rounds is None and not self.thorough
 
     def wants(self, method: Method) -> bool:
-        """Whether a method runs; in a quick look, only what is quick."""
-        is_main = method.main and (method.quick or not self.is_brief)
-        return is_main or self.sweeps or method.name == self.compare_with
+        """Whether a method runs."""
+        return (method.main and (method.quick or self.thorough)) or self.sweeps or method.name == self.compare_with
 
     def times(self, method: Method) -> bool:
         """Whether latency is measured of a method: unless it is of all, of those that decide whether a policy pays."""
-        return method.main and method.timed and (self.time_all or method.group in ALWAYS_TIMED)
+        return method.main and method.timed and (self.thorough or method.group in ALWAYS_TIMED)
 
     def timing(self) -> TimingPlan:
         """How latency is measured."""

@@ -49,7 +49,7 @@ def test_videos_are_measured_frame_by_frame(subject: FrozenPipeline, tmp_path: P
     prompts = ["a b", "c", "d"]
     request = Request(
         prompts=prompts, indices=range(3), metrics=default_metrics(scorer), embed=Embedding(scorer), output=tmp_path / "out",
-        batch_size=2, rounds=0,
+        batch_size=2, rounds=0, thorough=True,
     )  # fmt: skip
     chosen = [*training_free(subject), *peer_methods(subject, ["x"], [9])]
     results = evaluate_methods(subject, chosen, request, Console(record=True, width=180))

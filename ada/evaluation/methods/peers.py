@@ -32,7 +32,7 @@ SGLANG = {
     "max_continuous_cached_steps": 3,
 }  # fmt: skip
 """SGLang's defaults for cache-dit: https://docs.sglang.io/diffusion/environment_variables.html."""
-NOT_IN_A_QUICK_LOOK = ("PyramidAttentionBroadcast", "FasterCache", "T-GATE", "ToMe")
+SLOW = ("PyramidAttentionBroadcast", "FasterCache", "T-GATE", "ToMe")
 
 
 def peer_methods(frozen: FrozenPipeline, prompts: Sequence[Any], seeds: Sequence[int]) -> list[Method]:
@@ -54,8 +54,7 @@ def _peer(
     return Method(
         name=name, family=family, group="peers", num_inference_steps=steps, attach=attach, settings=settings, main=main,
         note=f"{note} It decides for the whole batch." if whole_batch else note, data_dependent=whole_batch,
-        joint=whole_batch, must_save=True,
-        quick=family not in NOT_IN_A_QUICK_LOOK,
+        joint=whole_batch, must_save=True, quick=family not in SLOW,
     )  # fmt: skip
 
 

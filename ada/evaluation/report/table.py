@@ -45,7 +45,7 @@ def markdown_table(results: Results) -> str:
     """The same table in Markdown."""
     lines, headline = _rows(_shown(results), results.measured), headline_of(results)
     first = [f"**{headline.title}.** {headline.sentence}", ""] if headline else []
-    warnings = [f"Warning: {warning}" for warning in results.warnings]
+    warnings = [f"Note: {warning}" for warning in results.warnings]
     left_out = [f"- {method.name}: {method.reason}" for method in results.methods if method.reason]
     notes = ["Not applicable here:", "", *left_out, ""] if left_out else []
     return "\n".join([*first, *lines, "", _caption(results), "", *warnings, "", *notes, *_beside_tables(results)])

@@ -1,4 +1,4 @@
-"""How much of a quick look runs and is timed."""
+"""How much of an evaluation runs and is timed."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -24,22 +24,25 @@ def test_plain_pipelines_and_the_policy_are_timed_and_all_where_that_is_asked_fo
     assert quick.timing() == TimingPlan([1], 2, 24.0, weigh=False)
     alone = one_by_one(methods[-1])
     assert [quick.wants(method) for method in (methods[-1], alone)] == [True, False]
-    assert str(quick.quick_look([*methods, alone])).endswith(
-        "Latency was measured at batch 1 and in two rounds alone, and no memory was weighed. Left out: peers, batch 1."
-    )
+    slow = "Left out, as they take long and tell least (`--thorough true` runs them): peers, batch 1; Sampled, N=2."
+    sampled = replace(alone, family="Sampled, N=2")
+    few, left_out = quick.remarks([*methods, alone, sampled, replace(alone, main=False)])
+    assert few.endswith("Latency was measured at batch 1 and in two rounds alone, and no memory was weighed.")
+    assert left_out == slow
     asked = replace(quick, rounds=2)
     assert [method.name for method in methods if asked.times(method)] == ["plain", "ada"]
     assert asked.timing() == TimingPlan([1, 8], 2, 24.0)
-    assert str(asked.quick_look([alone])).endswith("tables take 128 or more.")
+    assert asked.remarks([])[0].endswith("tables take 128 or more.")
     whole = replace(quick, prompts=["a"] * 128, indices=range(128))
     assert [method.name for method in methods if whole.times(method)] == ["plain", "ada"]
-    for every in (replace(whole, time_all=True), replace(quick, time_all=True)):
+    assert not whole.wants(alone)
+    assert whole.timing() == TimingPlan([1, 8], 10, 480.0)
+    assert whole.remarks([*methods, alone, sampled]) == [slow]
+    for every in (replace(whole, thorough=True), replace(quick, thorough=True)):
         assert all(every.times(method) for method in methods)
         assert every.wants(alone)
         assert every.timing().batch_sizes == [1, 8]
-    assert whole.wants(alone)
-    assert whole.timing() == TimingPlan([1, 8], 10, 480.0)
-    assert whole.quick_look([alone]) is None
+    assert replace(whole, thorough=True).remarks([alone]) == []
 
 
 def test_a_timed_batch_has_a_prompt_once() -> None:
@@ -64,10 +67,10 @@ def test_of_class_labels_metrics_that_need_a_text_are_left_out(tmp_path: Path) -
     metrics = default_metrics(str(build_clip_folder(tmp_path)))
     metrics["relative"] = Metric(Relative(metrics["quality"].reward), Column("Quality lost"))
     texts = Request(prompts=["a", "b"], indices=range(2), metrics=metrics, embed=lambda images: images)
-    assert (list(texts.measured), texts.without_text) == (list(metrics), None)
+    assert (list(texts.measured), texts.remarks([])[1:]) == (list(metrics), [])
     labels = replace(texts, prompts=[3, 7])
     assert list(labels.measured) == ["psnr", "ssim", "perceptual_distance"]
-    assert labels.without_text == "Prompts are class labels, so what needs a text is left out: quality, relative."
+    assert labels.remarks([])[1:] == ["Prompts are class labels, so what needs a text is left out: quality, relative."]
     with pytest.raises(ValueError, match=r"`metrics` must hold `perceptual_distance`.*; got none\."):
         replace(labels, metrics={"quality": metrics["quality"]})
 
