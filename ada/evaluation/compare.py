@@ -1,7 +1,8 @@
 """The whole evaluation: choose the methods, measure and time every one of them, write the reports."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,8 @@ def evaluate(frozen: FrozenPipeline, policy: AdaPolicy, request: Request, consol
     steps = frozen.num_inference_steps
     if steps < 3 or policy.decision_steps(steps)[0] >= steps - 1:
         raise EvaluationError(f"With {steps} steps this policy decides none: it computes the first ones. Take more steps.")
-    weights = request.quality_weights or default_quality_weights(policy)
+    low, high = policy.config["quality_weight_range"]
+    weights = request.quality_weights or ([low] if low == high else [low, (low * high) ** 0.5, high])
     store, recorded = open_store(frozen, request, ways.full_method(steps))
     recorded |= {
         "quality_weights": weights, "budgets": list(request.budgets), "mean_budgets": list(request.mean_budgets),
@@ -106,14 +108,7 @@ def evaluate(frozen: FrozenPipeline, policy: AdaPolicy, request: Request, consol
 def evaluate_methods(
     frozen: FrozenPipeline, methods: Sequence[Method], request: Request, console: Console | None = None
 ) -> Results:
-    """Measures the given methods on any pipeline, images or videos; `evaluate` without a policy.
-
-    Args:
-        frozen: the pipeline, as in `evaluate`.
-        methods: the reference first.
-        request: as in `evaluate`.
-        console: as in `evaluate`.
-    """
+    """Measures the given methods, the reference first, on any pipeline, images or videos; `evaluate` without a policy."""
     return _evaluate(frozen, methods, request, *open_store(frozen, request, methods[0]), console)
 
 
@@ -173,12 +168,6 @@ def _results(
     ).compared_with(request.compare_with)
 
 
-def default_quality_weights(policy: AdaPolicy) -> list[float]:
-    """Three values of λ, log-spaced over the policy's range; one where the range is a single value."""
-    low, high = policy.config["quality_weight_range"]
-    return [low] if low == high else [low, (low * high) ** 0.5, high]
-
-
 def _with_policy(
     frozen: FrozenPipeline, policy: AdaPolicy, weights: Sequence[float], request: Request, store: Store
 ) -> list[Method]:
@@ -187,7 +176,9 @@ def _with_policy(
     boundary = max(kind.boundary for kind in policy.kinds)
     ours = ways.ada_methods(policy, weights, request.budgets, request.mean_budgets, request.batch_budgets, steps)
     controls = [
-        ways.control_methods(row, policy, actions_of(store, row), request.seed, request.cases, main=place == len(weights) // 2)
+        ways.control_methods(
+            row, policy, partial(actions_of, store, row), request.seed, request.cases, main=place == len(weights) // 2
+        )
         for place, row in enumerate(ours[: len(weights)])
     ]
     rows = [
@@ -209,16 +200,12 @@ def _with_policy(
     return [*rows, *request.extra_methods]
 
 
-def actions_of(store: Store, method: Method) -> Callable[[slice], Tensor]:
-    """Reads the actions that a method took, of a batch that was measured."""
-
-    def read(batch: slice) -> Tensor:
-        measured = store.batch(method, batch)
-        if measured is None:
-            raise NotApplicableError(f"{method.name}, whose rate it takes, does not apply.")
-        return torch.tensor(measured["actions"])
-
-    return read
+def actions_of(store: Store, method: Method, batch: slice) -> Tensor:
+    """The actions that a method took, of a batch that was measured."""
+    measured = store.batch(method, batch)
+    if measured is None:
+        raise NotApplicableError(f"{method.name}, whose rate it takes, does not apply.")
+    return torch.tensor(measured["actions"])
 
 
 def open_store(frozen: FrozenPipeline, request: Request, reference: Method) -> tuple[Store, dict[str, Any]]:

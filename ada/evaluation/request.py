@@ -126,14 +126,10 @@ class Request(Settings):
         return Cases.of(self.prompts, self.indices, self.batch_size, self.seed, self.seeds)
 
     @property
-    def has_labels(self) -> bool:
-        """Whether prompts are class labels."""
-        return not all(isinstance(prompt, str) for prompt in self.prompts)
-
-    @property
     def measured(self) -> dict[str, Metric]:
         """The metrics that apply: of class labels, those that need no text."""
-        return {name: metric for name, metric in self.metrics.items() if not (self.has_labels and metric.reward.needs_text)}
+        texts = all(isinstance(prompt, str) for prompt in self.prompts)
+        return {name: metric for name, metric in self.metrics.items() if texts or not metric.reward.needs_text}
 
     def remarks(self, methods: Sequence[Method]) -> list[str]:
         """What a reader should know of the figures: that the prompts are too few to publish, and which methods and metrics are left out."""

@@ -83,7 +83,7 @@ def test_evaluate(folder: Path) -> None:
     assert names[0] == "Full compute"
     assert names[-1] == "Peer"
     assert {"Ada λ=0.5", "Ada λ=2", "Ada λ=8", "Ada budget 80%", "BlockDance-2, block 3, order 0"} <= set(names)
-    assert {"DeepCache, N=2", "cache-dit, SGLang"} <= set(names)
+    assert {"DeepCache, N=2", "cache-dit, SGLang, TaylorSeer"} <= set(names)
     # the settings around the main ones are left out, but for the row that all are compared with
     assert not {"BlockDance-4, block 3, order 0", "Fewer steps (8)", "Random, rate of λ=8"} & set(names)
     assert {"Static rung 1, 20%", "Shuffled Ada λ=2", "Threshold per image, 25%"} <= set(names)

@@ -177,11 +177,6 @@ def mixture_at(
     does. Chosen prompt by prompt by the figures of the others it would look worse: of two rows that are nearly level, each prompt would get
     the one that does it more harm, and intervals of 95 % would hold 84 (`test_results.py` simulates both).
 
-    Args:
-        saved: what to save on average, a share of the compute.
-        rows: the rows to choose from.
-        saving: how much of it a row saves.
-
     Returns:
         The rows and their shares; None where no mixture saves exactly as much.
     """

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate
 from typing import Any, TypeVar
 
 import torch
@@ -20,7 +21,6 @@ from ada.rollouts import FrozenPipeline
 from blockdance import BlockDanceConfig, ReuseSchedule
 from blockdance.opaque import OpaqueLayers
 
-MEMORY_EVENT = "[memory]"
 _SINGLE: set[Any] = {torch.ops.prim.device.default}
 """Operations that are made of no others, or of none that computes."""
 Result = TypeVar("Result")
@@ -56,7 +56,8 @@ class MacCounter(TorchDispatchMode):
         formula = self._formulas.get(function._overloadpacket)
         if formula is None:
             # an operation made of others, such as `matmul` without autograd; one that gives views computes nothing
-            if not _gives_views(function):
+            results = function._schema.returns
+            if not results or any(result.alias_info is None for result in results):
                 with self:
                     parts = function.decompose(*args, **kwargs)
                 if parts is not NotImplemented:
@@ -66,11 +67,6 @@ class MacCounter(TorchDispatchMode):
         if formula is not None:
             self.macs += formula(*args, **kwargs, out_val=output) / 2
         return output
-
-
-def _gives_views(function: Any) -> bool:
-    results = function._schema.returns
-    return bool(results) and all(result.alias_info is not None for result in results)
 
 
 def _product_flops(place: int, *operands: Any, out_val: Tensor, **kwargs: Any) -> int:
@@ -147,21 +143,12 @@ def weighed(device: torch.device, call: Callable[[], Result]) -> tuple[Result, i
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         result = call()
-    peak = _peak(profiler)
+    events: Any = profiler.profiler.kineto_results.events()
+    peak = max(accumulate((event.nbytes() for event in events if event.name() == "[memory]"), initial=0))
     # the profiler is part of a cycle and holds hundreds of megabytes of events
-    del profiler
+    del profiler, events
     gc.collect()
     return result, peak
-
-
-def _peak(profiler: Any) -> int:
-    """The most bytes that were held at once, by the allocations that a profiler saw."""
-    held = peak = 0
-    for event in profiler.profiler.kineto_results.events():
-        if event.name() == MEMORY_EVENT:
-            held += event.nbytes()
-            peak = max(peak, held)
-    return peak
 
 
 @dataclass(frozen=True)

@@ -136,11 +136,8 @@ def difference_of(metric: str) -> str:
 
 
 class Embedding:
-    """Features of images for the Fréchet distance, from a CLIP's vision tower; of a video, their mean over its frames.
-
-    Args:
-        scorer: folder or Hub id of a CLIP.
-    """
+    """Features of images for the Fréchet distance, from the vision tower of a CLIP (folder or Hub id); of a video, the mean over its
+    frames."""
 
     def __init__(self, scorer: str) -> None:
         self._features = load_features(scorer)
@@ -153,11 +150,7 @@ class Embedding:
 
 
 def frechet_distance(features: Array, others: Array) -> float:
-    """|μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2 (Σ₁Σ₂)^½) of Gaussians fitted to two sets.
-
-    Args:
-        features: `(images, width)`.
-        others: `(other images, width)`.
+    """|μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2 (Σ₁Σ₂)^½) of Gaussians fitted to two sets, `(images, width)` and `(other images, width)`.
 
     Raises:
         ValueError: fewer than two images in a set, which have no covariance.
@@ -188,13 +181,7 @@ def too_few_images(num_images: int, width: int) -> str | None:
 def measure_batch(
     metrics: Mapping[str, Metric], generated: Generated, prompts: Sequence[str], reference: Generated
 ) -> dict[str, list[float]]:
-    """Measures a batch of images, or of videos frame by frame.
-
-    Args:
-        metrics: by name.
-        generated: what a method made.
-        prompts: one per image or video.
-        reference: the same prompts and noise with every step computed.
+    """Measures a batch of images, or of videos frame by frame, beside the same prompts and noise with every step computed.
 
     Returns:
         By metric, a value per image or video; a video's is the mean over its frames. Beside the metrics, the distance of the latents,
@@ -241,15 +228,8 @@ def latent_distance(latents: Tensor, reference: Tensor) -> Tensor:
 
 
 def flicker(videos: Tensor, reference: Tensor) -> Tensor:
-    """How much more neighbouring frames differ than in the reference: their mean absolute change over the reference's, minus 1.
-
-    Args:
-        videos: `(videos, frames, 3, height, width)`, two frames or more.
-        reference: same shape.
-
-    Returns:
-        `(videos,)`; 0 for a video that moves as much as its reference.
-    """
+    """How much more neighbouring frames differ than in the reference: their mean absolute change over the reference's, minus 1;
+    `(videos,)`, of `(videos, frames, 3, height, width)` with two frames or more."""
 
     def motion(frames: Tensor) -> Tensor:
         return frames.diff(dim=1).abs().flatten(1).mean(1)
@@ -258,15 +238,8 @@ def flicker(videos: Tensor, reference: Tensor) -> Tensor:
 
 
 def edge_density(images: Tensor, threshold: float = EDGE) -> Tensor:
-    """Share of the pixels where the brightness changes by more than `threshold` a pixel (Sobel gradient), without the border.
-
-    Args:
-        images: `(images, 3, height, width)` in [0, 1]; of videos `(videos, frames, 3, height, width)` the first frame counts.
-        threshold: of the gradient's magnitude, in brightness per pixel.
-
-    Returns:
-        `(images,)` in [0, 1].
-    """
+    """Share of the pixels, without the border, where the brightness changes by more than `threshold` a pixel (Sobel gradient): `(images,)`,
+    of `(images, 3, height, width)` in [0, 1]; of videos `(videos, frames, 3, height, width)` the first frame counts."""
     images = images[:, 0] if images.ndim == 5 else images
     grey = (images * images.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
     across = images.new_tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]]) / 8

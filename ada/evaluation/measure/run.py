@@ -4,6 +4,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import torch
 from rich.console import Console
@@ -12,8 +13,8 @@ from torch import Tensor
 from ada.evaluation.measure.counting import run_batch
 from ada.evaluation.measure.metrics import Metric, edge_density, measure_images
 from ada.evaluation.measure.store import Store, key_of
-from ada.evaluation.measure.together import Call, calls_of, run_together
-from ada.evaluation.methods.base import BatchReport, Cases, Generated, Method, NotApplicableError
+from ada.evaluation.measure.together import Call, Outcome, calls_of, run_together
+from ada.evaluation.methods.base import Cases, Generated, Method, NotApplicableError
 from ada.processes import work_off
 from ada.progress import Advance, progress
 from ada.rollouts import FrozenPipeline
@@ -64,10 +65,7 @@ def measure_methods(plan: Plan, console: Console | None = None) -> dict[str, str
         By method, why it does not apply; None where it does.
     """
     batches = [_tasks(plan, batch) for batch in plan.cases.batches()]
-    total, left = (
-        len(plan.methods) * len(batches),
-        sum(len(call.methods) for tasks in batches for task in tasks for call in task),
-    )
+    total, left = len(plan.methods) * len(batches), sum(len(call.methods) for call in chain(*chain(*batches)))
     with progress("Measuring", total, console) as advance:
         advance(total - left)
         for names in work_off(batches, Measurer(plan), plan.processes):
@@ -117,20 +115,11 @@ class Measurer:
                 self._batch, self._is_first = call.batch, call.batch.start == 0
                 self._reference = run_batch(plan.frozen, plan.methods[0], plan.cases, call.batch, count=self._is_first)
             if call.plans is not None:
-                self._share(call)
+                generated, places, outcomes = run_together(plan.frozen, call, plan.cases, counted=self._is_first)
+                self._keep(generated, places, zip(call.methods, outcomes, strict=True))
             elif plan.store.reason(call.methods[0]) is None:
                 self._run_alone(call.methods[0])
         return [method.name for call in task for method in call.methods]
-
-    def _share(self, call: Call) -> None:
-        generated, places, outcomes = run_together(self._plan.frozen, call, self._plan.cases, counted=self._is_first)
-        kept = []
-        for method, (images, did) in zip(call.methods, outcomes, strict=True):
-            if isinstance(did, str):
-                self._plan.store.refuse(method, did)
-            else:
-                kept.append((method, images, did))
-        self._keep(generated, places, kept)
 
     def _run_alone(self, method: Method) -> None:
         plan = self._plan
@@ -145,17 +134,11 @@ class Measurer:
             plan.store.refuse(method, str(error))
         else:
             every = range(len(ran.generated.images))
-            self._keep(ran.generated, every, [(method, every, ran.report)])
+            self._keep(ran.generated, every, [(method, (every, ran.report))])
 
-    def _keep(
-        self, generated: Generated, places: Sequence[int], kept: Iterable[tuple[Method, Sequence[int], BatchReport]]
-    ) -> None:
-        """Measures distinct images, and stores what methods did; refuses those of whose images anything is not finite.
-
-        Args:
-            generated: the images.
-            places: of each, its place in the batch.
-            kept: methods, each with its images' numbers among the distinct ones, an image per case of the batch, and what it did.
+    def _keep(self, generated: Generated, places: Sequence[int], outcomes: Iterable[tuple[Method, Outcome]]) -> None:
+        """Measures distinct images, each with its place in the batch, and stores what methods did; refuses those that tell a reason, and
+        those of whose images anything is not finite.
 
         Raises:
             ValueError: the reference's images are not finite, beside which nothing can be measured.
@@ -164,7 +147,10 @@ class Measurer:
         prompts, beside = [plan.cases.prompts[batch.start + place] for place in places], self._reference.generated.take(places)
         values, features = measure_images(plan.metrics, plan.embed, generated, prompts, beside, plan.cases.batch_size)
         known = {"image": generated.images, "features": features} | {name: torch.tensor(each) for name, each in values.items()}
-        for method, numbers, report in kept:
+        for method, (numbers, report) in outcomes:
+            if isinstance(report, str):
+                plan.store.refuse(method, report)
+                continue
             chosen, is_reference = list(numbers), method is plan.methods[0]
             if broken := [name for name, each in known.items() if not each[chosen].isfinite().all()]:
                 reason = NOT_FINITE.format(", ".join(broken))

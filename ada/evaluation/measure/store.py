@@ -76,13 +76,8 @@ class Store:
         return self.parts / key_of(method) / f"features-{batch.start}-{batch.stop}.npy"
 
     def add_images(self, method: Method, places: Sequence[int], images: Tensor) -> None:
-        """Keeps images as PNG; the frames of a video lie one above the other.
-
-        Args:
-            method: that made them.
-            places: their places among all cases.
-            images: `(images, 3, height, width)` or `(videos, frames, 3, height, width)` in [0, 1].
-        """
+        """Keeps images `(images, 3, height, width)` or `(videos, frames, 3, height, width)` in [0, 1], at their places among all cases, as
+        PNG; the frames of a video lie one above the other."""
         for place, image in zip(places, images, strict=True):
             tall = torch.cat(list(image), dim=-2) if image.ndim == 4 else image
             with _whole(self._picture(method, place)) as partial:

@@ -24,6 +24,10 @@ FIRST_DECISION = 2
 """A decider is asked after the third step at the earliest; schedules that reuse before run alone."""
 
 
+Outcome = tuple[Sequence[int], BatchReport | str]
+"""Of a method, the number among distinct images of each of its images, one per case of the batch; what it did, or why it could not."""
+
+
 @dataclass(frozen=True)
 class Call:
     """One call of the pipeline.
@@ -40,13 +44,8 @@ class Call:
 
 
 class Together:
-    """The decider of a batch that holds the same images once per plan.
-
-    Args:
-        plans: schedules of one row or one per image, and deciders that see the same block.
-        num_images: images per plan.
-        counted: whether to count the MACs of the deciders.
-    """
+    """The decider of a batch that holds the same images once per plan: schedules of one row or one per image, and deciders that see the
+    same block, whose MACs are `counted` or not."""
 
     def __init__(self, plans: Sequence[ReuseSchedule | Any], num_images: int, *, counted: bool = False) -> None:
         self._deciders = [plan for plan in plans if not isinstance(plan, ReuseSchedule)]
@@ -132,19 +131,9 @@ def calls_of(frozen: FrozenPipeline, methods: Sequence[Method], batch: slice, mo
 
 def run_together(
     frozen: FrozenPipeline, shared: Call, cases: Cases, *, counted: bool
-) -> tuple[Generated, list[int], list[tuple[list[int], BatchReport | str]]]:
-    """Runs methods that share a call.
-
-    Args:
-        frozen: the pipeline.
-        shared: the methods, with their plans.
-        cases: prompts and seeds; their batch size is the most prompts that are encoded, and images denoised and decoded at once.
-        counted: whether to count the MACs of the deciders.
-
-    Returns:
-        The distinct images; the place in the batch that each of them has; and of every method the number among them that each of its
-        images has, and what it did, or why it could not decide.
-    """
+) -> tuple[Generated, list[int], list[Outcome]]:
+    """Runs methods that share a call, with `counted` counting the MACs of the deciders: the distinct images; the place in the batch of each
+    of them; and what came of every method. The cases' batch size is the most prompts that are encoded, and images decoded, at once."""
     batch, every = shared.batch, len(shared.methods)
     count = batch.stop - batch.start
     fitted = [rows_of(plan, batch) for plan in shared.plans or ()]
@@ -160,7 +149,7 @@ def run_together(
     numbers: dict[tuple[int, ...], int] = {}
     images = [numbers.setdefault((row % count, *actions), len(numbers)) for row, actions in enumerate(report.actions.tolist())]
     first = [images.index(number) for number in range(len(numbers))]
-    outcomes: list[tuple[list[int], BatchReport | str]] = []
+    outcomes: list[Outcome] = []
     for place, plan in enumerate(fitted):
         own = decider.rows(place)
         actions, own_macs = decider.own_actions(place, report.actions), decider.counters[place].macs / count

@@ -1,7 +1,7 @@
 """The policy's rows, at several quality weights and budgets, its rivals, and its controls: random and shuffled decisions."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,15 +21,10 @@ def ada_methods(
     batch_budgets: Sequence[float],
     num_inference_steps: int,
 ) -> list[Method]:
-    """The policy at several quality weights λ, and within several compute budgets.
+    """The policy at several quality weights λ, and at several shares of the denoising compute: on every image, on average (a policy without
+    a measured curve has none), and on average in every batch (one without a ladder has none).
 
-    Args:
-        policy: the policy.
-        weights: values of λ; of the middle one latency is measured, unless there are means to measure it of.
-        budgets: shares of the denoising compute to spend on every image.
-        mean_budgets: shares to spend on average; a policy without a measured curve has none.
-        batch_budgets: shares that the images of every batch spend on average; a policy without a ladder has none.
-        num_inference_steps: denoising steps.
+    Latency is measured of the means, without them of the middle λ.
     """
     greedy, near = "The policy's greedy decisions at quality weight", "Every image spends as near to"
     means = mean_budgets if policy.config.get("curve") is not None else ()
@@ -111,41 +106,25 @@ class Shuffled:
         self.decider.check(transformer)
 
 
-@dataclass(frozen=True)
-class RandomAsOften:
-    """Reuses random steps, as many on average as another method did on the same batch, with the kind that it used most there.
+def random_as_often(actions: Tensor, kinds: Sequence[Reuse], open_steps: range, seed: int) -> ReuseSchedule:
+    """Random steps reuse, as many on average as another method took, with the kind that it used most; none where it reused nothing.
 
     Args:
-        actions_of: of the cases at these places, the actions `(images, num_steps)` that the other method took.
+        actions: `(images, num_steps)`, what the other method took.
         kinds: what its actions mean.
         open_steps: the steps that it may reuse at.
-        seed: of the drawing; a batch is drawn the same again.
+        seed: of the drawing.
     """
-
-    actions_of: Callable[[slice], Tensor]
-    kinds: Sequence[Reuse]
-    open_steps: range
-    seed: int
-
-    def schedule(self, images: slice) -> ReuseSchedule:
-        """The schedule of the cases at these places, a row each; full compute where the other method reused nothing."""
-        actions = self.actions_of(images)
-        count, num_steps = actions.shape
-        taken = actions[actions > 0].bincount()
-        if not len(taken):
-            return ReuseSchedule(full_compute(count, num_steps).actions, tuple(self.kinds))
-        generator = torch.Generator().manual_seed(self.seed + images.start)
-        mean = min(float((actions > 0).sum(1).double().mean()), len(self.open_steps))
-        # the range's first step always computes there, which is the last one before those that are open
-        reuse_range = ((self.open_steps.start - 1) / num_steps, self.open_steps.stop / num_steps)
-        favourite = int(taken.argmax())
-        drawn = random_schedule(count, num_steps, mean, self.kinds[favourite - 1], generator, reuse_range)
-        return ReuseSchedule(drawn.actions * favourite, tuple(self.kinds))
-
-    @contextmanager
-    def __call__(self, pipeline: Any, images: slice) -> Iterator[Run]:
-        with planned(pipeline, self.schedule(images)) as run:
-            yield run
+    count, num_steps = actions.shape
+    taken = actions[actions > 0].bincount()
+    if not len(taken):
+        return ReuseSchedule(full_compute(count, num_steps).actions, tuple(kinds))
+    mean = min(float((actions > 0).sum(1).double().mean()), len(open_steps))
+    # the range's first step always computes there, which is the last one before those that are open
+    reuse_range = ((open_steps.start - 1) / num_steps, open_steps.stop / num_steps)
+    favourite, generator = int(taken.argmax()), torch.Generator().manual_seed(seed)
+    drawn = random_schedule(count, num_steps, mean, kinds[favourite - 1], generator, reuse_range)
+    return ReuseSchedule(drawn.actions * favourite, tuple(kinds))
 
 
 def control_methods(
@@ -156,7 +135,7 @@ def control_methods(
     Args:
         like: the row, which has to be measured first.
         policy: the policy.
-        actions_of: what the row did, as in `RandomAsOften`.
+        actions_of: of the cases at these places, the actions `(images, num_steps)` that the row took.
         seed: of the random schedules.
         cases: that it runs on; in batches of one, an image has no other by whose state it could be decided.
         main: as in `Method`.
@@ -164,6 +143,10 @@ def control_methods(
     steps = like.num_inference_steps
     open_steps = range(policy.decision_steps(steps)[0] + 1, steps - 1)
     fewest = min(batch.stop - batch.start for batch in cases.batches())
+
+    def attach(pipeline: Any, images: slice) -> AbstractContextManager[Run]:
+        return planned(pipeline, random_as_often(actions_of(images), policy.kinds, open_steps, seed + images.start))
+
     alone = "In a batch of one image there is no other one by whose state it could be decided." if fewest == 1 else None
     common: dict[str, Any] = {
         "group": "static", "num_inference_steps": steps, "settings": {"like": like.name, **like.described}, "main": main, "timed": False,
@@ -171,7 +154,7 @@ def control_methods(
     return [
         Method(
             name=f"Random, rate of {like.name.removeprefix(f'{ADA} ')}", family=RANDOM,
-            attach=RandomAsOften(actions_of, policy.kinds, open_steps, seed), after=like.name, quick=False, reason=like.reason,
+            attach=attach, after=like.name, quick=False, reason=like.reason,
             note=f"Per image, uniformly drawn steps reuse, on average over each batch as many as in {like.name}.", **common,
         ),
         Method(

@@ -215,21 +215,15 @@ class Method:
             known = {"decider": [qualified_name(plan), digest(described(vars(plan)))]}
         return known | dict(self.settings)
 
-    @contextmanager
-    def accelerate(self, pipeline: Any, images: slice) -> Iterator[Run]:
-        """Accelerates a pipeline while the context lasts.
-
-        Args:
-            pipeline: the pipeline.
-            images: the batch's place among all cases.
+    def accelerate(self, pipeline: Any, images: slice) -> AbstractContextManager[Run]:
+        """Accelerates a pipeline while the context lasts, for the cases at these places.
 
         Raises:
             NotApplicableError: it does not apply.
         """
         if self.reason is not None:
             raise NotApplicableError(self.reason)
-        with self.attach(pipeline, images) if self.plan is None else planned(pipeline, rows_of(self.plan, images)) as run:
-            yield run
+        return self.attach(pipeline, images) if self.plan is None else planned(pipeline, rows_of(self.plan, images))
 
 
 @contextmanager

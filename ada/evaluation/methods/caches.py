@@ -84,7 +84,7 @@ def diffusers_cache(
 
     Args:
         config: class of its configuration.
-        settings: fields of the configuration; the callback that asks for the step is added where there is one.
+        settings: its fields; the callback that asks for the step is added where there is one.
         pipeline: the pipeline.
         measured: gives further fields, which have to be measured on the pipeline.
     """
@@ -157,11 +157,8 @@ def latents_as_vision(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 def weighing(transformer: nn.Module, kept: Callable[[], object]) -> Iterator[list[int]]:
     """Weighs what is kept after each of the transformer's calls: a list of bytes that grows."""
     weighed = [0]
-    hook = transformer.register_forward_hook(lambda *_: weighed.append(num_bytes(kept())))
-    try:
+    with transformer.register_forward_hook(lambda *_: weighed.append(num_bytes(kept()))):
         yield weighed
-    finally:
-        hook.remove()
 
 
 def num_bytes(tree: object) -> int:

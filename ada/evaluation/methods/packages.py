@@ -33,13 +33,8 @@ def optional_package(name: str) -> ModuleType:
 
 @contextmanager
 def cache_dit(settings: Mapping[str, Any], taylorseer_order: int | None, pipeline: Any) -> Iterator[Run]:
-    """cache-dit's DBCache: after the first blocks it skips the others where their residual changed little.
-
-    Args:
-        settings: fields of its `DBCacheConfig`.
-        taylorseer_order: of its TaylorSeer calibrator, which extrapolates what is skipped; None leaves it out.
-        pipeline: the pipeline.
-    """
+    """cache-dit's DBCache: after the first blocks it skips the others where their residual changed little, or with an order of its
+    TaylorSeer calibrator extrapolates them. Settings are fields of its `DBCacheConfig`."""
     logging.getLogger("cache_dit").setLevel(logging.ERROR)  # which speaks as soon as it is imported
     package = optional_package("cache_dit")
     for name in [name for name in logging.Logger.manager.loggerDict if name.lower().startswith("cache")]:
@@ -58,11 +53,7 @@ def cache_dit(settings: Mapping[str, Any], taylorseer_order: int | None, pipelin
 def t_gate(settings: Mapping[str, int], pipeline: Any) -> Iterator[Run]:
     """T-GATE (Liu et al., 2024): after the gate step, cross-attention comes from a cache and guidance is dropped.
 
-    Runs the authors' own loop, which is made for PixArt-α and PixArt-Σ among the diffusion transformers.
-
-    Args:
-        settings: `gate_step`, `sp_interval`, `fi_interval` and `warm_up`.
-        pipeline: the pipeline.
+    Runs the authors' own loop, which is made for PixArt-α and PixArt-Σ among the diffusion transformers, and takes the settings.
     """
     package = optional_package("tgate")
     loaders = {PixArtAlphaPipeline: "TgatePixArtAlphaLoader", PixArtSigmaPipeline: "TgatePixArtSigmaLoader"}
@@ -79,14 +70,10 @@ def t_gate(settings: Mapping[str, int], pipeline: Any) -> Iterator[Run]:
 
 @contextmanager
 def token_merging(ratio: float, pipeline: Any) -> Iterator[Run]:
-    """Token merging (ToMe, Bolya and Hoffman, 2023): self-attention runs on merged tokens.
+    """Token merging (ToMe, Bolya and Hoffman, 2023): a share of the tokens is merged into others for self-attention.
 
     `tomesd.apply_patch` patches the blocks of Stable Diffusion's UNet and fails on a PixArt block (it asks for a `norm3`), so the
     package's matching and merging is put around the self-attention here, which is what its default settings do.
-
-    Args:
-        ratio: share of the tokens that are merged into others.
-        pipeline: the pipeline.
     """
     merging, transformer = optional_package("tomesd.merge"), pipeline.transformer
     blocks = [part for name, part in transformer.named_modules() if name.endswith("attn1") and isinstance(part, Attention)]

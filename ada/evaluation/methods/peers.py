@@ -32,17 +32,13 @@ SGLANG = {
     "max_continuous_cached_steps": 3,
 }  # fmt: skip
 """SGLang's defaults for cache-dit: https://docs.sglang.io/diffusion/environment_variables.html."""
-SLOW = ("PyramidAttentionBroadcast", "FasterCache", "T-GATE", "ToMe")
+SLOW = {"PyramidAttentionBroadcast", "FasterCache", "cache-dit, SGLang", "T-GATE", "ToMe"}
+"""Rows and families that run where an evaluation is to be thorough."""
 
 
 def peer_methods(frozen: FrozenPipeline, prompts: Sequence[Any], seeds: Sequence[int]) -> list[Method]:
-    """All peers. One that is not installed, does not attach or skips nothing becomes a row that says so.
-
-    Args:
-        frozen: the pipeline.
-        prompts: held out from the evaluation, for the peers that are calibrated.
-        seeds: of their noise.
-    """
+    """All peers, of which one is calibrated on prompts held out from the evaluation, with their seeds. One that is not installed, does not
+    attach or skips nothing becomes a row that says so."""
     ratios = cache(lambda: {"mag_ratios": magnitude_ratios(frozen, prompts, seeds)})
     rows = [*_diffusers_rows(frozen.num_inference_steps, ratios, len(prompts)), *_package_rows(frozen.num_inference_steps)]
     return [*rows, *(one_by_one(row) for row in rows if row.main and row.data_dependent)]
@@ -54,7 +50,7 @@ def _peer(
     return Method(
         name=name, family=family, group="peers", num_inference_steps=steps, attach=attach, settings=settings, main=main,
         note=f"{note} It decides for the whole batch." if whole_batch else note, data_dependent=whole_batch,
-        joint=whole_batch, must_save=True, quick=family not in SLOW,
+        joint=whole_batch, must_save=True, quick=not {name, family} & SLOW,
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from ada.schedules import Ladder
 from blockdance import BlockDanceConfig, BlockReuse, FeatureRecorder, Plan, ReuseSchedule, ScheduleError
 
 MOST_STEP_COUNTS = 10
+MOST_QUICK = 0.85
 PAPER_RANGES = ((0.25, 0.95), (0.6, 0.95))
 """The paper's range on DiT-XL/2 and Open-Sora, and a cautious one; 40–95 % (PixArt-α) is the default of the other rows."""
 DEEP_CACHE_INTERVALS = (2, 3, 5)
@@ -42,21 +43,17 @@ def fewer_steps(num_inference_steps: int) -> list[Method]:
         Method(
             name=f"{FEWER_STEPS} ({count})", family=FEWER_STEPS, group="plain", num_inference_steps=count,
             note=f"The plain pipeline with {count} steps.", settings={"num_inference_steps": count},
-            # every second one, down to the fewest: latencies between them are as good as on a line
-            main=place % 2 == (len(counts) - 1) % 2,
+            # every second one, down to the fewest: latencies between them are as good as on a line; a step or two fewer do more damage than
+            # the full pipeline for some images and four fewer for the others
+            main=place % 2 == (len(counts) - 1) % 2, quick=count < MOST_QUICK * num_inference_steps,
         )
         for place, count in enumerate(counts)
     ]  # fmt: skip
 
 
 def blockdance(num_blocks: int, num_inference_steps: int, other_boundary: int | None = None) -> list[Method]:
-    """BlockDance-2, 3 and 4 in both orders at the paper's boundary and another; other ranges; and together with fewer steps.
-
-    Args:
-        num_blocks: length of the model's block stack.
-        num_inference_steps: denoising steps of full compute.
-        other_boundary: the second boundary; by default the last block.
-    """
+    """BlockDance-2, 3 and 4 in both orders at the paper's boundary and another, by default the last block; other ranges; and together with
+    fewer steps."""
     paper = BlockDanceConfig().kind(num_blocks).boundary
     last = num_blocks - 1 if other_boundary is None else other_boundary
     steps, methods = num_inference_steps, list[Method]()
@@ -111,13 +108,7 @@ def deep_cache(num_blocks: int, num_inference_steps: int) -> list[Method]:
 
 def ladder_methods(ladder: Ladder, num_inference_steps: int, num_blocks: int) -> list[Method]:
     """Every rung of a ladder but the first as a static schedule; those nearest to 15 and 35 % are timed. Of a ladder of a deeper model they
-    say that it is one.
-
-    Args:
-        ladder: the ladder.
-        num_inference_steps: denoising steps.
-        num_blocks: length of the model's block stack.
-    """
+    say that it is one."""
     fitted = ladder.for_steps(num_inference_steps)
     last, reason = max(kind.boundary for kind in fitted.kinds), None
     if last >= num_blocks:
@@ -139,13 +130,8 @@ def ladder_methods(ladder: Ladder, num_inference_steps: int, num_blocks: int) ->
 
 
 def calibrated_methods(frozen: FrozenPipeline, prompts: Sequence[Any], seeds: Sequence[int]) -> list[Method]:
-    """BlockDance-N calibrated at several tolerances, and Block Caching at several thresholds δ, by how much features change.
-
-    Args:
-        frozen: the pipeline; it generates the prompts once, with every step computed.
-        prompts: held out from the evaluation.
-        seeds: of their noise.
-    """
+    """BlockDance-N calibrated at several tolerances, and Block Caching at several thresholds δ, by how much features change on prompts held
+    out from the evaluation, which are generated once with every step computed."""
     steps = frozen.num_inference_steps
     with FeatureRecorder(frozen.pipeline, len(prompts)) as recorder:
         frozen.pipeline(**frozen.call_arguments(prompts, seeds) | {"output_type": "latent"})

@@ -62,28 +62,15 @@ class ThresholdRule:
 
 
 def movement(clean: Tensor) -> Tensor:
-    """Relative change of the predicted clean latents from step to step.
-
-    Args:
-        clean: `(images, history, …)`, the newest last.
-
-    Returns:
-        `(images, history − 1)`.
-    """
+    """Relative change of the predicted clean latents from step to step, `(images, history − 1)`, of `(images, history, …)`, newest last."""
     flat = clean.flatten(2).float()
     moved: Tensor = flat.diff(dim=1).norm(dim=2) / flat[:, 1:].norm(dim=2).clamp(min=1e-8)
     return moved
 
 
 def threshold_methods(frozen: FrozenPipeline, prompts: Sequence[Any], seeds: Sequence[int], boundary: int) -> list[Method]:
-    """The rule at thresholds that save about 15, 25 and 35 % of the steps on other prompts.
-
-    Args:
-        frozen: the pipeline; it generates the prompts once, with every step computed.
-        prompts: held out from the evaluation.
-        seeds: of their noise.
-        boundary: last block that is skipped.
-    """
+    """The rule, which skips the blocks up to a boundary, at thresholds that save about 15, 25 and 35 % of the steps on prompts held out
+    from the evaluation, which are generated once with every step computed."""
     kind, steps, seen = Reuse(boundary=boundary), frozen.num_inference_steps, list[Tensor]()
     with apply_blockdance(frozen.pipeline, ThresholdRule(kind, -1.0, seen)):
         generate(frozen, prompts, seeds, steps)
@@ -101,13 +88,7 @@ def threshold_methods(frozen: FrozenPipeline, prompts: Sequence[Any], seeds: Seq
 
 
 def fit_threshold(moved: Tensor, level: float, num_steps: int) -> float:
-    """The threshold at which the rule would reuse `level` of all steps, were movements as in full compute.
-
-    Args:
-        moved: `(images, decisions)`.
-        level: share of the steps to reuse.
-        num_steps: denoising steps.
-    """
+    """The threshold at which the rule would reuse a share `level` of all steps, were movements `(images, decisions)` as in full compute."""
     low, high = 0.0, float(moved.max()) * (MOST_IN_A_ROW + 1)
     for _ in range(40):
         middle = (low + high) / 2

@@ -104,8 +104,8 @@ class Panel:
                 alpha=1 if banded or ours else 0.65, linewidth=2.4 if ours else 1.8 if banded else 0.6,
                 zorder=5 if ours else 4 if banded else 3,
             )  # fmt: skip
-        mixtures = [point for point in static_curve(self._results) if self._upwards in point.estimates]
-        if mixtures and self._across == COMPUTE_SAVED:
+        curve = static_curve(self._results) if self._across == COMPUTE_SAVED else []
+        if mixtures := [point for point in curve if self._upwards in point.estimates]:
             self._line(
                 [point.saved for point in mixtures], [point.estimates[self._upwards] for point in mixtures], banded=True,
                 color=GROUPS["static"][1], linewidth=2.4, linestyle=(0, (4, 1.5)), label=MIXTURE, zorder=4,

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
@@ -32,7 +31,8 @@ def comparable(methods: Sequence[MethodResult], by: Callable[[MethodResult], str
     return [reference, *(nearest_to(COMPARABLE_SAVING, [method for method in others if by(method) == kind]) for kind in kinds)]
 
 
-class Headline(NamedTuple):
+@dataclass(frozen=True)
+class Headline:
     """What a reader sees first: the row that it is about, the verdict in a few words, and the same with figures and intervals."""
 
     method: str

@@ -51,15 +51,13 @@ NOTES = (
 
 
 def save_page(results: Results, image_of: ImageOf, shown: Sequence[int], path: Path) -> None:
-    """Writes the page; it needs no other file and no network.
-
-    Args:
-        results: what was measured.
-        image_of: gives what a method made; of the reference also at the places of the easiest and the hardest prompts.
-        shown: places of the prompts whose images are shown.
-        path: the file to write.
-    """
-    content = page_data(results, image_of, shown)
+    """Writes the page, which needs no other file and no network, with the images at the places that are shown, and of the reference also
+    those of the easiest and the hardest prompts."""
+    # numbers of `DIGITS` digits: half the size, and more than any reader sees
+    content = json.loads(
+        json.dumps(page_data(results, image_of, shown), default=asdict),
+        parse_float=lambda text: float(f"{float(text):.{DIGITS}g}"),
+    )
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     page = _template("index.html")
     page = page.replace("/*STYLE*/", _template("style.css"))
@@ -72,12 +70,11 @@ def page_data(results: Results, image_of: ImageOf, shown: Sequence[int]) -> dict
     spent = spending(results)
     extremes = sorted({place for each in spent for place in (*each.easiest, *each.hardest)})
     scheduled = with_schedules(results)
-    content: dict[str, Any] = _rounded(asdict(results))
+    content = asdict(results)
     for method in content["methods"]:
         del method["distances"]  # per case: `results.json` has them
-    headline = headline_of(results)
     return content | {
-        "headline": headline and headline._asdict(),
+        "headline": headline_of(results),
         "quick_look": results.is_quick_look,
         "groups": GROUPS,
         "banded": list(BANDED),
@@ -86,7 +83,7 @@ def page_data(results: Results, image_of: ImageOf, shown: Sequence[int]) -> dict
         "fewer_steps": FEWER_STEPS,
         "panel_top": PANEL_TOP,
         "arrows": {json.dumps(better): arrow for better, arrow in metrics.ARROWS.items()},
-        "mixture": {"name": MIXTURE, "points": _rounded([asdict(point) for point in static_curve(results)])},
+        "mixture": {"name": MIXTURE, "points": static_curve(results)},
         "kinds_of_match": [metrics.STATIC_MIXTURE, metrics.SAME_COMPUTE, metrics.SAME_LATENCY],
         "costs": list(metrics.COSTS),
         "headlines": [metrics.BOUNDED, metrics.VISIBLE],
@@ -94,7 +91,7 @@ def page_data(results: Results, image_of: ImageOf, shown: Sequence[int]) -> dict
         "places": list(shown),
         "scheduled": [method.name for method in scheduled],
         "action_colours": colours_of(scheduled),
-        "spending": _rounded([asdict(each) for each in spent]),
+        "spending": spent,
         "complexity_titles": COMPLEXITY_TITLES,
         "thumbnails": {place: data_uri(image_of(results.methods[0].name, place)) for place in extremes},
         "notes": [*(note.format(tau=results.settings["visible_damage"]) for note in NOTES), *results.warnings],
@@ -116,12 +113,3 @@ def data_uri(image: Tensor) -> str:
 
 def _template(name: str) -> str:
     return files("ada.evaluation.report").joinpath("page_template", name).read_text(encoding="utf-8")
-
-
-def _rounded(tree: Any) -> Any:
-    """The same with numbers of `DIGITS` digits: half the size, and more than any reader sees."""
-    if isinstance(tree, dict):
-        return {key: _rounded(value) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return [_rounded(value) for value in tree]
-    return float(f"{tree:.{DIGITS}g}") if isinstance(tree, float) else tree

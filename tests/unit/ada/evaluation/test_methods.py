@@ -10,7 +10,7 @@ from ladders import build_ladder
 from policies import build_step_policy
 
 from ada.evaluation.measure.counting import run_batch
-from ada.evaluation.methods.ada import RandomAsOften, Shuffled, ada_methods, control_methods, rival_methods
+from ada.evaluation.methods.ada import Shuffled, ada_methods, control_methods, random_as_often, rival_methods
 from ada.evaluation.methods.base import Cases, Method, NotApplicableError
 from ada.evaluation.methods.peers import one_by_one
 from ada.evaluation.methods.static import MOST_STEP_COUNTS, blockdance, deep_cache, fewer_steps, full_method, ladder_methods
@@ -37,33 +37,32 @@ def decided(rows: list[dict[int, int]]) -> torch.Tensor:
     return torch.tensor([[row.get(step, 0) for step in range(STEPS)] for row in rows])
 
 
-def test_fewer_steps_go_down_to_half_and_every_second_runs_by_default() -> None:
+def test_fewer_steps_go_down_to_half_and_every_second_is_main() -> None:
     methods = fewer_steps(20)
     assert [method.num_inference_steps for method in methods] == [19, 18, 17, 16, 15, 14, 13, 12, 11, 10]
     assert [method.num_inference_steps for method in methods if method.main] == [18, 16, 14, 12, 10]
+    assert [method.num_inference_steps for method in methods if method.main and method.quick] == [16, 14, 12, 10]
     assert [method.num_inference_steps for method in fewer_steps(5)] == [4, 3, 2]
     assert len(fewer_steps(100)) == MOST_STEP_COUNTS
 
 
 def test_random_reuses_as_often_as_the_policy_did_in_the_same_batch_with_its_favourite_kind() -> None:
     rows = decided([dict.fromkeys(range(10, 10 + count), 2) for count in (3, 4)] * 200)
-    random = RandomAsOften(lambda images: rows[images], KINDS, range(9, 19), seed=0)
-    schedule = random.schedule(slice(0, 400))
+    schedule = random_as_often(rows, KINDS, range(9, 19), seed=0)
     assert schedule.kinds == KINDS, "the same in every batch, whatever the favourite"
     assert set(schedule.actions.flatten().tolist()) == {0, 2}
     counts = (schedule.actions > 0).sum(1)
     assert set(counts.tolist()) == {3, 4}
     assert float(counts.double().mean()) == pytest.approx(3.5, abs=0.1)
     assert set(schedule.actions.nonzero()[:, 1].tolist()) == set(range(9, 19))
-    assert torch.equal(schedule.actions, random.schedule(slice(0, 400)).actions)
+    assert torch.equal(schedule.actions, random_as_often(rows, KINDS, range(9, 19), seed=0).actions)
     assert len(schedule.actions.unique(dim=0)) > 1
 
 
 def test_random_computes_where_the_policy_did() -> None:
     rows = decided([{}, {}, {10: 1}])
-    random = RandomAsOften(lambda images: rows[images], KINDS, range(9, 19), seed=0)
-    assert int(random.schedule(slice(0, 2)).actions.sum()) == 0
-    assert int(random.schedule(slice(2, 3)).actions.sum()) == 1
+    assert int(random_as_often(rows[:2], KINDS, range(9, 19), seed=0).actions.sum()) == 0
+    assert int(random_as_often(rows[2:], KINDS, range(9, 19), seed=0).actions.sum()) == 1
 
 
 def test_blockdance_over_boundaries_orders_ranges_and_fewer_steps() -> None:
@@ -100,8 +99,7 @@ def test_deep_cache_saves_the_inner_blocks_macs(subject: FrozenPipeline) -> None
 
 def test_random_takes_the_kind_that_most_steps_took() -> None:
     for row, kind in (([{9: 1, 10: 2}, {9: 2}], 2), ([{9: 1, 10: 2, 11: 1}], 1)):
-        rows = decided(row)
-        schedule = RandomAsOften(lambda images, rows=rows: rows, KINDS, range(9, 19), seed=0).schedule(slice(0, 2))  # type: ignore[misc]
+        schedule = random_as_often(decided(row), KINDS, range(9, 19), seed=0)
         assert set(schedule.actions.flatten().tolist()) == {0, kind}
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def test_two_processes_measure_what_one_does(backbone: FrozenPipeline, tmp_path:
         folder = tmp_path / str(processes)
         ours = method("ada", policy)
         plan = plan_of(backbone, folder, [])
-        random, _ = control_methods(ours, policy, actions_of(plan.store, ours), 0, CASES, main=True)
+        random, _ = control_methods(ours, policy, partial(actions_of, plan.store, ours), 0, CASES, main=True)
         methods = [*plan.methods, ours, random, method("fewer", steps=4), method("fails", attach=fails)]
         plan = replace(plan, methods=methods, processes=processes)
         found.append(collect_results(plan.store, methods, measure_methods(plan), {}, CASES))
