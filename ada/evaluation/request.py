@@ -137,7 +137,7 @@ class Request(Settings):
         if len(self.prompts) < PUBLISHED:
             few = f"A quick look: {len(self.prompts)} prompts are too few to publish, whose tables take {PUBLISHED} or more."
             found.append(f"{few} {BRIEF}" if self.is_brief else few)
-        if slow := dict.fromkeys(method.family for method in methods if method.main and not self.wants(method)):
+        if slow := [method.name for method in methods if method.main and not self.wants(method)]:
             found.append(f"Left out, as they take long and tell least (`--thorough true` runs them): {'; '.join(slow)}.")
         if without := [name for name in self.metrics if name not in self.measured]:
             found.append(f"Prompts are class labels, so what needs a text is left out: {', '.join(without)}.")

@@ -90,6 +90,7 @@ def test_evaluate(folder: Path) -> None:
     assert len(set(names)) == len(names)
     printed = console.export_text()
     assert all(name in printed for name in names)
+    assert "Ada λ=" in printed.rpartition("higher is better")[2], "the verdict stands below the table"
 
     assert Results.load(folder / "out" / "results.json") == results
     text = (folder / "out" / "results.json").read_text(encoding="utf-8")
@@ -126,8 +127,8 @@ def test_evaluate(folder: Path) -> None:
     # what takes long and tells least is left out, and the page says so
     assert not {"Random, rate of λ=2", "FasterCache", "FirstBlockCache 0.2, batch 1"} & set(names)
     assert "A quick look: 5 prompts" in results.warnings[0]
-    assert "Random, as often as Ada" in results.warnings[1]
-    assert "FirstBlockCache, batch 1" in results.warnings[1]
+    assert "Random, rate of λ=2" in results.warnings[1]
+    assert "FirstBlockCache 0.2, batch 1" in results.warnings[1]
     assert results.environment["cache-dit"] == version("cache-dit")
     events = EventAccumulator(str(folder / "out" / "tensorboard"))
     events.Reload()

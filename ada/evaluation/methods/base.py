@@ -173,7 +173,7 @@ class Method:
         data_dependent: whether the work depends on the images, so that it is counted for every batch, not once.
         joint: whether it decides for a batch as a whole, so that batches, and not images, are independent.
         must_save: whether a run that does not save MACs means that the method never took hold.
-        main: whether it runs by default; the others are settings around a main one, which a sweep runs as well.
+        main: whether it is what its documentation recommends; the others are settings around it, which a sweep runs as well.
         timed: whether the latency of a main one is measured; where a neighbouring setting is timed, it tells nothing new.
         quick: whether a main one runs unless an evaluation is to be thorough: not what takes long, as image by image, and tells least.
         after: name of the method that has to be measured before, because it does as that one did.

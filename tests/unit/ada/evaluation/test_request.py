@@ -25,7 +25,7 @@ def test_plain_pipelines_and_the_policy_are_timed_and_all_where_that_is_asked_fo
     alone = one_by_one(methods[-1])
     assert [quick.wants(method) for method in (methods[-1], alone)] == [True, False]
     slow = "Left out, as they take long and tell least (`--thorough true` runs them): peers, batch 1; Sampled, N=2."
-    sampled = replace(alone, family="Sampled, N=2")
+    sampled = replace(alone, name="Sampled, N=2")
     few, left_out = quick.remarks([*methods, alone, sampled, replace(alone, main=False)])
     assert few.endswith("Latency was measured at batch 1 and in two rounds alone, and no memory was weighed.")
     assert left_out == slow
