@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.text import Text
 from torch import Tensor
 
 from ada.data import load_prompts
@@ -19,7 +18,6 @@ from ada.evaluation.measure.metrics import VIDEO_COLUMNS
 from ada.evaluation.measure.store import key_of
 from ada.evaluation.methods import Cases, Method, NotApplicableError
 from ada.evaluation.report import write_reports
-from ada.evaluation.report.findings import headline_of
 from ada.evaluation.report.table import terminal_table
 from ada.evaluation.request import GATES, EvaluationOptions, Request, Settings, ladder_of
 from ada.noise import EVALUATION, SEARCH
@@ -142,8 +140,6 @@ def _evaluate(
     frames, named = store.read("frames"), {method.name: method for method in methods}
     write_reports(results, lambda name, place: store.image(named[name], place, frames), sorted(shown), request.output)
     console.print(terminal_table(results))
-    if headline := headline_of(results):
-        console.print(Text.assemble((f"{headline.title}. ", "bold"), headline.sentence))
     for line in results.warnings:
         console.print(f"Note: {line}")
     console.print(

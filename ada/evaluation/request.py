@@ -47,8 +47,8 @@ class Settings:
     timing_minutes: float | None = None
     """No round of timing begins later, but for the first two at each batch size; by default 8, in a quick look 0.4."""
     thorough: bool = False
-    """Whether to run as well what takes long and tells least, such as other people's caches image by image, and to measure the latency of a
-    setting or two of every method, not of plain pipelines and the policy alone: half as long again, and thrice for ten rounds."""
+    """Whether to run as well what takes long for what it tells, such as other people's caches image by image, and to measure the latency of
+    a setting or two of every method, not of plain pipelines and the policy alone: half as long again, and thrice for ten rounds."""
     most_images: int = MOST_IMAGES
     """Most images of one call of the pipeline that methods share; less takes less memory and more time."""
     processes: int | None = None
@@ -138,7 +138,7 @@ class Request(Settings):
             few = f"A quick look: {len(self.prompts)} prompts are too few to publish, whose tables take {PUBLISHED} or more."
             found.append(f"{few} {BRIEF}" if self.is_brief else few)
         if slow := [method.name for method in methods if method.main and not self.wants(method)]:
-            found.append(f"Left out, as they take long and tell least (`--thorough true` runs them): {'; '.join(slow)}.")
+            found.append(f"Left out (`--thorough true` runs them): {'; '.join(slow)}.")
         if without := [name for name in self.metrics if name not in self.measured]:
             found.append(f"Prompts are class labels, so what needs a text is left out: {', '.join(without)}.")
         return found

@@ -83,14 +83,13 @@ def test_evaluate(folder: Path) -> None:
     assert names[0] == "Full compute"
     assert names[-1] == "Peer"
     assert {"Ada λ=0.5", "Ada λ=2", "Ada λ=8", "Ada budget 80%", "BlockDance-2, block 3, order 0"} <= set(names)
-    assert {"DeepCache, N=2", "cache-dit, SGLang, TaylorSeer"} <= set(names)
+    assert {"DeepCache, N=2", "cache-dit, SGLang, TaylorSeer", "FirstBlockCache 0.2"} <= set(names)
     # the settings around the main ones are left out, but for the row that all are compared with
     assert not {"BlockDance-4, block 3, order 0", "Fewer steps (8)", "Random, rate of λ=8"} & set(names)
     assert {"Static rung 1, 20%", "Shuffled Ada λ=2", "Threshold per image, 25%"} <= set(names)
     assert len(set(names)) == len(names)
     printed = console.export_text()
     assert all(name in printed for name in names)
-    assert "Ada λ=" in printed.rpartition("higher is better")[2], "the verdict stands below the table"
 
     assert Results.load(folder / "out" / "results.json") == results
     text = (folder / "out" / "results.json").read_text(encoding="utf-8")
@@ -124,7 +123,7 @@ def test_evaluate(folder: Path) -> None:
     assert timed.estimates["speed_up_alone"].low is None  # two rounds
     assert "static_mixture" in peer.matches
     assert results.is_quick_look
-    # what takes long and tells least is left out, and the page says so
+    # what takes long for what it tells is left out, and the page says so
     assert not {"Random, rate of λ=2", "FasterCache", "FirstBlockCache 0.2, batch 1"} & set(names)
     assert "A quick look: 5 prompts" in results.warnings[0]
     assert "Random, rate of λ=2" in results.warnings[1]

@@ -175,7 +175,7 @@ class Method:
         must_save: whether a run that does not save MACs means that the method never took hold.
         main: whether it is what its documentation recommends; the others are settings around it, which a sweep runs as well.
         timed: whether the latency of a main one is measured; where a neighbouring setting is timed, it tells nothing new.
-        quick: whether a main one runs unless an evaluation is to be thorough: not what takes long, as image by image, and tells least.
+        quick: whether a main one runs unless an evaluation is to be thorough: not what takes long for what it tells.
         after: name of the method that has to be measured before, because it does as that one did.
     """
 

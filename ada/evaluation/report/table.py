@@ -5,6 +5,7 @@ from itertools import groupby
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 from ada.evaluation.measure import Column, Match, MethodResult, Results
 from ada.evaluation.measure.metrics import BOUNDED, SAME_COMPUTE, SAME_LATENCY, STATIC_MIXTURE, VISIBLE
@@ -26,9 +27,11 @@ BESIDE = {
 
 
 def terminal_table(results: Results) -> Table:
-    """The table for a rich console; a rule parts the families."""
+    """The table for a rich console, the verdict below it; a rule parts the families."""
     look = " (a quick look)" if results.is_quick_look else ""
-    title, caption = f"{len(results.prompts)} held-out prompts{look}", _caption(results)
+    title, headline = f"{len(results.prompts)} held-out prompts{look}", headline_of(results)
+    verdict = Text(f"{headline.title}. {headline.sentence}\n\n" if headline else "", "bold not dim not italic")
+    caption = verdict + Text(_caption(results))
     table = Table(title=title, caption=caption, caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("Method", no_wrap=True)
     columns = _shown(results, in_terminal=True)

@@ -200,10 +200,12 @@ def test_table(results: Results) -> None:
     assert "80 (" in beside
 
 
-def test_a_quick_look_says_so(results: Results) -> None:
+def test_the_terminal_says_who_wins_and_that_it_is_a_quick_look(results: Results) -> None:
     console = Console(record=True, width=160)
     console.print(terminal_table(results))
-    assert "a quick look" in console.export_text()
+    printed = console.export_text()
+    assert "a quick look" in printed
+    assert re.search(r"\n *Ada wins: 3[78]% less damage", printed)
     assert not replace(results, prompts=["a"] * 128).is_quick_look
 
 
