@@ -48,7 +48,7 @@ class Settings:
     """No round of timing begins later, but for the first two at each batch size; by default 8, in a quick look 0.4."""
     thorough: bool = False
     """Whether to run as well what takes long for what it tells, such as other people's caches image by image, and to measure the latency of
-    a setting or two of every method, not of plain pipelines and the policy alone: half as long again, and thrice for ten rounds."""
+    a setting or two of every method, not of plain pipelines and the policy alone: measuring takes 1.7 times as long, ten rounds thrice."""
     most_images: int = MOST_IMAGES
     """Most images of one call of the pipeline that methods share; less takes less memory and more time."""
     processes: int | None = None

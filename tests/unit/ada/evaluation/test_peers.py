@@ -86,6 +86,13 @@ def test_every_peer_is_tested_or_another_setting_of_one_that_is(subject: FrozenP
     assert len({method.name for method in every}) == len(every)
 
 
+def test_a_setting_of_each_that_tells_something_runs_by_default(subject: FrozenPipeline) -> None:
+    assert [method.name for method in peer_methods(subject, ["d"], [7]) if method.main and method.quick] == [
+        "FirstBlockCache 0.2", "TaylorSeer, defaults", "TaylorSeer, sublayers, N=5", "TaylorSeer, lite, N=5", "MagCache 0.06",
+        "SeaCache 0.25, power 3", "cache-dit, defaults", "cache-dit, SGLang, TaylorSeer",
+    ]  # fmt: skip
+
+
 def test_the_main_settings_are_the_documented_ones_and_impose_no_warm_up_of_ours(
     subject: FrozenPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
