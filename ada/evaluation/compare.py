@@ -23,6 +23,7 @@ from ada.evaluation.request import GATES, EvaluationOptions, Request, Settings, 
 from ada.noise import EVALUATION, SEARCH
 from ada.policy import AdaPolicy
 from ada.processes import num_processes
+from ada.processor import fast_linear
 from ada.rollouts import EMBEDDED, FrozenPipeline
 from ada.rollouts.fingerprints import networks_digest, parts_digest, qualified_name
 from ada.schedules import Ladder
@@ -101,7 +102,8 @@ def evaluate(frozen: FrozenPipeline, policy: AdaPolicy, request: Request, consol
         "policy_weights": policy.digest(), "policy_digest": ways.policy_digest(policy),
         "rivals": {name: ways.policy_digest(rival) for name, rival in request.rivals.items()},
     }  # fmt: skip
-    methods = _with_policy(frozen, policy.to(frozen.device).eval(), weights, request, store)
+    with fast_linear(frozen.device):  # rows are calibrated
+        methods = _with_policy(frozen, policy.to(frozen.device).eval(), weights, request, store)
     return _evaluate(frozen, methods, request, store, recorded, console)
 
 

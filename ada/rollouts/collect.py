@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ada.policy.sight import describe
 from ada.processes import num_processes, work_off
+from ada.processor import fast_linear
 from ada.rewards import RewardError, WeightedReward
 from ada.rewards.weighted import QUALITY
 from ada.rollouts.driver import roll_out
@@ -74,7 +75,7 @@ def measure(
     prompts, count = [case.prompt for case in cases], len(actions)
     expanded = actions.expand(len(cases), -1, -1).contiguous()
     rollout = roll_out(pipeline, prompts, [case.seed for case in cases], expanded, kinds, decision_steps)
-    with torch.inference_mode():
+    with torch.inference_mode(), fast_linear(pipeline.device):
         scored = reward(
             rollout.images.flatten(0, 1),
             [prompt for prompt in prompts for _ in range(count)],

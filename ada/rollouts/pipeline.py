@@ -16,6 +16,7 @@ from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
+from ada.processor import fast_linear
 from ada.rollouts.fingerprints import described, weights_digest
 from ada.rollouts.loop import SamplingLoop
 from ada.rollouts.placement import DeviceMap, Offload, check_placement, device_of, load_spread, place
@@ -195,6 +196,7 @@ class FrozenPipeline:
             ScheduleError: the call passed the plan by.
         """
         with (
+            fast_linear(self.device),
             shared_components(self.pipeline, self.max_images),
             apply_blockdance(
                 self.pipeline,

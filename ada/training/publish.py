@@ -1,7 +1,6 @@
 """What goes with a policy when training exports it, and the callback that publishes it."""
 
 import json
-import platform
 import shlex
 import shutil
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from ada.policy import AdaPolicy, HubError
 from ada.policy.card import write_card
 from ada.policy.folder import OUTCOME, TRAINING
 from ada.policy.hub import hub_id, make_repository
+from ada.processor import processor_name
 from ada.rewards.damage import VISIBLE_DISTANCE
 from ada.rollouts import EMBEDDED, EMBEDDED_ARGUMENTS
 from ada.training.errors import RunError
@@ -92,7 +92,7 @@ def describe_training(identity: dict[str, Any], minutes: float, device: torch.de
         minutes: how long it took.
         device: what it ran on.
     """
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
     settings = {name: _without_machine(value) for name, value in identity.items() if name != "seed_everything"}
     source = identity.get("data", {}).get("init_args", {}).get("source")
     return {

@@ -85,6 +85,7 @@ FORMULAS: dict[Any, Callable[..., int]] = {
         (torch.ops.aten._scaled_dot_product_flash_attention_for_cpu, torch.ops.aten.scaled_dot_product_attention),
         _attention_flops,
     ),
+    **({torch.ops.mkldnn._linear_pointwise: partial(_product_flops, 0)} if torch.backends.mkldnn.is_available() else {}),
 }
 """Of what `torch.utils.flop_counter` does not know, and of the matrix products, for which its own cost more than the product does."""
 

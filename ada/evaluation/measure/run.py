@@ -16,6 +16,7 @@ from ada.evaluation.measure.store import Store, key_of
 from ada.evaluation.measure.together import Call, Outcome, calls_of, run_together
 from ada.evaluation.methods.base import Cases, Generated, Method, NotApplicableError
 from ada.processes import work_off
+from ada.processor import fast_linear
 from ada.progress import Advance, progress
 from ada.rollouts import FrozenPipeline
 from ada.rollouts.fingerprints import digest
@@ -68,7 +69,7 @@ def measure_methods(plan: Plan, console: Console | None = None) -> dict[str, str
     total, left = len(plan.methods) * len(batches), sum(len(call.methods) for call in chain(*chain(*batches)))
     with progress("Measuring", total, console) as advance:
         advance(total - left)
-        for names in work_off(batches, Measurer(plan), plan.processes):
+        for names in work_off(batches, fast_linear(plan.frozen.device)(Measurer(plan)), plan.processes):
             for name in names:
                 advance(1, name)
     return {method.name: method.reason or plan.store.reason(method) for method in plan.methods}

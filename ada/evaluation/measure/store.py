@@ -17,6 +17,7 @@ from torch import Tensor
 from ada.evaluation.methods.base import Method
 from ada.files import whole
 from ada.grid import to_picture
+from ada.processor import processor_name
 from ada.rollouts.fingerprints import digest
 
 PACKAGES = ("blockdance-ada", "torch", "diffusers", "transformers", "cache-dit", "tgate", "tomesd")
@@ -115,7 +116,7 @@ def describe_environment(device: torch.device) -> dict[str, str | int]:
         "python": platform.python_version(),
         **{package: _version(package) for package in PACKAGES},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "processor": _processor(),
+        "processor": processor_name(),
         "threads": torch.get_num_threads(),
     }
 
@@ -125,11 +126,3 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
-
-
-def _processor() -> str:
-    """The processor's model where the system tells it (Linux), else its architecture."""
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text(encoding="utf-8").splitlines() if information.is_file() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.machine()

@@ -1,0 +1,70 @@
+"""The processor: its name, and linear layers that use all of it.
+
+torch multiplies float32 matrices with Intel's MKL, which leaves other makers' processors part of their vector units: 101 of the 237
+billion operations a second that one core of an AMD EPYC (Zen 5) does with oneDNN (`benchmarks/linear.py`). torch has both, but no
+switch between them.
+"""
+
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+LEAST_PRODUCTS = 2**20
+"""Multiplications below which oneDNN's call costs more than its arithmetic saves."""
+_mkl_linear = F.linear
+
+
+@cache
+def processor_facts() -> dict[str, str]:
+    """What Linux tells of the first core, such as its `vendor_id`; elsewhere nothing."""
+    information = Path("/proc/cpuinfo")
+    first = information.read_text(encoding="utf-8").partition("\n\n")[0] if information.is_file() else ""
+    facts = (line.partition(":") for line in first.splitlines())
+    return {name.strip(): fact.strip() for name, _, fact in facts}
+
+
+def processor_name() -> str:
+    """The processor's model where the system tells it, else its architecture."""
+    return processor_facts().get("model name") or platform.processor() or platform.machine()
+
+
+@cache
+def is_held_back() -> bool:
+    """Whether torch multiplies with MKL on a processor that is not Intel's, and has oneDNN as well."""
+    vendor = processor_facts().get("vendor_id") or platform.processor()
+    return torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available() and "GenuineIntel" not in vendor
+
+
+def onednn_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`torch.nn.functional.linear`, by oneDNN where that can and pays: large, dense float32 operands on a CPU, without gradients."""
+    operands = [input, weight] if bias is None else [input, weight, bias]
+    fits = all(
+        type(one) in (Tensor, nn.Parameter)
+        and one.dtype is torch.float32
+        and one.device.type == "cpu"
+        and one.layout is torch.strided
+        for one in operands
+    )
+    if not fits or input.ndim < 2 or weight.ndim != 2 or input.numel() * len(weight) < LEAST_PRODUCTS:
+        return _mkl_linear(input, weight, bias)
+    if torch.is_grad_enabled() and any(one.requires_grad for one in operands):
+        return _mkl_linear(input, weight, bias)
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
+    return product
+
+
+@contextmanager
+def fast_linear(device: torch.device) -> Iterator[None]:
+    """On a CPU that MKL holds back, linear layers run by oneDNN while the context lasts. Up to rounding nothing else changes."""
+    if device.type != "cpu" or not is_held_back():
+        yield
+        return
+    with patch.object(F, "linear", onednn_linear):
+        yield
