@@ -47,8 +47,11 @@ class Settings:
     timing_minutes: float | None = None
     """No round of timing begins later, but for the first two at each batch size; by default 8, in a quick look 0.4."""
     thorough: bool = False
-    """Whether to run as well what takes long for what it tells, such as other people's caches image by image, and to measure the latency of
-    a setting or two of every method, not of plain pipelines and the policy alone: measuring takes 1.7 times as long, ten rounds thrice."""
+    """Whether to run as well what takes long for what it tells, such as other people's caches image by image: measuring takes 1.7 times as
+    long."""
+    time_all: bool = False
+    """Whether to measure the latency of a setting or two of every method, not of plain pipelines and the policy alone: ten rounds take three
+    times as long."""
     most_images: int = MOST_IMAGES
     """Most images of one call of the pipeline that methods share; less takes less memory and more time."""
     processes: int | None = None
@@ -146,7 +149,7 @@ class Request(Settings):
     @property
     def is_brief(self) -> bool:
         """Whether it is a quick look of which nobody asks what to time, or how often: then nearly no latency is measured."""
-        return len(self.prompts) < PUBLISHED and self.rounds is None and not self.thorough
+        return len(self.prompts) < PUBLISHED and self.rounds is None and not self.time_all
 
     def wants(self, method: Method) -> bool:
         """Whether a method runs."""
@@ -154,7 +157,7 @@ class Request(Settings):
 
     def times(self, method: Method) -> bool:
         """Whether latency is measured of a method: unless it is of all, of those that decide whether a policy pays."""
-        return method.main and method.timed and (self.thorough or method.group in ALWAYS_TIMED)
+        return method.main and method.timed and (self.time_all or (method.quick and method.group in ALWAYS_TIMED))
 
     def timing(self) -> TimingPlan:
         """How latency is measured."""

@@ -38,11 +38,16 @@ def test_plain_pipelines_and_the_policy_are_timed_and_all_where_that_is_asked_fo
     assert not whole.wants(alone)
     assert whole.timing() == TimingPlan([1, 8], 10, 480.0)
     assert whole.remarks([*methods, alone, sampled]) == [slow]
-    for every in (replace(whole, thorough=True), replace(quick, thorough=True)):
+    for every in (replace(whole, time_all=True), replace(quick, time_all=True)):
         assert all(every.times(method) for method in methods)
-        assert every.wants(alone)
+        assert not every.wants(alone)
         assert every.timing().batch_sizes == [1, 8]
-    assert replace(whole, thorough=True).remarks([alone]) == []
+    thorough = replace(whole, thorough=True)
+    assert thorough.wants(alone)
+    assert thorough.remarks([alone]) == []
+    slow_plain = replace(methods[0], quick=False)
+    assert [method.name for method in [*methods, slow_plain] if thorough.times(method)] == ["plain", "ada"]
+    assert replace(thorough, time_all=True).times(slow_plain)
 
 
 def test_a_timed_batch_has_a_prompt_once() -> None:
