@@ -43,7 +43,8 @@ def is_held_back() -> bool:
 
 
 def onednn_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`torch.nn.functional.linear`, by oneDNN where that can and pays: large, dense float32 operands on a CPU, without gradients."""
+    """`torch.nn.functional.linear`, by oneDNN where that can and pays: large, dense float32 operands on a CPU, without gradients or
+    autocast."""
     operands = [input, weight] if bias is None else [input, weight, bias]
     fits = all(
         type(one) in (Tensor, nn.Parameter)
@@ -54,7 +55,7 @@ def onednn_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
     )
     if not fits or input.ndim < 2 or weight.ndim != 2 or input.numel() * len(weight) < LEAST_PRODUCTS:
         return _mkl_linear(input, weight, bias)
-    if torch.is_grad_enabled() and any(one.requires_grad for one in operands):
+    if torch.is_autocast_enabled("cpu") or (torch.is_grad_enabled() and any(one.requires_grad for one in operands)):
         return _mkl_linear(input, weight, bias)
     product: Tensor = torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
     return product

@@ -50,8 +50,8 @@ class Settings:
     """Whether to run as well what takes long for what it tells, such as other people's caches image by image: measuring takes 1.7 times as
     long."""
     time_all: bool = False
-    """Whether to measure the latency of a setting or two of every method, not of plain pipelines and the policy alone: ten rounds take three
-    times as long."""
+    """Whether to measure the latency of a setting or two of every method, not of plain pipelines and the policy alone: ten rounds take
+    three times as long."""
     most_images: int = MOST_IMAGES
     """Most images of one call of the pipeline that methods share; less takes less memory and more time."""
     processes: int | None = None

@@ -103,6 +103,11 @@ def test_gradients_are_kept_where_they_are_asked_for() -> None:
         assert runs_by_onednn(inputs, layer.weight, layer.bias)
 
 
+def test_autocast_keeps_its_precision() -> None:
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert onednn_linear(*operands(64)).dtype == torch.bfloat16
+
+
 def test_tensors_of_other_kinds_are_left_alone() -> None:
     with FakeTensorMode():
         product = onednn_linear(*operands(64))
