@@ -45,6 +45,8 @@ def is_held_back() -> bool:
 def onednn_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`torch.nn.functional.linear`, by oneDNN where that can and pays: large, dense float32 operands on a CPU, without gradients or
     autocast."""
+    if torch.compiler.is_compiling():  # the compiler chooses for itself, and cannot lower the operator with unpacked weights
+        return _mkl_linear(input, weight, bias)
     operands = [input, weight] if bias is None else [input, weight, bias]
     fits = all(
         type(one) in (Tensor, nn.Parameter)

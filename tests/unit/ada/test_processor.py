@@ -9,6 +9,7 @@ import torch
 from conftest import build_pixart_pipeline
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import GraphModule
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -106,6 +107,21 @@ def test_gradients_are_kept_where_they_are_asked_for() -> None:
 def test_autocast_keeps_its_precision() -> None:
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         assert onednn_linear(*operands(64)).dtype == torch.bfloat16
+
+
+@needs_onednn
+def test_the_compiler_chooses_for_itself(amd: None) -> None:
+    graphs: list[GraphModule] = []
+
+    def backend(graph: GraphModule, _: object) -> GraphModule:
+        graphs.append(graph)
+        return graph
+
+    layer, inputs = nn.Linear(128, 256), torch.randn(64, 128)
+    with torch.inference_mode(), fast_linear(CPU):
+        torch.compile(layer, backend=backend)(inputs)
+    assert len(graphs) == 1
+    assert "mkldnn" not in graphs[0].code
 
 
 def test_tensors_of_other_kinds_are_left_alone() -> None:
