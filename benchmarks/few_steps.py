@@ -19,6 +19,7 @@ from variants import Variant, judge
 from written_tables import cell, write_table
 
 from ada.data import load_prompts
+from ada.noise import EVALUATION, noise_seed
 from ada.policy import BaseModel
 from ada.progress import progress
 from ada.rewards import ClipScore, PerceptualDistance, WeightedReward
@@ -182,7 +183,8 @@ def main(
     slow = FrozenPipeline(teacher, 20, EMBEDDED_ARGUMENTS)
     fast = FrozenPipeline(student, NUM_STEPS, {**EMBEDDED_ARGUMENTS, "guidance_scale": 1.0})
     prompts = load_prompts("checkpoints/emoji-prompts", "composed_validation", limit=limit)
-    cases = [Case(prompt, index) for prompt, index in zip(prompts["prompt"], prompts["index"], strict=True)]
+    numbered = zip(prompts["prompt"], prompts["index"], strict=True)
+    cases = [Case(prompt, noise_seed(0, index, EVALUATION)) for prompt, index in numbered]
     by_steps = {
         steps: draw(slow.with_settings(num_inference_steps=steps), cases, [f"teacher, {steps} steps, guidance"])[0]
         for steps in (20, 8, NUM_STEPS)

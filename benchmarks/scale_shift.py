@@ -20,6 +20,7 @@ from rich.table import Table
 from rivals import advantage
 
 from ada.data import load_prompts
+from ada.noise import EVALUATION, noise_seed
 from ada.progress import progress
 from ada.rewards.damage import bounded_damage, visibly_changed
 from ada.rollouts import Case
@@ -41,8 +42,11 @@ def main(
     data, _ = load_data(training, None)
     data.pipeline.max_rows = None  # the head is given all rows at once: those that reuse join those that compute
     seen, cases = (
-        [Case(prompt, place) for place, prompt in enumerate(load_prompts(CAPTIONS, split, limit=limit)["prompt"])]
-        for split, limit in (("composed_train", fit_limit), ("composed_validation", test_limit))
+        [
+            Case(prompt, noise_seed(0, place, use))
+            for place, prompt in enumerate(load_prompts(CAPTIONS, split, limit=limit)["prompt"])
+        ]
+        for split, limit, use in (("composed_train", fit_limit, 0), ("composed_validation", test_limit, EVALUATION))
     )
     ways: dict[str, Fit | None] = {"nothing": None, "least squares": least_squares, "descent": descent}
     prompts, seeds = [case.prompt for case in cases], [case.seed for case in cases]

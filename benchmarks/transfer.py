@@ -18,6 +18,7 @@ from variants import LEVELS
 from written_tables import cell, write_table
 
 from ada.data import load_prompts
+from ada.noise import EVALUATION, noise_seed
 from ada.policy import AdaPolicy, LadderPolicy
 from ada.rollouts import Case, FrozenPipeline
 from ada.schedules import Ladder, Tree
@@ -109,7 +110,9 @@ def main(
     roll_out(data.collector, train, " on training captions")
     data.train_data = data.tensors(train)
     prompts = load_prompts("checkpoints/emoji-prompts", "test", limit=test_limit)
-    cases = [Case(prompt, index * 16) for prompt, index in zip(prompts["prompt"], prompts["index"], strict=True)]
+    numbered = zip(prompts["prompt"], prompts["index"], strict=True)
+    # the first noise of the evidence
+    cases = [Case(prompt, noise_seed(0, index * 16, EVALUATION)) for prompt, index in numbered]
     rows = []
     for setting in SETTINGS:
         seen = look(setting, data, cases)
