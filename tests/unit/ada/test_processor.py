@@ -170,6 +170,27 @@ def test_layers_are_as_before_afterwards(amd: None) -> None:
 
 
 @needs_onednn
+def test_threads_leave_in_any_order(amd: None) -> None:
+    first, second = fast_linear(CPU), fast_linear(CPU)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert F.linear is onednn_linear
+    second.__exit__(None, None, None)
+    assert F.linear is MKL
+
+
+def test_what_others_put_in_its_place_stays(amd: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def theirs(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return MKL(input, weight, bias)
+
+    monkeypatch.setattr(F, "linear", theirs)
+    with fast_linear(CPU):
+        assert F.linear is theirs
+    assert F.linear is theirs
+
+
+@needs_onednn
 def test_as_many_macs_are_counted(amd: None) -> None:
     layer, inputs = nn.Linear(128, 256), torch.randn(4, 16, 128)
     counted = []
