@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ada.policy import StepPolicy
+from ada.processor import fast_linear
 from ada.rewards import WeightedReward
 from ada.rewards.weighted import QUALITY, RewardResult
 from ada.rollouts import Case, FrozenPipeline, References, Table, Tape, name_of, open_table
@@ -165,9 +166,9 @@ class Sampler:
         scored = None
         if made is not None:
             owners = [image // group for image in decider.open]
-            scored = self._reward(
-                made, [prompts[owner] for owner in owners], reference[owners], update_statistics=update_statistics
-            )
+            asked = [prompts[owner] for owner in owners]
+            with fast_linear(self._pipeline.device):
+                scored = self._reward(made, asked, reference[owners], update_statistics=update_statistics)
         if table is None:
             assert scored is not None, "nothing is known where there is no table"
             values, kept = {QUALITY: scored.total, **scored.parts}, scored.kept
