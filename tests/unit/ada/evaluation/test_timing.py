@@ -8,7 +8,9 @@ import pytest
 import torch
 from conftest import NUM_BLOCKS
 from evaluation_runs import method, noting, plan_of
+from torch.nn import functional as F
 
+from ada import processor
 from ada.evaluation.measure.collect import collect_results
 from ada.evaluation.measure.run import TimingPlan, measure_methods, run_batch, time_methods, typical_batches
 from ada.evaluation.request import Request
@@ -31,6 +33,21 @@ def test_rounds_that_are_stored_do_not_run_again(backbone: FrozenPipeline, tmp_p
         time_methods(plan, [noting("one", calls)], TimingPlan([1, 2], 3))["one"].seconds_per_image == timing.seconds_per_image
     )
     assert time_methods(plan, [noting("one", calls)], TimingPlan([1], 0))["one"].seconds_per_image == {}
+
+
+def test_images_are_made_by_the_fastest_kernels_and_latency_is_that_of_torch(
+    backbone: FrozenPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processor, "is_held_back", lambda: True)
+    plan, usual, found = plan_of(backbone, tmp_path, []), F.linear, list[bool]()
+    with backbone.transformer.register_forward_pre_hook(lambda *_: found.append(F.linear is usual)):
+        measure_methods(plan)
+        assert found
+        assert not any(found)
+        found.clear()
+        time_methods(plan, plan.methods, TimingPlan([1], 1))
+        assert found
+        assert all(found)
 
 
 def test_a_later_method_is_timed_beside_the_reference_of_its_own_hour(backbone: FrozenPipeline, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Sampled schedules, and the table that spares them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,9 @@ import pytest
 import torch
 from ladders import CASES, KINDS, actions_of, build_frozen
 from torch import Tensor
+from torch.nn import functional as F
 
+from ada import processor
 from ada.rewards import PSNR, WeightedReward
 from ada.rollouts import Case, Collector
 from ada.schedules import Ladder
@@ -16,6 +19,7 @@ from ada.training.sampling import SampledRollout
 
 PROMPTS, SEEDS = [case.prompt for case in CASES], [case.seed for case in CASES]
 DECISION_STEP = 3
+LINEAR = F.linear
 
 
 def build_training(table: Path | None, **options: Any) -> StepTraining:
@@ -56,6 +60,33 @@ def test_the_settings_are_those_that_the_tests_say() -> None:
     policy = build_training(None).policy
     assert policy.decision_steps(8) == (DECISION_STEP,)
     assert list(policy.decided_steps(8)) == [4, 5, 6]
+
+
+class Noting(PSNR):
+    """Notes whether linear layers are torch's own while it scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[bool] = []
+
+    def __call__(self, images: Tensor, prompts: Sequence[str], reference: Tensor) -> Tensor:
+        self.found.append(F.linear is LINEAR)
+        return super().__call__(images, prompts, reference)
+
+
+def test_both_ways_of_rolling_out_score_by_the_fastest_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processor, "is_held_back", lambda: True)
+    training, noting = build_training(None), Noting()
+    training.reward.rewards["psnr"] = noting
+    roll_out(training, [["101"]] * 3)
+    assert noting.found
+    assert not any(noting.found)
+    noting.found.clear()
+    ladder = Ladder(actions_of("00000000", "00001010"), KINDS, (2, 4))
+    Collector(training.pipeline, training.reward, ladder, None, processes=1).fill(CASES[:1])
+    assert noting.found
+    assert not any(noting.found)
+    assert F.linear is LINEAR
 
 
 def test_what_is_in_the_table_is_not_run_again(tmp_path: Path) -> None:
