@@ -65,7 +65,7 @@ def draw_curves(results: Results, across: str, upwards: Sequence[str]) -> Figure
     panels = [Panel(panel, results, across, name) for panel, name in zip(axes, upwards, strict=True)]
     for panel in panels:
         panel.draw()
-    shown = {method.group for method in results.measured}
+    shown = {method.group for method in results.measured if across in method.estimates}
     kinds = [kind for group, kind in GROUPS.items() if group in shown]
     _finish(figure, [Line2D([], [], color=colour, marker=marker, label=title) for title, colour, marker in kinds], len(kinds))
     for panel in panels:

@@ -74,6 +74,17 @@ def test_a_family_is_a_line_with_one_name_in_the_colour_of_its_group() -> None:
     assert [text.get_text() for text in panel.texts] == ["Peer"]
 
 
+def test_the_legend_names_what_is_drawn() -> None:
+    methods = [
+        result("timed", "ada", {"compute_saved": 0.1, "seconds_per_image": 0.2, "distance": 1}),
+        result("not timed", "peers", {"compute_saved": 0.3, "distance": 2}),
+    ]
+    found = replace(results(methods), columns=COLUMNS | {"seconds_per_image": Column("Latency", higher_is_better=False)})
+    legends = [draw_curves(found, across, ["distance"]).legends[0] for across in ("compute_saved", "seconds_per_image")]
+    named = [[text.get_text() for text in legend.get_texts()] for legend in legends]
+    assert named == [[GROUPS["ada"][0], GROUPS["peers"][0]], [GROUPS["ada"][0]]]
+
+
 def test_the_curve_to_beat_is_drawn_with_its_band() -> None:
     methods = [
         result(
